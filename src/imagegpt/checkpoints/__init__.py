@@ -1,0 +1,1 @@
+"""Where weights come from: names a user may say, and formats other than ours."""

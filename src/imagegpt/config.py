@@ -1,0 +1,209 @@
+"""The architecture of an ImageGPT: transformers' `ImageGPTConfig`, its fields and defaults, plus four fields of ours.
+
+Either library reads the other's `config.json`. What is unusual: a `config.json` that says nothing about
+`shift_inputs` was written by transformers, whose classifier feeds the pixels unshifted, so reading one gives False,
+although a configuration made from scratch gives True, the paper's way.
+"""
+
+import functools
+import os
+from typing import Any, Literal, Self, TypeVar
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers.activations import ACT2CLS
+from transformers.configuration_utils import PreTrainedConfig
+
+_POSITIVE_FIELDS = ("n_positions", "n_embd", "n_layer", "n_head")
+_DROPOUT_FIELDS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+# The paper's section on the network architecture and its appendix; the heads of XL were never published, 16 keeps
+# its head width (192) closest to those of the others. "positions" is the side of the square image.
+NAMED_SIZES: dict[str, dict[str, int]] = {
+    "small": {"n_layer": 24, "n_embd": 512, "n_head": 8, "n_positions": 32 * 32},
+    "medium": {"n_layer": 36, "n_embd": 1024, "n_head": 8, "n_positions": 32 * 32},
+    "large": {"n_layer": 48, "n_embd": 1536, "n_head": 16, "n_positions": 32 * 32},
+    "xl": {"n_layer": 60, "n_embd": 3072, "n_head": 16, "n_positions": 64 * 64},
+}
+
+
+ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
+
+
+def _one_sentence(cls: ConfigClass) -> ConfigClass:
+    """Let the constructor raise ValueError with the one sentence that matters, not the validator's report about it."""
+    checked_init = cls.__init__
+
+    @functools.wraps(checked_init)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            checked_init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from None
+
+    cls.__init__ = init
+    return cls
+
+
+@_one_sentence
+@strict
+class ImageGPTConfig(PreTrainedConfig):
+    """Everything that decides the shape and the arithmetic of a model.
+
+    Args:
+        vocab_size: number of input tokens: the palette's colours and, last, the start token (sos).
+        n_positions: pixels in an image, which is also the longest input.
+        n_embd: width C of the residual stream.
+        n_layer: number of blocks.
+        n_head: attention heads in a block; must divide `n_embd`.
+        n_inner: width of the MLP's hidden layer; None means 4 * n_embd.
+        activation_function: a name from transformers' `ACT2FN`; "quick_gelu" is the paper's x * sigmoid(1.702 x).
+        resid_pdrop: dropout on what attention and MLP add to the stream, in [0, 1).
+        embd_pdrop: dropout on the embeddings, in [0, 1).
+        attn_pdrop: dropout on the attention weights, in [0, 1).
+        layer_norm_epsilon: added to the mean square in the norm.
+        initializer_range: standard deviation of freshly drawn weights.
+        scale_attn_weights: divide attention scores by sqrt(head width).
+        use_cache: return keys and values unless the caller says otherwise.
+        tie_word_embeddings: refused; tied weights would make the start token predictable.
+        scale_attn_by_inverse_layer_idx: divide the scores of block i by i + 1 as well.
+        reorder_and_upcast_attn: scores and softmax in float32 whatever the dtype (eager attention only).
+        add_cross_attention: a second attention in each block, over `encoder_hidden_states`.
+        use_bias: biases in all projections, as in transformers; False is the model of the paper.
+        is_causal: a pixel sees only earlier pixels; False sees all of them (BERT).
+        init_scheme: how fresh weights are drawn, "transformers" or "openai" (see `imagegpt.model.initialization`).
+        shift_inputs: the classifier puts sos first and drops the last pixel, as in pre-training.
+        pruned_heads: block index -> indices of attention heads that were removed.
+
+    Raises: ValueError, in one sentence that names the field, when a value makes no sense.
+    """
+
+    model_type = "imagegpt"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map = {  # noqa: RUF012 - transformers wants a plain dict
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    }
+
+    vocab_size: int = 512 + 1
+    n_positions: int = 32 * 32
+    n_embd: int = 512
+    n_layer: int = 24
+    n_head: int = 8
+    n_inner: int | None = None
+    activation_function: str = "quick_gelu"
+    resid_pdrop: float | int = 0.1
+    embd_pdrop: float | int = 0.1
+    attn_pdrop: float | int = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+    add_cross_attention: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    use_bias: bool = True
+    is_causal: bool = True
+    init_scheme: Literal["transformers", "openai"] = "transformers"
+    shift_inputs: bool = True
+    pruned_heads: dict[int, list[int]] | dict[str, list[int]] | None = None
+
+    @classmethod
+    def from_size(cls, name: str, **overrides: Any) -> Self:
+        """One of the paper's models by name.
+
+        Args:
+            name: "small", "medium", "large" or "xl".
+            overrides: fields that replace those of the named size, for example `use_bias=False`.
+        Raises: ValueError if the name is unknown.
+        """
+        if name not in NAMED_SIZES:
+            raise ValueError(f"there is no size {name!r}: choose one of {', '.join(NAMED_SIZES)}")
+        return cls(**{**NAMED_SIZES[name], **overrides})
+
+    @property
+    def num_colors(self) -> int:
+        """Colours a pixel can take: every token but the start token."""
+        return self.vocab_size - 1
+
+    @property
+    def sos_token_id(self) -> int:
+        """The start token: the last row of the token embedding."""
+        return self.vocab_size - 1
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+
+    def kept_heads(self, layer_idx: int) -> list[int]:
+        """Original indices of the attention heads that block `layer_idx` still has, ascending."""
+        pruned = next((heads for layer, heads in (self.pruned_heads or {}).items() if layer == layer_idx), ())
+        return [head for head in range(self.n_head) if head not in pruned]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Build from the contents of a `config.json`; without `shift_inputs` there, it is False (see the module)."""
+        return super().from_dict({"shift_inputs": False, **config_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Self:
+        """Build from a `config.json` by its path."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.pruned_heads is not None:  # JSON turns the block indices into strings
+            self.pruned_heads = {int(layer): sorted(heads) for layer, heads in self.pruned_heads.items()}
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Refuse impossible sizes and options, in one sentence naming the field."""
+        for field in _POSITIVE_FIELDS:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}: it must be at least 1")
+        if self.vocab_size < 3:
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}: it must be at least 3, two colours and the start token"
+            )
+        if self.n_inner is not None and self.n_inner < 1:
+            raise ValueError(f"n_inner is {self.n_inner}: it must be at least 1, or None for 4 * n_embd")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd is {self.n_embd}, which n_head = {self.n_head} does not divide: "
+                "choose a width that is a multiple of the number of heads"
+            )
+        for field in _DROPOUT_FIELDS:
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}: a dropout rate lies in [0, 1)")
+        for field in ("layer_norm_epsilon", "initializer_range"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} is {getattr(self, field)}: it must be greater than 0")
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "tie_word_embeddings is True, but tied embeddings would make the start token predictable: "
+                "leave it False, the output matrix of ImageGPT is its own"
+            )
+        if self.activation_function not in ACT2CLS:
+            raise ValueError(
+                f"activation_function is {self.activation_function!r}: choose one of {', '.join(sorted(ACT2CLS))}"
+            )
+        self._validate_pruned_heads()
+
+    def _validate_pruned_heads(self) -> None:
+        for layer_idx, heads in (self.pruned_heads or {}).items():
+            if not 0 <= int(layer_idx) < self.n_layer:
+                raise ValueError(f"pruned_heads names block {layer_idx}: this model has blocks 0 to {self.n_layer - 1}")
+            wrong = [head for head in heads if not 0 <= head < self.n_head]
+            if wrong:
+                raise ValueError(
+                    f"pruned_heads names head {wrong[0]} in block {layer_idx}: heads are 0 to {self.n_head - 1}"
+                )
+            if len(set(heads)) >= self.n_head:
+                raise ValueError(f"pruned_heads leaves no head in block {layer_idx}: keep one of {self.n_head}")

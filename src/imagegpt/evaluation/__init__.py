@@ -1,0 +1,1 @@
+"""Measuring models: exact likelihoods, and the baselines they are held against."""

@@ -1,0 +1,1 @@
+"""The model: the maths in `layers`, transformers' shell around it in `modeling`."""

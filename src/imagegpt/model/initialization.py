@@ -1,0 +1,59 @@
+"""How fresh weights are drawn: transformers' scheme or that of OpenAI's training code.
+
+    weight                     "transformers"          "openai"
+    token embedding, sos       initializer_range       initializer_range
+    position embedding         initializer_range       initializer_range / 2
+    queries, keys, values      initializer_range       1 / sqrt(C)
+    attention's output         range / sqrt(2 L)       1 / sqrt(C L)
+    MLP, in and out            range, range / sqrt(2L) initializer_range
+    logits, classifier         initializer_range       0
+    gains 1, biases 0
+
+Standard deviations of normal distributions; C is the width, L the number of blocks. With the default range of 0.02 the
+right column is the original `src/model.py`. Since its logits start at 0, the loss of a fresh model is exactly ln(colours).
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init  # leaves alone what was loaded from a checkpoint
+
+from imagegpt.config import ImageGPTConfig
+from imagegpt.model.layers import ImageGPTAttention, ImageGPTLayerNorm, ImageGPTMLP, Projection
+
+
+@torch.no_grad()
+def initialize_module(module: nn.Module, config: ImageGPTConfig) -> None:
+    """Draw the weights of one module; parents are visited after their children and may overrule them."""
+    if isinstance(module, ImageGPTLayerNorm):
+        init.ones_(module.weight)
+    elif isinstance(module, (Projection, nn.Linear, nn.Embedding)):
+        init.normal_(module.weight, std=config.initializer_range)
+        if getattr(module, "bias", None) is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, ImageGPTAttention):
+        _initialize_attention(module, config)
+    elif isinstance(module, ImageGPTMLP) and config.init_scheme == "transformers":
+        init.normal_(module.c_proj.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
+    elif config.init_scheme == "openai":
+        _initialize_embeddings_and_heads_like_openai(module, config)
+
+
+def _initialize_attention(attention: ImageGPTAttention, config: ImageGPTConfig) -> None:
+    if config.init_scheme == "transformers":
+        init.normal_(attention.c_proj.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
+        return
+    init.normal_(attention.c_attn.weight, std=config.n_embd**-0.5)
+    if attention.is_cross_attention:
+        init.normal_(attention.q_attn.weight, std=config.n_embd**-0.5)
+    init.normal_(attention.c_proj.weight, std=(config.n_embd * config.n_layer) ** -0.5)
+
+
+def _initialize_embeddings_and_heads_like_openai(module: nn.Module, config: ImageGPTConfig) -> None:
+    # Recognised by their names in the models, since an embedding does not know what it embeds.
+    if isinstance(wpe := getattr(module, "wpe", None), nn.Embedding):
+        init.normal_(wpe.weight, std=config.initializer_range / 2)
+    for name in ("lm_head", "score"):
+        if isinstance(head := getattr(module, name, None), nn.Linear):
+            init.zeros_(head.weight)

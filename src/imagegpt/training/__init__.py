@@ -1,0 +1,1 @@
+"""Making models: data, objectives, and the loop."""
