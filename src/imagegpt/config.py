@@ -169,9 +169,7 @@ class ImageGPTConfig(PreTrainedConfig):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}: it must be at least 1")
         if self.vocab_size < 3:
-            raise ValueError(
-                f"vocab_size is {self.vocab_size}: it must be at least 3, two colours and the start token"
-            )
+            raise ValueError(f"vocab_size is {self.vocab_size}: it must be at least 3, two colours and the start token")
         if self.n_inner is not None and self.n_inner < 1:
             raise ValueError(f"n_inner is {self.n_inner}: it must be at least 1, or None for 4 * n_embd")
         if self.n_embd % self.n_head:

@@ -9,8 +9,8 @@
     logits, classifier         initializer_range       0
     gains 1, biases 0
 
-Standard deviations of normal distributions; C is the width, L the number of blocks. With the default range of 0.02 the
-right column is the original `src/model.py`. Since its logits start at 0, the loss of a fresh model is exactly ln(colours).
+Standard deviations of normal distributions; C is the width, L the number of blocks. With the default range of 0.02
+the right column is the original `src/model.py`. Its logits start at 0, so the loss of a fresh model is ln(colours).
 """
 
 import math
@@ -30,8 +30,8 @@ def initialize_module(module: nn.Module, config: ImageGPTConfig) -> None:
         init.ones_(module.weight)
     elif isinstance(module, (Projection, nn.Linear, nn.Embedding)):
         init.normal_(module.weight, std=config.initializer_range)
-        if getattr(module, "bias", None) is not None:
-            init.zeros_(module.bias)
+        if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
+            init.zeros_(bias)
     elif isinstance(module, ImageGPTAttention):
         _initialize_attention(module, config)
     elif isinstance(module, ImageGPTMLP) and config.init_scheme == "transformers":

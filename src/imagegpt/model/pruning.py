@@ -22,7 +22,7 @@ def prune_heads(
         config: the model's configuration; changed.
         attentions: block index -> its self-attention.
         heads: block index -> indices of the heads to remove; heads that are gone already are passed over.
-    Raises: ValueError if a block or head does not exist or a block would be left without heads; nothing is changed then.
+    Raises: ValueError if a block or head does not exist, or a block would lose all heads; nothing is changed then.
     """
     removed = {layer: set(gone) for layer, gone in (config.pruned_heads or {}).items()}
     for layer, more in heads.items():

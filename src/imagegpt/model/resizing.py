@@ -35,7 +35,9 @@ def resize_color_embeddings(wte: nn.Embedding, lm_head: nn.Linear | None, vocab_
     Raises: ValueError if fewer than two colours would be left.
     """
     if vocab_size < 3:
-        raise ValueError(f"{vocab_size} tokens were asked for: a model needs at least 3, two colours and the start token")
+        raise ValueError(
+            f"{vocab_size} tokens were asked for: a model needs at least 3, two colours and the start token"
+        )
     colors, sos = wte.weight[:-1], wte.weight[-1:]
     weight = torch.cat([_grown(colors, vocab_size - 1, std), sos])
     wte.weight = _with_weight(weight, wte.weight.requires_grad)

@@ -1,0 +1,65 @@
+"""How long does a forward pass take, beside transformers' ImageGPT on the same weights?
+
+    python benchmarks/forward.py                      # iGPT-S, 4 images, float32 and bfloat16
+    python benchmarks/forward.py --size medium --batch 1 --repeats 3
+
+Both models compute logits for every position without gradients or cache, ours with its default attention, theirs with
+the only one it has. Before anything is timed, the float32 logits are compared.
+"""
+
+import torch
+from transformers.models.imagegpt import ImageGPTConfig as ReferenceConfig
+from transformers.models.imagegpt import ImageGPTForCausalImageModeling as ReferenceModel
+
+from _common import finish, measure, parser, print_ratio, print_times, ratio
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--size", default="small", help="small, medium or large")
+    options.add_argument("--batch", type=int, default=4, help="images")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = options.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    config = ImageGPTConfig.from_size(options.size)
+    ours = ImageGPTForCausalImageModeling(config).eval().to(options.device)
+    theirs = ReferenceModel(ReferenceConfig(**config.to_dict())).eval().to(options.device)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ids = torch.randint(config.num_colors, (options.batch, config.n_positions), device=options.device)
+
+    with torch.inference_mode():
+        difference = (ours(ids, use_cache=False).logits - theirs(ids, use_cache=False).logits).abs().max().item()
+        print(f"{options.size}, {options.batch} images, {options.device}; logits differ by {difference:.1e}")
+        contestants = {}
+        models = {}
+        for name, dtype in DTYPES.items():
+            for who, model in (("transformers", theirs), ("imagegpt", ours)):
+                models[who, name] = copied = _copy(model, dtype)
+                contestants[f"{who} {name}"] = lambda copied=copied: copied(ids, use_cache=False).logits
+        seconds = measure(contestants, options.repeats)
+
+    print_times(seconds)
+    results = {
+        "float32": ratio(seconds, "transformers float32", "imagegpt float32"),
+        "bfloat16": ratio(seconds, "transformers bfloat16", "imagegpt bfloat16"),
+        "bfloat16_against_float32": ratio(seconds, "transformers float32", "imagegpt bfloat16"),
+    }
+    print_ratio("float32 to float32", results["float32"])
+    print_ratio("bfloat16 to bfloat16", results["bfloat16"])
+    print_ratio("our bfloat16 to their float32", results["bfloat16_against_float32"])
+    finish("forward", options, {"seconds": seconds, "ratios": results, "max_logit_difference": difference})
+
+
+def _copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    copied = type(model)(model.config).eval().to(next(model.parameters()).device, dtype)
+    copied.load_state_dict(model.state_dict())
+    return copied
+
+
+if __name__ == "__main__":
+    main()
