@@ -1,0 +1,55 @@
+# Everything a newcomer or the CI does. `make demo` and `make test` need only Python 3.11+ and PyPI.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint format parity slow gpu bench clean
+
+demo: $(VENV)/.installed  ## complete held-out digits with the bundled model and write demo.png
+	$(BIN)/imagegpt complete examples/digits/*.png --model digits --keep 0.5 --num 8 --seed 0 --out demo.png --force
+
+test: $(VENV)/.installed-dev  ## the tests that need no network, no GPU and only minutes
+	$(BIN)/python -m pytest
+
+check: lint test  ## what CI runs
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: $(VENV)/.installed-dev  ## every comparison with transformers' ImageGPT, slow ones included
+	$(BIN)/python -m pytest -m parity
+
+slow: $(VENV)/.installed-dev  ## real training, whole models, exports
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu: $(VENV)/.installed-dev  ## needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(VENV)/.installed-dev  ## every benchmark, beside transformers; about half an hour on two cores
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/generate.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) demo.png .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing imagegpt and what it needs into $(VENV) (once, a minute or two)"
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing imagegpt and its tests' tools into $(VENV) (once, a few minutes)"
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.installed
