@@ -86,6 +86,13 @@ class ImageGPTConfig(PreTrainedConfig):
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
+    # Styles of `imagegpt.model.parallel`. Cross-attention, embeddings and norms are whole on every device.
+    base_model_tp_plan = {  # noqa: RUF012
+        "h.*.attn.c_attn": "imagegpt_qkv_columns",
+        "h.*.attn.c_proj": "imagegpt_rows",
+        "h.*.mlp.c_fc": "imagegpt_columns",
+        "h.*.mlp.c_proj": "imagegpt_rows",
+    }
 
     vocab_size: int = 512 + 1
     n_positions: int = 32 * 32

@@ -38,7 +38,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     config_class = ImageGPTConfig
     base_model_prefix = "transformer"
     main_input_name = "input_ids"
-    input_modalities = "image"
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["ImageGPTBlock"]  # noqa: RUF012 - transformers wants plain lists and dicts
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -61,6 +61,15 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     def body(self) -> "ImageGPTModel":
         """The model without a head."""
         return cast(ImageGPTModel, self.base_model)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder or a hub name, as in transformers; tensor-parallel with `tp_plan` or `distributed_config`."""
+        if kwargs.get("tp_plan") is not None or kwargs.get("distributed_config") is not None:
+            from imagegpt.model.parallel import register_parallel_styles  # slow to import, and for few
+
+            register_parallel_styles()
+        return super().from_pretrained(*args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize_module(module, self.config)

@@ -66,6 +66,16 @@ class Projection(Conv1D):
         if not bias:
             self.bias = None
 
+    @property
+    def in_features(self) -> int:
+        """Inputs, by the name `nn.Linear` gives them."""
+        return self.nx
+
+    @property
+    def out_features(self) -> int:
+        """Outputs, by the name `nn.Linear` gives them."""
+        return self.nf
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         flat = x.reshape(-1, x.shape[-1])
