@@ -1,15 +1,22 @@
 """The command line as a whole: which commands there are, and what becomes of an error.
 
 What a user did wrong is told in one sentence on stderr, exit code 2. Ctrl-C ends with 130. Anything else is our mistake
-and shows its traceback, as does `imagegpt --traceback COMMAND` always.
+and shows its traceback, as does `imagegpt --traceback COMMAND` always. Commands import torch when they run, so that
+`imagegpt --help` is quick.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
+
+from imagegpt.cli.complete import complete
+from imagegpt.cli.evaluate import evaluate
+from imagegpt.cli.info import info
+from imagegpt.cli.models import models
+from imagegpt.cli.sample import sample
+from imagegpt.cli.train import train_app
 
 app = typer.Typer(
     name="imagegpt",
@@ -18,6 +25,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command(no_args_is_help=True)(complete)
+app.command()(sample)
+app.command(no_args_is_help=True)(info)
+app.command()(models)
+app.command()(evaluate)
+app.add_typer(train_app, name="train")
 
 
 def _show_version(wanted: bool) -> None:
@@ -39,25 +52,34 @@ def _options(
     context.ensure_object(dict)["traceback"] = traceback
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line; ends in `SystemExit` with 0, or 2 after a user's error, or 130 after Ctrl-C.
 
     Args:
         args: the words after `imagegpt`; None takes them from the shell.
     """
     arguments = sys.argv[1:] if args is None else args
+    wants_traceback = "--traceback" in arguments
     try:
-        status = app(args=arguments, standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+        status = app(args=arguments, prog_name="imagegpt", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
         _fail("stopped", 130)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
+    except typer.TyperException as error:
+        message = error.format_message().rstrip(".")
+        if not message:  # typer's way to end after it has shown the help, because there were no arguments
+            raise SystemExit(2) from None
+        _fail(f"{message}; see imagegpt --help", 2)
     except (ValueError, OSError) as error:
-        if "--traceback" in arguments:
+        if wants_traceback:
             raise
         _fail(_sentence(error), 2)
-    else:
-        raise SystemExit(status if isinstance(status, int) else 0)
+    except (MemoryError, RuntimeError) as error:
+        if wants_traceback or not _is_out_of_memory(error):
+            raise
+        _fail("there is not enough memory: choose a smaller --batch-size, or a smaller model", 2)
+    if status == 130:  # typer turns Ctrl-C into this
+        _fail("stopped", 130)
+    raise SystemExit(status if isinstance(status, int) else 0)
 
 
 def _sentence(error: Exception) -> str:
@@ -68,6 +90,17 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _fail(sentence: str, status: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[red]error:[/red] {sentence}", soft_wrap=True)
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch raises its own error on a GPU and a bare RuntimeError on a CPU; it may not be imported for asking.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    console = Console(stderr=True, highlight=False)
+    console.print("error:", style="red", end=" ")
+    console.print(sentence, markup=False, soft_wrap=True)  # a file may be called "[red]"
     raise SystemExit(status)

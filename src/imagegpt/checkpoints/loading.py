@@ -1,0 +1,210 @@
+"""Loading a model and its processor by name, strictly: what does not fit is an error, never a warning.
+
+transformers' `from_pretrained` fills missing weights with random numbers and says so in a log. Here that, and every
+other way in which a folder can be wrong, is one sentence.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+
+from imagegpt.checkpoints.registry import CONFIG_FILE, HUB_MODELS, ModelSource, resolve
+from imagegpt.config import ImageGPTConfig
+from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
+from imagegpt.palette import PALETTE_FILE, PROCESSOR_FILE, ColorPalette
+from imagegpt.processing import ImageGPTImageProcessor
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+Model = TypeVar("Model", bound=ImageGPTPreTrainedModel)
+
+
+def find_folder(name: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder with the files of a model; those on the hub are fetched first, if they are not here already.
+
+    Args:
+        name: see `imagegpt.checkpoints.registry.resolve`.
+        revision: branch, tag or commit on the hub; None is the newest.
+        weights: False fetches the configuration and the palette only.
+    Raises: ValueError if the name stands for nothing, or a revision is given for a model that is not on the hub;
+        ConnectionError if files have to be fetched and cannot be.
+    """
+    source = resolve(name)
+    if source.folder is None:
+        return _fetch(source, revision, weights)
+    if revision is not None:
+        raise ValueError(f"revision {revision!r} was given for {source.name!r}, which is not on the hub: leave it out")
+    return source.folder
+
+
+def load_config(folder: Path) -> ImageGPTConfig:
+    """Read the architecture from a folder's `config.json`.
+
+    Raises: FileNotFoundError if there is none; ValueError if it is damaged, or describes another kind of model.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}: give a folder that save_pretrained has written")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): get the file again") from error
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type != ImageGPTConfig.model_type:
+        raise ValueError(f"{path} describes a model of type {model_type!r}: this package loads 'imagegpt' only")
+    try:
+        return ImageGPTConfig.from_dict(fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_model(
+    folder: Path,
+    model_class: type[Model] = ImageGPTForCausalImageModeling,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """Load a model whose weights fit exactly, in evaluation mode.
+
+    Args:
+        folder: as `save_pretrained` writes it, ours or transformers'.
+        model_class: one of ours.
+        dtype: of the weights; the norms stay in float32 under half precision.
+        device: where to.
+    Raises: FileNotFoundError if a file is missing; ValueError, naming them, if weights are missing, left over or of
+        another shape, or a file is damaged.
+    """
+    config = load_config(folder)
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise FileNotFoundError(f"{folder} holds no weights: expected {WEIGHT_FILES[0]} in it")
+    try:
+        model, report = cast(
+            tuple[Model, dict[str, Any]],
+            model_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
+            ),
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder} are damaged or cut short ({error}): get the file again") from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"the weights in {folder} cannot be read ({error}): get the file again") from error
+    _check_report(folder, model_class, report)
+    return cast(Model, model.to(cast(Any, device)).eval())
+
+
+def load_processor(folder: Path, config: ImageGPTConfig) -> ImageGPTImageProcessor:
+    """Load the processor that belongs to a model, and see that they fit.
+
+    Args:
+        folder: with `preprocessor_config.json`, or else `kmeans_centers.npy`, OpenAI's palette, for square images.
+        config: of the model.
+    Raises: FileNotFoundError without a palette; ValueError if file and model do not fit.
+    """
+    path = folder / PROCESSOR_FILE
+    if path.is_file():
+        processor = ImageGPTImageProcessor.from_json_file(path)
+        path_of_palette = path
+    else:
+        path_of_palette = folder / PALETTE_FILE
+        if not path_of_palette.is_file():
+            raise FileNotFoundError(f"{folder} holds no palette: expected {PROCESSOR_FILE} or {PALETTE_FILE} in it")
+        side = round(config.n_positions**0.5)
+        processor = ImageGPTImageProcessor(ColorPalette.load(path_of_palette), size=side)
+    check_fit(config, processor, where=str(path_of_palette))
+    return processor
+
+
+def check_fit(config: ImageGPTConfig, processor: ImageGPTImageProcessor, *, where: str = "the processor") -> None:
+    """See that a processor makes the ids and the image size its model takes.
+
+    Args:
+        config: of the model.
+        processor: its processor.
+        where: what to call the processor in an error.
+    Raises: ValueError if there is no palette, or numbers of colours or of pixels differ.
+    """
+    if processor.palette is None:
+        raise ValueError(f"{where} has no palette: give it the colours (clusters) the model was trained with")
+    if processor.palette.num_colors != config.num_colors:
+        raise ValueError(
+            f"{where} has {processor.palette.num_colors} colours, the model {config.num_colors} (vocab_size "
+            f"{config.vocab_size} is colours and start token): use the palette the model was trained with"
+        )
+    height, width = processor.size["height"], processor.size["width"]
+    if height * width != config.n_positions:
+        raise ValueError(
+            f"{where} makes images of {height} x {width} = {height * width} pixels, the model has "
+            f"{config.n_positions} positions: set its size to the model's"
+        )
+
+
+def _check_report(folder: Path, model_class: type, report: dict[str, Any]) -> None:
+    mismatched = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in report["mismatched_keys"]]
+    faults = {
+        "missing": sorted(report["missing_keys"]),
+        "left over": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(mismatched),
+    }
+    told = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in faults.items()
+        if names
+    ]
+    if told:
+        raise ValueError(
+            f"the weights in {folder} do not fit its {CONFIG_FILE} and {model_class.__name__}: {'; '.join(told)}"
+        )
+
+
+def _fetch(source: ModelSource, revision: str | None, weights: bool) -> Path:
+    """Download (or find in the hub's cache) the files of a model; safetensors if there are any."""
+    what = f"{source.name!r}" + (f" at revision {revision!r}" if revision else "")
+    known = f"known are {', '.join(HUB_MODELS)}"
+    try:
+        folder = Path(snapshot_download(source.name, revision=revision, allow_patterns=["*.json", "*.npy"]))
+        for pattern in ("*.safetensors", "*.bin"):
+            if weights and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+                snapshot_download(source.name, revision=revision, allow_patterns=[pattern])
+    except GatedRepoError:
+        raise ValueError(
+            f"{what} needs permission on the hub: ask for it there and log in with 'hf auth login'"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"there is no model {what} on the hub: {known}, and private ones need 'hf auth login'"
+        ) from None
+    except RevisionNotFoundError:
+        raise ValueError(f"there is no model {what} on the hub: give an existing branch, tag or commit") from None
+    except HFValidationError as error:
+        raise ValueError(f"{what} is no name on the hub ({error}): {known}") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
+        raise ConnectionError(
+            f"{what} is not on this machine and huggingface.co cannot be reached: connect to the internet, "
+            "or give a bundled model or a folder"
+        ) from error
+    return folder

@@ -1,0 +1,85 @@
+"""`imagegpt info`: what a model is and what it costs."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from imagegpt.cli import _shared
+
+if TYPE_CHECKING:
+    from imagegpt.config import ImageGPTConfig
+    from imagegpt.processing import ImageGPTImageProcessor
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="A bundled model, a folder, or owner/model on the hub.")],
+    revision: _shared.RevisionOption = None,
+) -> None:
+    """Tell what a model is and what it costs: sizes, parameters, memory, operations, palette."""
+    with _shared.working(f"reading {model}"):
+        from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
+
+        _shared.quiet_libraries()
+        folder = find_folder(model, revision=revision, weights=False)
+        config = load_config(folder)
+        processor = load_processor(folder, config)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in [("model", model), ("folder", str(folder)), *_facts(config), *_palette_facts(processor)]:
+        table.add_row(name, value)
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+
+
+def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:
+    from imagegpt.model import cost
+
+    pixels = config.n_positions
+    kind = "autoregressive" if config.is_causal else "bidirectional (BERT)"
+    weights = [
+        f"{_bytes(cost.weight_bytes(config, size))} in {name}" for name, size in (("float32", 4), ("bfloat16", 2))
+    ]
+    cache = [
+        f"{_bytes(pixels * cost.cache_bytes_per_pixel(config, size))} in {name}"
+        for name, size in (("float32", 4), ("bfloat16", 2))
+    ]
+    return [
+        ("kind", kind),
+        ("blocks, width, heads", f"{config.n_layer}, {config.n_embd}, {config.n_head}"),
+        ("parameters", f"{cost.num_parameters(config):,}"),
+        ("weights", ", ".join(weights)),
+        ("keys and values", f"{', '.join(cache)}, for one image"),
+        (
+            "operations",
+            f"{_flops(cost.forward_flops(config))} a forward pass, {_flops(cost.image_flops(config))} an image",
+        ),
+    ]
+
+
+def _palette_facts(processor: "ImageGPTImageProcessor") -> list[tuple[str, str]]:
+    palette = processor.palette
+    assert palette is not None
+    return [
+        ("image", f"{processor.size['width']} x {processor.size['height']} pixels, resized by {processor.resize_mode}"),
+        ("palette", f"{palette.num_colors} {'grey levels' if palette.is_grey else 'colours'}, {palette.fingerprint}"),
+    ]
+
+
+def _bytes(num: int) -> str:
+    """A number of bytes in decimal units, three digits."""
+    value, unit = float(num), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def _flops(num: int) -> str:
+    """A number of floating-point operations, three digits."""
+    value, unit = float(num), "FLOP"
+    for larger in ("kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

@@ -1,0 +1,66 @@
+"""Exact likelihoods: how many nats a model needs for each pixel of an image.
+
+Axis letters: N images, B images at once, T pixels in raster order, V colours (the start token, sos, has id V).
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from imagegpt.model.layers import at_least_float32
+from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+
+
+def pixel_nll(
+    model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "n t"], *, batch_size: int = 64
+) -> Float[Tensor, "n t"]:
+    """-ln p(pixel | the pixels before it), for each pixel; an image's sum is its exact negative log-likelihood.
+
+    Args:
+        model: a causal model; dropout is off during the call, and the model is left in the mode it was in.
+        ids: whole images, T = n_positions, with ids 0 to V - 1.
+        batch_size: images in one forward pass; it costs memory and changes the result by rounding at most.
+    Returns: nats, float32 on the CPU, or float64 if the model is.
+    Raises: ValueError if the model is bidirectional, for images of another length, ids that are no colours, or a
+        batch size below 1.
+    """
+    _check(model, ids, batch_size)
+    sos, was_training = model.config.sos_token_id, model.training
+    rows = []
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in ids.split(batch_size):
+                pixels = batch.to(model.device)
+                fed = functional.pad(pixels[:, :-1], (1, 0), value=sos)
+                logits = model(fed, use_cache=False).logits  # (B, T, V)
+                # In half precision a pixel's nats would be rounded to one part in 256.
+                by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
+                rows.append(functional.cross_entropy(by_class, pixels, reduction="none").cpu())
+    finally:
+        model.train(was_training)
+    return torch.cat(rows).clone()  # outside inference mode, so that the caller may do with it what he likes
+
+
+def mean_nll(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "n t"], *, batch_size: int = 64) -> float:
+    """The mean of `pixel_nll` over all pixels of all images, in nats per pixel, summed in float64."""
+    return float(pixel_nll(model, ids, batch_size=batch_size).double().mean())
+
+
+def _check(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "..."], batch_size: int) -> None:
+    config = model.config
+    if not config.is_causal:
+        raise ValueError("this model is bidirectional (is_causal=False): only a causal model has an exact likelihood")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    if ids.ndim != 2 or ids.shape[1] != config.n_positions or not len(ids):
+        raise ValueError(
+            f"the ids have the shape {tuple(ids.shape)}: this model scores whole images, give "
+            f"(images, {config.n_positions}), without the start token"
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= config.num_colors:
+        raise ValueError(
+            f"the ids contain {low if low < 0 else high}: this model's colours are 0 to {config.num_colors - 1}"
+        )

@@ -1,0 +1,170 @@
+"""Pictures to look at: completions beside what was kept of the original, and sheets of samples.
+
+Small images are enlarged by whole factors without smoothing, so that a pixel stays a square. What the model has not
+been shown is hatched in blue, which no grey, black or white pixel can be mistaken for.
+"""
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+_PAPER, _INK, _FAINT, _FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 122), (205, 208, 214)
+_HATCH = (224, 232, 245), (150, 176, 219)  # between the stripes, the stripes
+_CELL = 96  # pixels an image is enlarged to, as nearly as a whole factor can
+_GAP, _GROUP_GAP, _MARGIN = 6, 18, 16
+_CAPTION_SIZE = 15
+_COLUMNS = 8  # completions in a row
+
+
+def completion_grid(
+    originals: Sequence[Image.Image],
+    num_kept: int,
+    completions: Sequence[Sequence[Image.Image]],
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Draw a row an image: the original, what was kept of it, and its completions.
+
+    Args:
+        originals: all of one size, as the model sees them.
+        num_kept: pixels that were kept, in raster order.
+        completions: for each original equally many images of its size; more than 8 continue below.
+        labels: for each original a caption, or None for none.
+    Returns: an RGB image.
+    Raises: ValueError if there is nothing to draw or the counts or sizes differ.
+    """
+    _check_counts(originals, completions, labels)
+    width, height = originals[0].size
+    if not 0 <= num_kept <= width * height:
+        raise ValueError(f"{num_kept} pixels are said to be kept, an image has {width * height}: give 0 to that")
+    sheet = _Sheet(originals[0].size)
+    columns = min(_COLUMNS, len(completions[0]))
+    lines = -(-len(completions[0]) // columns)
+    label_height = _CAPTION_SIZE + 6 if labels is not None else 0
+    block_height = label_height + lines * (sheet.cell[1] + _GAP) + _GAP
+    lefts = [_MARGIN, _MARGIN + sheet.cell[0] + _GROUP_GAP]
+    lefts += [lefts[1] + _GROUP_GAP + (sheet.cell[0] + _GAP) * i + sheet.cell[0] for i in range(columns)]
+    header = _CAPTION_SIZE + 10
+    sheet.open(
+        lefts[-1] + sheet.cell[0] + _MARGIN, _MARGIN + header + block_height * len(originals) + _MARGIN - 2 * _GAP
+    )
+
+    kept_percent = f"{100 * num_kept / (width * height):.3g} %"
+    for left, caption in zip(lefts, ("original", f"kept {kept_percent}", "completions"), strict=False):
+        sheet.write(left, _MARGIN, caption, _INK)
+    for row, original in enumerate(originals):
+        top = _MARGIN + header + row * block_height
+        if labels is not None:
+            sheet.write(lefts[0], top, labels[row], _FAINT)
+        top += label_height
+        sheet.paste(original, lefts[0], top)
+        sheet.paste(original, lefts[1], top, num_kept)
+        for index, completion in enumerate(completions[row]):
+            line, column = divmod(index, columns)
+            sheet.paste(completion, lefts[2 + column], top + line * (sheet.cell[1] + _GAP))
+    return sheet.canvas
+
+
+def sample_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Draw images of one size on a sheet, row by row.
+
+    Args:
+        images: at least one.
+        columns: images in a row; None makes the sheet as square as can be.
+    Returns: an RGB image.
+    Raises: ValueError if there is nothing to draw or the sizes differ.
+    """
+    _check_sizes(images)
+    if columns is None:
+        columns = math.ceil(math.sqrt(len(images)))
+    if columns < 1:
+        raise ValueError(f"columns is {columns}: it must be at least 1")
+    columns = min(columns, len(images))
+    sheet = _Sheet(images[0].size)
+    step_x, step_y = sheet.cell[0] + _GAP, sheet.cell[1] + _GAP
+    sheet.open(2 * _MARGIN + columns * step_x - _GAP, 2 * _MARGIN + -(-len(images) // columns) * step_y - _GAP)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        sheet.paste(image, _MARGIN + column * step_x, _MARGIN + row * step_y)
+    return sheet.canvas
+
+
+class _Sheet:
+    """A canvas with framed, enlarged images of one size on it."""
+
+    def __init__(self, image_size: tuple[int, int]) -> None:
+        self.image_size = image_size
+        self.factor = max(1, round(_CELL / max(image_size)))
+        self.cell = (image_size[0] * self.factor + 2, image_size[1] * self.factor + 2)  # with its frame
+        self.font = ImageFont.load_default(_CAPTION_SIZE)
+
+    def open(self, width: int, height: int) -> None:
+        """Start with blank paper."""
+        self.canvas = Image.new("RGB", (width, height), _PAPER)
+        self.pen = ImageDraw.Draw(self.canvas)
+
+    def write(self, left: int, top: int, text: str, ink: tuple[int, int, int]) -> None:
+        """Write a line, cut short with an ellipsis where the paper ends."""
+        room = self.canvas.width - left - _MARGIN
+        shown = text
+        while len(shown) > 1 and self.font.getlength(shown) > room:
+            shown = shown.rstrip("…")[:-1] + "…"
+        self.pen.text((left, top), shown, fill=ink, font=self.font)
+
+    def paste(self, image: Image.Image, left: int, top: int, num_shown: int | None = None) -> None:
+        """Put an image at a place in a thin frame, hatched after the first `num_shown` pixels."""
+        right, bottom = left + self.cell[0] - 1, top + self.cell[1] - 1
+        self.pen.rectangle((left, top, right, bottom), outline=_FRAME)
+        enlarged = self._enlarge(image.convert("RGB"))
+        if num_shown is None:
+            self.canvas.paste(enlarged, (left + 1, top + 1))
+            return
+        self.canvas.paste(_hatching(enlarged.size), (left + 1, top + 1))
+        self.canvas.paste(enlarged, (left + 1, top + 1), self._enlarge(_first_pixels(self.image_size, num_shown)))
+
+    def _enlarge(self, image: Image.Image) -> Image.Image:
+        size = (image.width * self.factor, image.height * self.factor)
+        return image.resize(size, Image.Resampling.NEAREST)
+
+
+def _first_pixels(size: tuple[int, int], num: int) -> Image.Image:
+    """A mask that is white on the first `num` pixels in raster order."""
+    mask = Image.new("L", size, 0)
+    full_rows, rest = divmod(num, size[0])
+    mask.paste(255, (0, 0, size[0], full_rows))
+    mask.paste(255, (0, full_rows, rest, min(full_rows + 1, size[1])))
+    return mask
+
+
+def _hatching(size: tuple[int, int]) -> Image.Image:
+    """Diagonal stripes."""
+    ground, stripe = _HATCH
+    image = Image.new("RGB", size, ground)
+    pen = ImageDraw.Draw(image)
+    for start in range(-size[1], size[0], 8):
+        pen.line((start, size[1], start + size[1], 0), fill=stripe, width=2)
+    return image
+
+
+def _check_counts(
+    originals: Sequence[Image.Image], completions: Sequence[Sequence[Image.Image]], labels: Sequence[str] | None
+) -> None:
+    if len(completions) != len(originals) or (labels is not None and len(labels) != len(originals)):
+        given = f"{len(completions)} lists of completions" + (
+            f" and {len(labels)} labels" if labels is not None else ""
+        )
+        raise ValueError(f"{given} were given for {len(originals)} originals: give one an original")
+    counts = sorted({len(several) for several in completions})
+    if len(counts) > 1 or counts == [0]:
+        raise ValueError(f"the originals have {counts} completions: give each equally many, at least 1")
+    _check_sizes([*originals, *(image for several in completions for image in several)])
+
+
+def _check_sizes(images: Sequence[Image.Image]) -> None:
+    if not images:
+        raise ValueError("there are no images to draw: give at least one")
+    sizes = sorted({image.size for image in images})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the images differ in width and height ({', '.join(map(str, sizes))}): give images of one size"
+        )

@@ -1,0 +1,91 @@
+"""What a model costs: parameters, bytes, floating-point operations; pure functions of the configuration.
+
+Letters: C width, I inner width of the MLP, L blocks, A width of all heads of a block together (C, less where heads were
+pruned), V colours, T positions. A multiplication and an addition count as two operations; norms, activations, softmax
+and embeddings, together below one percent at the paper's sizes, are not counted. Cross-attention is counted among the
+parameters only: how often it runs depends on the encoder.
+"""
+
+from imagegpt.config import ImageGPTConfig
+
+
+def num_parameters(config: ImageGPTConfig) -> int:
+    """Parameters of the generative model: blocks, final norm C, embeddings (V + 1) C and T C, logits C V."""
+    blocks = sum(_block_parameters(config, layer) for layer in range(config.n_layer))
+    embeddings = (config.vocab_size + config.n_positions) * config.n_embd
+    return blocks + config.n_embd + embeddings + config.n_embd * config.num_colors
+
+
+def weight_bytes(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
+    """Bytes of the weights in memory; the norms' gains stay in float32 under half precision.
+
+    Args:
+        config: of the model.
+        bytes_per_number: 4 for float32, 2 for bfloat16 and float16.
+    """
+    norms_per_block = 3 if config.add_cross_attention else 2
+    num_gains = (norms_per_block * config.n_layer + 1) * config.n_embd
+    return (num_parameters(config) - num_gains) * bytes_per_number + num_gains * max(4, bytes_per_number)
+
+
+def cache_bytes_per_pixel(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
+    """Bytes of keys and values a pixel leaves in the cache: 2 A in each block."""
+    return 2 * sum(_attention_width(config, layer) for layer in range(config.n_layer)) * bytes_per_number
+
+
+def forward_flops(config: ImageGPTConfig, num_positions: int | None = None) -> int:
+    """Operations of one forward pass of one image, all positions at once.
+
+    Args:
+        config: of the model.
+        num_positions: T; None means all the model has.
+    Returns: T (2 x weights that multiply) + 4 T^2 A per block: scores and mixed values, counted for all pairs of
+        positions as the kernels compute them, the masked ones too.
+    """
+    length = config.n_positions if num_positions is None else num_positions
+    width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
+    return length * 2 * _multiplying_weights(config) + 4 * length * length * width
+
+
+def step_flops(config: ImageGPTConfig, position: int) -> int:
+    """Operations of drawing one pixel of one image with a cache.
+
+    Args:
+        config: of the model.
+        position: its index, 0 to T - 1; it attends to itself and all before it.
+    """
+    width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
+    return 2 * _multiplying_weights(config) + 4 * (position + 1) * width
+
+
+def image_flops(config: ImageGPTConfig) -> int:
+    """Operations of drawing one whole image pixel by pixel: the sum of `step_flops` over all positions."""
+    length = config.n_positions
+    width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
+    return length * 2 * _multiplying_weights(config) + 2 * length * (length + 1) * width
+
+
+def _attention_width(config: ImageGPTConfig, layer_idx: int) -> int:
+    return len(config.kept_heads(layer_idx)) * (config.n_embd // config.n_head)
+
+
+def _matrices(config: ImageGPTConfig, layer_idx: int) -> list[tuple[int, int]]:
+    """(in, out) of a block's projections: queries, keys and values; attention's output; the MLP's two."""
+    width, attention = config.n_embd, _attention_width(config, layer_idx)
+    return [(width, 3 * attention), (attention, width), (width, config.inner_size), (config.inner_size, width)]
+
+
+def _block_parameters(config: ImageGPTConfig, layer_idx: int) -> int:
+    width = config.n_embd
+    matrices, num_norms = _matrices(config, layer_idx), 2
+    if config.add_cross_attention:
+        matrices += [(width, 2 * width), (width, width), (width, width)]
+        num_norms = 3
+    biases = sum(out for _, out in matrices) if config.use_bias else 0
+    return sum(rows * out for rows, out in matrices) + biases + num_norms * width
+
+
+def _multiplying_weights(config: ImageGPTConfig) -> int:
+    """Weights every position is multiplied by: the projections and the output matrix."""
+    blocks = sum(rows * out for layer in range(config.n_layer) for rows, out in _matrices(config, layer))
+    return blocks + config.n_embd * config.num_colors

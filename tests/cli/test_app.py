@@ -1,0 +1,118 @@
+"""What the command line does with mistakes, with interruption, and with no command at all."""
+
+import subprocess
+import sys
+
+import pytest
+
+from imagegpt.cli import _shared, app
+
+COMMANDS = ["complete", "sample", "info", "models", "evaluate", "train"]
+
+
+def test_help_names_every_command(run):
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"imagegpt {command}" in out
+
+
+def test_version(run):
+    assert run("--version") == (0, "imagegpt 0.1.0\n", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["complete"], ["info"], ["train"]])
+def test_without_arguments_there_is_help_and_status_2(run, arguments):
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert "Usage: imagegpt" in out + err
+    assert "error" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smaple"], "No such command 'smaple'. Did you mean 'sample'?; see imagegpt --help"),
+        (["--nope"], "No such option: --nope; see imagegpt --help"),
+        (["sample", "--nope"], "No such option: --nope"),
+        (["sample", "--num", "many"], "Invalid value for '--num'"),
+        (["sample", "more"], "Got unexpected extra argument"),
+    ],
+)
+def test_usage_errors_are_one_sentence(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """`imagegpt models` fails as told."""
+
+    def arrange(error):
+        def fail():
+            raise error
+
+        for command in app.app.registered_commands:
+            if command.callback is not None and command.callback.__name__ == "models":
+                monkeypatch.setattr(command, "callback", fail)
+                monkeypatch.setattr(command, "name", "models")
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("a [red] thing\n is 3: it must be 4"), "error: a [red] thing is 3: it must be 4\n"),
+        (FileNotFoundError(2, "No such file or directory", "x.png"), "error: x.png: No such file or directory\n"),
+        (OSError("no place"), "error: no place\n"),
+        (MemoryError(), "error: there is not enough memory: choose a smaller --batch-size, or a smaller model\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: there is not enough memory: choose a"),
+    ],
+)
+def test_mistakes_of_users_are_one_sentence(run, failing, error, message):
+    failing(error)
+    status, out, err = run("models")
+    assert (status, out) == (2, "")
+    assert err.startswith(message)
+
+
+def test_mistakes_of_ours_show_where_they_come_from(failing):
+    failing(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        app.main(["models"])
+
+
+def test_traceback_shows_where_any_error_comes_from(failing):
+    failing(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        app.main(["--traceback", "models"])
+
+
+def test_interruption_ends_with_130(run, failing):
+    failing(KeyboardInterrupt())
+    assert run("models") == (130, "", "error: stopped\n")
+
+
+def test_help_and_models_import_no_torch():
+    code = (
+        "import sys\nfrom imagegpt.cli import main\n"
+        "try: main([sys.argv[1]])\nexcept SystemExit: print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    for argument in ("--help", "models"):
+        out = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=True).stdout
+        assert out.splitlines()[-1] == "False False"
+
+
+def test_progress_is_silent_where_nobody_looks(capsys):
+    with _shared.working("working"), _shared.pixel_progress("drawing") as progress:
+        progress(1, 2)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+
+from helpers import tiny_model
+from imagegpt import ColorPalette, ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+from imagegpt.cli import main
+
+
+def run(*words):
+    """The exit code of `imagegpt WORDS`."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+def save(folder, palette, side=8):
+    torch.manual_seed(0)
+    config = ImageGPTConfig(
+        vocab_size=palette.num_colors + 1, n_positions=side**2, n_embd=8, n_layer=1, n_head=1, init_scheme="openai"
+    )
+    model = ImageGPTForCausalImageModeling(config)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(folder)
+    ImageGPTImageProcessor(palette=palette, size=side).save_pretrained(folder)
+    return folder
+
+
+def rows(text):
+    """name -> (nats, bits) of the printed table."""
+    cells = [[cell.strip() for cell in line.split("│")[1:4]] for line in text.splitlines() if line.startswith("│")]
+    return {name: (float(nats), float(bits)) for name, nats, bits in cells if nats}  # long names take several lines
+
+
+def test_a_model_that_knows_nothing_scores_like_the_uniform_distribution(tmp_path, capsys):
+    folder = save(tmp_path / "m", ColorPalette.grey(17))
+    assert run("evaluate", folder) == 0
+    out = capsys.readouterr().out
+    assert "360 test images of digits" in out
+    table = {name[:10]: numbers for name, numbers in rows(out).items()}
+    assert table.pop(str(folder)[:10]) == table["uniform"] == (2.8332, 4.0875)
+    assert table == {"neighbours": (1.5008, 2.1651), "histogram": (1.6772, 2.4197), "uniform": (2.8332, 4.0875)}
+
+
+def test_the_bundled_model_is_best(capsys):
+    assert run("evaluate") == 0
+    table = rows(capsys.readouterr().out)
+    assert list(table) == ["digits", "neighbours", "histogram", "uniform"]
+    for nats, bits in table.values():
+        assert bits == pytest.approx(nats / math.log(2), abs=1e-4)
+
+
+def test_unknown_names(capsys):
+    assert run("evaluate", "digist") == 2
+    assert "digist" in capsys.readouterr().err
+    assert run("evaluate", "digits", "mnist") == 2
+    assert "there is no data set 'mnist': choose one of digits" in " ".join(capsys.readouterr().err.split())
+
+
+def test_another_palette_is_refused(tmp_path, capsys):
+    palette = ColorPalette.from_rgb([*range(16), 255])
+    assert run("evaluate", save(tmp_path / "m", palette)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has another palette than digits" in said
+    assert said.count("error:") == 1
+
+
+def test_another_size_is_refused(tmp_path, capsys):
+    assert run("evaluate", save(tmp_path / "m", ColorPalette.grey(17), side=4)) == 2
+    assert "makes images of 16 pixels, those of digits have 64" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_bidirectional_model_is_refused(tmp_path, capsys):
+    model = tiny_model(is_causal=False, vocab_size=18, n_positions=64)
+    model.save_pretrained(tmp_path)
+    ImageGPTImageProcessor(palette=ColorPalette.grey(17), size=8).save_pretrained(tmp_path)
+    assert run("evaluate", tmp_path) == 2
+    assert "only a causal model has an exact likelihood" in " ".join(capsys.readouterr().err.split())

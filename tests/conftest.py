@@ -1,0 +1,60 @@
+"""What every test shares: quiet libraries, one warning state per test, and two filters for code that is not ours."""
+
+import logging
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network is wrong
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+
+torch.set_num_threads(1)  # the models here are tiny: threads would only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _fresh_warnings():
+    """`warning_once` remembers what it said for the life of the process; a test must not depend on another's silence."""
+    logging.Logger.warning_once.cache_clear()
+    return
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Tests that draw without a generator of their own draw the same numbers alone and in company."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def transformers_log():
+    """The messages transformers' loggers (and ours, which are theirs) emit during the test."""
+    messages: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    handler = Keep()
+    loggers = [transformers_logging.get_logger(name) for name in ("transformers", "imagegpt")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield messages
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+# Warnings of other people's code that no caller can avoid; everything else is an error.
+UNAVOIDABLE_WARNINGS = [
+    # transformers 5.23 builds flex_attention's block mask with a flag that torch 2.13 deprecates.
+    "ignore:_compile flag on create_block_mask:DeprecationWarning",
+    # torch.compile and torch.export of torch 2.13 still import torch.jit.
+    "ignore:.torch.jit.script:DeprecationWarning",
+    "ignore:.*should not be instantiated. Methods on autograd functions:DeprecationWarning",
+]
+
+
+def pytest_configure(config):
+    for line in UNAVOIDABLE_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)

@@ -1,0 +1,84 @@
+"""Tiny models and inputs for the tests, ours and the reference's, with weights that let no near miss through.
+
+The reference is `transformers.models.imagegpt`. Fresh gains are ones and fresh biases zeros, for which many wrong models
+are right by accident; `randomize` draws them all.
+"""
+
+import math
+
+import torch
+from transformers.models.imagegpt import modeling_imagegpt as reference
+from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig as ReferenceConfig
+
+from imagegpt import (
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTModel,
+)
+
+REFERENCE_CLASS = {
+    ImageGPTModel: reference.ImageGPTModel,
+    ImageGPTForCausalImageModeling: reference.ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification: reference.ImageGPTForImageClassification,
+}
+
+TINY = {"vocab_size": 17, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def tiny_config(**overrides):
+    """A configuration of the tests' usual size: 16 colours and sos, images of 4 x 4 pixels, no dropout."""
+    return ImageGPTConfig(**{**TINY, **NO_DROPOUT, **overrides})
+
+
+def randomize(model, seed=0):
+    """Draw every parameter, gains and biases too, so that activations stay of the order of 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if ".act." in name:  # the parameters of an activation, PReLU's for one, mean something: only nudge them
+                value = parameter.double() + 0.1 * noise
+            elif parameter.ndim == 1:
+                value = (1.0 if "ln_" in name else 0.0) + 0.3 * noise
+            elif "wte" in name or "wpe" in name:
+                value = noise
+            else:  # matrices: Projections are (in, out), heads (out, in)
+                fan_in = parameter.shape[1] if "lm_head" in name or "score" in name else parameter.shape[0]
+                value = noise / math.sqrt(fan_in)
+            parameter.copy_(value)
+    return model
+
+
+def tiny_model(model_class=ImageGPTForCausalImageModeling, seed=0, dtype=torch.float32, backend="sdpa", **overrides):
+    """A randomised model of ours in evaluation mode."""
+    model = randomize(model_class(tiny_config(**overrides)), seed).to(dtype).eval()
+    model.set_attn_implementation(backend)
+    return model
+
+
+def reference_for(model, **overrides):
+    """The reference with the configuration and weights of one of our models, strictly loaded, in its dtype."""
+    options = {k: v for k, v in model.config.to_dict().items() if k in ReferenceConfig().to_dict()}
+    options = {k: v for k, v in options.items() if k not in ("architectures", "model_type", "transformers_version")}
+    theirs = REFERENCE_CLASS[type(model)](ReferenceConfig(**{**options, **overrides}))
+    theirs.to(next(model.parameters()).dtype)
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    return theirs.eval()
+
+
+def image_ids(batch=2, pixels=None, config=None, seed=0, sos=True):
+    """(batch, pixels) ids; the first of them the start token if `sos`."""
+    config = config or tiny_config()
+    length = config.n_positions if pixels is None else pixels
+    ids = torch.randint(0, config.vocab_size - 1, (batch, length), generator=torch.Generator().manual_seed(seed))
+    if sos and length:
+        ids[:, 0] = config.vocab_size - 1
+    return ids
+
+
+def largest_difference(a, b):
+    """max |a - b| as a number, in float64; shapes must be the same."""
+    assert a.shape == b.shape
+    return (a.double() - b.double()).abs().max().item() if a.numel() else 0.0

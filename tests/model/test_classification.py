@@ -1,0 +1,165 @@
+"""The classifier: what enters it, what it averages, and its three losses against float64 by hand."""
+
+import json
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from helpers import image_ids, largest_difference, tiny_config, tiny_model
+
+from imagegpt import ImageGPTConfig, ImageGPTForImageClassification
+
+
+def classifier(**options):
+    return tiny_model(ImageGPTForImageClassification, **{"num_labels": 4, **options})
+
+
+def pixels(**options):
+    return image_ids(sos=False, **options)
+
+
+def exact_logits(model, ids):
+    """The paper's classifier in float64: mean of the normed features, one matrix, no bias."""
+    last, _ = oracle.features(oracle.base_state(model), model.config, ids)
+    return last.mean(1) @ oracle.as_numpy(model.state_dict())["score.weight"].T
+
+
+def shifted(ids):
+    return torch.cat([torch.full((len(ids), 1), 16), ids[:, :-1]], dim=1)
+
+
+# --- shift_inputs ---
+
+
+def test_shifted_inputs_put_sos_first_and_drop_the_last_pixel():
+    model = classifier(dtype=torch.float64, shift_inputs=True)
+    logits = model(pixels()).logits
+    assert largest_difference(logits, torch.as_tensor(exact_logits(model, shifted(pixels())))) < 1e-12
+
+
+def test_unshifted_inputs_enter_as_they_come():
+    model = classifier(dtype=torch.float64, shift_inputs=False)
+    logits = model(pixels()).logits
+    assert largest_difference(logits, torch.as_tensor(exact_logits(model, pixels()))) < 1e-12
+
+
+def test_the_two_differ():
+    assert largest_difference(classifier()(pixels()).logits, classifier(shift_inputs=False)(pixels()).logits) > 0.01
+
+
+def test_embeddings_are_shifted_as_ids_are():
+    model = classifier()
+    embeds = model.transformer.wte(pixels())
+    assert largest_difference(model(inputs_embeds=embeds).logits, model(pixels()).logits) < 1e-6
+
+
+def test_token_types_and_masks_belong_to_the_pixels_and_are_shifted_with_them():
+    """The mask says which pixels are real. Shifted, its first column is the start token's."""
+    model, plain = classifier(), classifier(shift_inputs=False)
+    mask = torch.tensor([[1] * 10 + [0] * 6, [1] * 16])
+    moved = torch.tensor([[1] * 11 + [0] * 5, [1] * 16])
+    ours = model(pixels(), attention_mask=mask).logits
+    assert largest_difference(ours, plain(shifted(pixels()), attention_mask=moved).logits) < 1e-6
+
+
+def test_a_fresh_configuration_shifts_and_an_old_file_does_not(tmp_path):
+    assert ImageGPTConfig().shift_inputs is True
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "imagegpt", "n_embd": 32, "n_head": 4, "n_layer": 2}))
+    assert ImageGPTConfig.from_json_file(path).shift_inputs is False
+    assert ImageGPTConfig.from_pretrained(tmp_path).shift_inputs is False
+    assert ImageGPTConfig.from_pretrained(tmp_path, shift_inputs=True).shift_inputs is True
+
+
+@pytest.mark.parametrize("shift_inputs", [True, False])
+def test_a_saved_classifier_keeps_its_way(shift_inputs, tmp_path):
+    model = classifier(shift_inputs=shift_inputs)
+    model.save_pretrained(tmp_path)
+    loaded = ImageGPTForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.shift_inputs is shift_inputs
+    assert largest_difference(loaded(pixels()).logits, model(pixels()).logits) == 0
+
+
+# --- Losses ---
+
+
+def test_single_label_loss_in_float64_by_hand():
+    model = classifier(dtype=torch.float64)
+    labels = torch.tensor([3, 1])
+    outputs = model(pixels(), labels=labels)
+    logits = exact_logits(model, shifted(pixels()))
+    expected = np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)])
+    assert outputs.loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_regression_loss_in_float64_by_hand():
+    model = classifier(num_labels=1, dtype=torch.float64)
+    labels = torch.tensor([0.3, -2.0], dtype=torch.float64)
+    expected = np.mean((exact_logits(model, shifted(pixels()))[:, 0] - labels.numpy()) ** 2)
+    assert model(pixels(), labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_regression_of_several_numbers():
+    model = classifier(num_labels=3, problem_type="regression", dtype=torch.float64)
+    labels = torch.tensor([[0.3, -2.0, 1], [0.1, 0.2, 0.3]], dtype=torch.float64)
+    expected = np.mean((exact_logits(model, shifted(pixels())) - labels.numpy()) ** 2)
+    assert model(pixels(), labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+def test_several_labels_at_once_in_float64_by_hand(problem_type):
+    model = classifier(problem_type=problem_type, dtype=torch.float64)
+    labels = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.float64)
+    logits = exact_logits(model, shifted(pixels()))
+    expected = np.mean(np.log1p(np.exp(logits)) - labels.numpy() * logits)
+    assert model(pixels(), labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_whole_numbers_for_one_label_are_a_regression():
+    # With one output a cross entropy would be zero whatever the weights.
+    model = classifier(num_labels=1)
+    assert model(pixels(), labels=torch.tensor([5, 7])).loss > 1
+
+
+def test_the_kind_of_loss_of_one_batch_does_not_stick():
+    # transformers writes the guessed problem_type into the configuration at the first batch.
+    model = classifier()
+    model(pixels(), labels=torch.tensor([1.0, 0, 0, 0]).expand(2, 4))
+    assert model.config.problem_type is None
+    assert model(pixels(), labels=torch.tensor([1, 2])).loss > 0
+
+
+def test_label_out_of_range_is_refused():
+    with pytest.raises((ValueError, IndexError), match="4"):
+        classifier()(pixels(), labels=torch.tensor([4, 0]))
+
+
+# --- Outputs ---
+
+
+def test_head_has_no_bias_and_the_configured_number_of_labels():
+    model = classifier(num_labels=7)
+    assert model.score.weight.shape == (7, 32)
+    assert model.score.bias is None
+    assert model(pixels()).logits.shape == (2, 7)
+
+
+def test_tuple_output_is_loss_then_logits():
+    model = classifier()
+    loss, logits = model(pixels(), labels=torch.tensor([0, 1]), return_dict=False, use_cache=False)[:2]
+    assert loss.ndim == 0
+    assert logits.shape == (2, 4)
+    assert model(pixels(), return_dict=False, use_cache=False)[0].shape == (2, 4)
+
+
+def test_every_weight_has_a_gradient():
+    model = classifier()
+    model(pixels(), labels=torch.tensor([0, 1])).loss.backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_a_full_image_fits():
+    config = tiny_config()
+    assert pixels().shape[1] == config.n_positions
+    classifier()(pixels())

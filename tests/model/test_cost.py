@@ -1,0 +1,74 @@
+"""The formulas against counting: the model's own parameters, its bytes, and torch's count of operations."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from imagegpt.model import cost
+
+CONFIGS = {
+    "plain": {},
+    "no biases": {"use_bias": False},
+    "narrow MLP": {"n_inner": 20},
+    "cross-attention": {"add_cross_attention": True},
+    "pruned": {"pruned_heads": {0: [1], 1: [0, 2, 3]}},
+}
+
+
+def config(**overrides):
+    fields = {"vocab_size": 18, "n_positions": 16, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    return ImageGPTConfig(**{**fields, **overrides})
+
+
+@pytest.mark.parametrize("overrides", CONFIGS.values(), ids=CONFIGS.keys())
+def test_parameters_and_bytes_are_the_models(overrides):
+    model = ImageGPTForCausalImageModeling(config(**overrides))
+    assert cost.num_parameters(model.config) == sum(p.numel() for p in model.parameters())
+    assert cost.weight_bytes(model.config) == sum(p.nbytes for p in model.parameters())
+
+
+def test_bytes_in_half_precision_count_the_norms_in_float32(tmp_path):
+    ImageGPTForCausalImageModeling(config()).save_pretrained(tmp_path)
+    model = ImageGPTForCausalImageModeling.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert cost.weight_bytes(model.config, 2) == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "without_biases", "with_biases"),
+    [("small", 76_571_648, 76_682_240), ("medium", 455_157_760, 455_489_536), ("large", 1_362_250_752, 1_362_914_304)],
+)
+def test_the_named_sizes_have_the_papers_parameters(size, without_biases, with_biases):
+    for use_bias, expected in ((False, without_biases), (True, with_biases)):
+        named = ImageGPTConfig.from_size(size, use_bias=use_bias)
+        assert cost.num_parameters(named) == expected
+        with torch.device("meta"):
+            assert sum(p.numel() for p in ImageGPTForCausalImageModeling(named).parameters()) == expected
+
+
+@pytest.mark.parametrize("overrides", [{}, {"n_inner": 20}, CONFIGS["pruned"]], ids=["plain", "narrow MLP", "pruned"])
+@torch.no_grad()
+def test_operations_are_those_torch_counts(overrides):
+    model = ImageGPTForCausalImageModeling(config(**overrides)).eval()
+    model.set_attn_implementation("eager")  # torch does not count the CPU's fused attention
+    with FlopCounterMode(display=False) as counter:
+        cache = model(torch.zeros(1, 16, dtype=torch.int64)).past_key_values
+    assert counter.get_total_flops() == cost.forward_flops(model.config)
+    cache.crop(-6)  # 10 of 16 stay
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache)
+    assert counter.get_total_flops() == cost.step_flops(model.config, 10)
+
+
+def test_an_image_costs_the_sum_of_its_steps():
+    assert cost.image_flops(config()) == sum(cost.step_flops(config(), position) for position in range(16))
+    assert cost.forward_flops(config(), 1) == cost.step_flops(config(), 0)
+
+
+@pytest.mark.parametrize("overrides", [{}, CONFIGS["pruned"]], ids=["plain", "pruned"])
+def test_a_pixel_leaves_these_bytes_in_the_cache(overrides):
+    model = ImageGPTForCausalImageModeling(config(**overrides)).eval()
+    cache = model(torch.zeros(1, 5, dtype=torch.int64)).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert held == 5 * cost.cache_bytes_per_pixel(model.config)
+    assert cost.cache_bytes_per_pixel(ImageGPTConfig.from_size("small")) * 1024 == 100_663_296

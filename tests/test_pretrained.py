@@ -1,0 +1,114 @@
+"""The weights that ship inside the package, and the examples beside them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Reference
+
+import imagegpt
+from imagegpt import ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
+from imagegpt.evaluation.likelihood import mean_nll
+from imagegpt.training.data import load_digits
+
+FOLDER = Path(imagegpt.__file__).parent / "pretrained" / "digits"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "digits"
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ImageGPTForCausalImageModeling.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return ImageGPTImageProcessor.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def card():
+    """The table of the model card: the first word of each row, and its nats per pixel."""
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    return {name: float(nats) for name, nats in re.findall(r"^\| (\w+)[^|]*\| (\d\.\d{4}) \|$", text, re.MULTILINE)}
+
+
+def test_the_folder_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    assert set(files) == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert sum(files.values()) < 3_000_000
+
+
+def test_the_card_tells_the_likelihoods(card, data, model):
+    train, validation, test = (part.ids.numpy() for part in (data.train, data.validation, data.test))
+    histogram = PositionHistogram.fit(train, validation, num_colors=17)
+    neighbours = NeighbourModel.fit(train, validation, num_colors=17, side=8)
+    expected = {
+        "this": mean_nll(model, data.test.ids),
+        "neighbours": neighbours.pixel_nll(test).mean(),
+        "histogram": histogram.pixel_nll(test).mean(),
+        "uniform": np.log(17),
+    }
+    assert card == {name: pytest.approx(nats, abs=6e-5) for name, nats in expected.items()}
+    assert expected["this"] < expected["neighbours"] - 0.2
+    assert expected["this"] < expected["histogram"] - 0.35
+
+
+def test_transformers_loads_it_and_agrees(data, model):
+    reference = Reference.from_pretrained(FOLDER).eval()
+    ids = data.test.ids[:8]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_the_processor_is_exact_on_all_the_data(data, processor):
+    assert processor.palette == data.palette
+    for part in (data.train, data.validation, data.test):
+        images = processor.decode(part.ids)
+        assert images[0].mode == "L"
+        np.testing.assert_array_equal(processor(images, return_tensors="pt")["input_ids"], part.ids)
+
+
+def test_the_examples_are_test_images_to_the_pixel(data, processor):
+    paths = sorted(EXAMPLES.glob("*.png"))
+    assert len(paths) == 8
+    labels = set()
+    for path in paths:
+        label, row = map(int, re.fullmatch(r"digit_(\d)_test(\d{4})", path.stem).groups())
+        with Image.open(path) as image:
+            assert (image.mode, image.size) == ("L", (8, 8))
+            grey = np.asarray(image)
+        ids = data.test.ids[row].numpy()
+        np.testing.assert_array_equal(grey, np.rint(ids * 255 / 16).reshape(8, 8))
+        np.testing.assert_array_equal(processor(path)["input_ids"][0], ids)
+        np.testing.assert_array_equal(np.asarray(processor.decode(ids)[0]), grey)
+        assert data.test.labels[row] == label
+        labels.add(label)
+    assert len(labels) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_command_makes_a_model_as_good(card, tmp_path, capsys):
+    """Trained anew with another seed: as good as the one that ships, but for noise."""
+    from imagegpt.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "digits", "--out", str(tmp_path / "again"), "--seed", "1"])
+    assert stop.value.code == 0
+    again = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "again")
+    assert mean_nll(again, load_digits().test.ids) == pytest.approx(card["this"], abs=0.02)
