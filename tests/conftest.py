@@ -10,15 +10,13 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for each other
 
 
 @pytest.fixture(autouse=True)
 def _fresh_warnings():
-    """`warning_once` remembers what it said for the life of the process; a test must not depend on another's silence."""
+    """`warning_once` remembers what it said while the process lives; a test must not depend on another's silence."""
     logging.Logger.warning_once.cache_clear()
-    return
 
 
 @pytest.fixture(autouse=True)

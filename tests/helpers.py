@@ -1,7 +1,7 @@
 """Tiny models and inputs for the tests, ours and the reference's, with weights that let no near miss through.
 
-The reference is `transformers.models.imagegpt`. Fresh gains are ones and fresh biases zeros, for which many wrong models
-are right by accident; `randomize` draws them all.
+The reference is `transformers.models.imagegpt`. Fresh gains are ones and fresh biases zeros, for which many wrong
+models are right by accident; `randomize` draws them all.
 """
 
 import math

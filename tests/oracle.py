@@ -88,7 +88,9 @@ def features(
         if encoded is not None:
             seen = np.ones(encoded.shape[:2], dtype=bool) if encoder_allowed is None else np.asarray(encoder_allowed)
             seen = np.broadcast_to(seen[:, None, :], (num_images, length, encoded.shape[1]))
-            query = project(norm(x, weights[f"{here}.ln_cross_attn.weight"], eps), weights, f"{here}.crossattention.q_attn")
+            query = project(
+                norm(x, weights[f"{here}.ln_cross_attn.weight"], eps), weights, f"{here}.crossattention.q_attn"
+            )
             key, value = np.split(project(np.asarray(encoded), weights, f"{here}.crossattention.c_attn"), 2, axis=-1)
             mixed = attend(query, key, value, seen, num_heads, scaling)
             x = x + project(mixed, weights, f"{here}.crossattention.c_proj")

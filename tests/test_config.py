@@ -1,11 +1,11 @@
-"""The configuration: transformers' fields and defaults, files either side reads, and nonsense refused in one sentence."""
+"""The configuration: transformers' fields and defaults, files either side reads, nonsense refused in one sentence."""
 
 import json
 
 import pytest
-from helpers import tiny_config
 from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig as ReferenceConfig
 
+from helpers import tiny_config
 from imagegpt import ImageGPTConfig
 
 OURS_ALONE = {"use_bias", "is_causal", "init_scheme", "shift_inputs", "pruned_heads"}

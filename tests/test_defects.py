@@ -1,19 +1,19 @@
 """The defects of transformers 5.23's ImageGPT listed at the end of paper.md: each a fact there, and mended here.
 
-Each test first shows the defect in the pinned reference. When a new version mends one, its test fails, and the docs want
-a new sentence. Number 10, the image processor, is in test_processing.py.
+Each test first shows the defect in the pinned reference. When a new version mends one, its test fails, and the docs
+want a new sentence. Number 10, the image processor, is in test_processing.py.
 """
 
 import importlib.util
 import math
 
-import oracle
 import pytest
 import torch
-from helpers import image_ids, largest_difference, randomize, reference, reference_for, tiny_config, tiny_model
-from helpers import ReferenceConfig as TheirConfig
 from transformers import DynamicCache, EncoderDecoderCache
 
+import oracle
+from helpers import ReferenceConfig as TheirConfig
+from helpers import image_ids, largest_difference, randomize, reference, reference_for, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 from imagegpt.model.layers import ImageGPTLayerNorm
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from helpers import REFERENCE_CLASS, image_ids, largest_difference, reference_for, tiny_config, tiny_model
 from transformers import Trainer, TrainingArguments
 
+from helpers import REFERENCE_CLASS, image_ids, largest_difference, reference_for, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 ALL_MODELS = pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_another_architectures_weights_are_noticed(tmp_path, transformers_log):
         tmp_path, config=tiny_config(n_layer=4), output_loading_info=True
     )
     assert any("h.3." in key for key in info["missing_keys"])
-    with pytest.raises(RuntimeError, match="size mismatch|ignore_mismatched_sizes"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         ImageGPTForCausalImageModeling.from_pretrained(tmp_path, config=tiny_config(n_embd=64, n_layer=3))
 
 
@@ -198,7 +198,9 @@ def test_blocks_are_not_split_between_devices():
     model = tiny_model(n_layer=6)
     block_bytes = sum(p.numel() * 4 for p in model.transformer.h[0].parameters())
     places = infer_auto_device_map(
-        model, max_memory={"cpu": int(3.5 * block_bytes), "disk": 10**9}, no_split_module_classes=model._no_split_modules
+        model,
+        max_memory={"cpu": int(3.5 * block_bytes), "disk": 10**9},
+        no_split_module_classes=model._no_split_modules,
     )
     assert set(places.values()) == {"cpu", "disk"}
     assert not any(".attn" in name or ".mlp" in name for name in places)
@@ -222,7 +224,8 @@ class Images(torch.utils.data.Dataset):
 
 
 @pytest.mark.xfail(
-    strict=True, reason="ignored keys are a tuple; loss_type unset (15 of 16 labels); accepts_loss_kwargs of the classifier"
+    strict=True,
+    reason="ignored keys are a tuple; loss_type unset (15 of 16 labels); accepts_loss_kwargs of the classifier",
 )
 @pytest.mark.parametrize("labels", ["pixels", "classes"])
 @pytest.mark.parametrize("accumulation", [1, 2])

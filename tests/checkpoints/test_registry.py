@@ -242,6 +242,7 @@ import sys
 import numpy as np
 from PIL import Image
 from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline)
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 import imagegpt
 
@@ -255,6 +256,7 @@ assert type(AutoModel.from_pretrained(folder)) is imagegpt.ImageGPTModel
 assert type(AutoModelForImageClassification.from_pretrained(folder)) is imagegpt.ImageGPTForImageClassification
 assert type(AutoImageProcessor.from_pretrained(folder)) is imagegpt.ImageGPTImageProcessor
 assert MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING[type(config)] is imagegpt.ImageGPTForCausalImageModeling
+assert set(IMAGE_PROCESSOR_MAPPING[type(config)].values()) == {imagegpt.ImageGPTImageProcessor}
 classify = pipeline("image-classification", model=folder)
 assert type(classify.model) is imagegpt.ImageGPTForImageClassification
 answer = classify(Image.fromarray(np.zeros((9, 7), np.uint8)))  # a grey image: transformers' processor fails on it

@@ -4,14 +4,14 @@ The oracle is `oracle.py`, in float64. Tolerances of float32 comparisons are the
 """
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_config, tiny_model
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import oracle
+from helpers import image_ids, largest_difference, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 from imagegpt.model.layers import eager_attention_forward
 
@@ -54,9 +54,7 @@ def test_every_pixel_sees_every_other_in_a_bidirectional_model(backend):
         assert (model(other).logits - logits)[0].abs().amax(-1).min() > 1e-4, f"pixel {changed}"
 
 
-@pytest.mark.parametrize(
-    "model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
-)
+@pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
 def test_no_buffers_at_all(model_class):
     # The reference keeps a T x T boolean matrix in every block: 24 MB for iGPT-S, 375 MB for 64 x 64 pixels.
     assert list(tiny_model(model_class, add_cross_attention=True).buffers()) == []
@@ -156,7 +154,9 @@ def test_head_mask_of_the_wrong_shape_is_refused():
 @pytest.mark.parametrize("asked", ["output_attentions", "head_mask", "reorder_and_upcast_attn"])
 def test_what_sdpa_does_not_offer_is_done_by_eager_attention_and_said_once(asked, transformers_log):
     options = {"reorder_and_upcast_attn": True} if asked == "reorder_and_upcast_attn" else {}
-    inputs = {"output_attentions": {"output_attentions": True}, "head_mask": {"head_mask": torch.ones(4)}}.get(asked, {})
+    inputs = {"output_attentions": {"output_attentions": True}, "head_mask": {"head_mask": torch.ones(4)}}.get(
+        asked, {}
+    )
     expected = tiny_model(backend="eager", **options)(image_ids(), **inputs)
     assert transformers_log == []
     model = tiny_model(**options)
@@ -266,9 +266,7 @@ ENCODER_MASK = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0, 1]])
 def test_cross_attention_against_the_definition(use_cache, masked, backend):
     model = tiny_model(dtype=torch.float64, backend=backend, add_cross_attention=True, n_layer=3)
     encoded, mask = encoder_output(), ENCODER_MASK if masked else None
-    logits = model(
-        image_ids(), encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=use_cache
-    ).logits
+    logits = model(image_ids(), encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=use_cache).logits
     exact = oracle.logits(model, image_ids(), encoded=encoded, encoder_allowed=None if mask is None else mask.bool())
     assert largest_difference(logits, torch.as_tensor(exact)) < 1e-12
 
@@ -282,9 +280,7 @@ def test_masks_of_decoder_and_encoder_together(backend):
         image_ids(), attention_mask=mask, encoder_hidden_states=encoded, encoder_attention_mask=ENCODER_MASK
     ).logits
     allowed = np.tril(np.ones((16, 16), dtype=bool)) & mask.bool().numpy()[:, None, :]
-    exact = oracle.logits(
-        model, image_ids(), allowed=allowed, encoded=encoded, encoder_allowed=ENCODER_MASK.bool()
-    )
+    exact = oracle.logits(model, image_ids(), allowed=allowed, encoded=encoded, encoder_allowed=ENCODER_MASK.bool())
     real = mask.bool()
     assert largest_difference(logits[real], torch.as_tensor(exact)[real]) < 1e-12
 

@@ -3,13 +3,13 @@
 A cache that is wrong by a position is hard to see in an image and easy to see here.
 """
 
-import oracle
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_config, tiny_model
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
-from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+import oracle
+from helpers import image_ids, largest_difference, tiny_config, tiny_model
+from imagegpt import ImageGPTForImageClassification, ImageGPTModel
 
 EAGER_AND_SDPA = pytest.mark.parametrize("backend", ["eager", "sdpa"])
 CHUNKS = {"pixel by pixel": [1] * 16, "prompt then pixels": [8] + [1] * 8, "uneven": [3, 1, 7, 5], "at once": [16]}
@@ -120,7 +120,7 @@ def test_feeding_past_the_last_position_is_one_clear_error(kind):
     model = tiny_model()
     cache = make_cache(kind, model.config)
     cache = model(image_ids(), past_key_values=cache).past_key_values
-    with pytest.raises(ValueError, match="17.* 16 positions"):
+    with pytest.raises(ValueError, match=r"17.* 16 positions"):
         model(image_ids(pixels=1), past_key_values=cache)
 
 

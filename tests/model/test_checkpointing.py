@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_model
 
+from helpers import image_ids, largest_difference, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 # transformers 5.23 renamed the method; 5.17, which we support too, has this name only.
-pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing(_enable|_disable)?. is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.(is_)?gradient_checkpointing(_enable|_disable)?. is deprecated:FutureWarning"
+)
 
 EITHER_WAY = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
 

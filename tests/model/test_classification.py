@@ -3,11 +3,11 @@
 import json
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_config, tiny_model
 
+import oracle
+from helpers import image_ids, largest_difference, tiny_config, tiny_model
 from imagegpt import ImageGPTConfig, ImageGPTForImageClassification
 
 

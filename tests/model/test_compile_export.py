@@ -8,10 +8,10 @@ import io
 
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_model
 from torch._dynamo.testing import CompileCounter
 from transformers import StaticCache
 
+from helpers import image_ids, largest_difference, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 OPTIONS = {
@@ -109,8 +109,8 @@ def decode(model, step, ids, prompt):
     """Logits of all positions through a static cache, the prompt at once and then pixel by pixel."""
     cache = StaticCache(config=model.config, max_cache_len=16)
     logits = [model(ids[:, :prompt], past_key_values=cache).logits]
-    for position in range(prompt, ids.shape[1]):
-        logits.append(step(ids[:, position : position + 1], past_key_values=cache).logits.clone())
+    pixels = ids[:, prompt:].split(1, dim=1)
+    logits += [step(pixel, past_key_values=cache).logits.clone() for pixel in pixels]
     return torch.cat(logits, dim=1)
 
 

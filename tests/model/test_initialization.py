@@ -8,8 +8,8 @@ import math
 
 import pytest
 import torch
-from helpers import image_ids, tiny_config
 
+from helpers import image_ids, tiny_config
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 SIZES = {"n_embd": 64, "n_layer": 3, "n_positions": 64, "vocab_size": 65, "num_labels": 50, "add_cross_attention": True}
@@ -51,9 +51,7 @@ def expected_std(scheme, std, config):
 @overrides_work
 @pytest.mark.parametrize("std", [0.02, 0.5])
 @pytest.mark.parametrize("scheme", ["transformers", "openai"])
-@pytest.mark.parametrize(
-    "model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
-)
+@pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
 def test_spread_of_each_kind_of_weight(model_class, scheme, std):
     config = tiny_config(init_scheme=scheme, initializer_range=std, **SIZES)
     seen = set()

@@ -7,10 +7,10 @@ no room for a different function. The mutants at the end show that the compariso
 
 import pytest
 import torch
-from helpers import image_ids, largest_difference, reference_for, tiny_config, tiny_model
 from torch import nn
 from transformers.activations import ACT2CLS
 
+from helpers import image_ids, largest_difference, reference_for, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 from imagegpt.model.layers import ImageGPTLayerNorm
 

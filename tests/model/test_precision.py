@@ -1,10 +1,10 @@
 """What each dtype is good for: float64 through and through, and half precision that neither overflows nor drifts."""
 
-import oracle
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_config, tiny_model
 
+import oracle
+from helpers import image_ids, largest_difference, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 from imagegpt.model.layers import ImageGPTLayerNorm, eager_attention_forward
 
@@ -93,9 +93,7 @@ def test_gain_is_trained():
 
 
 @HALVES
-@pytest.mark.parametrize(
-    "model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
-)
+@pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
 def test_loading_in_half_precision_keeps_the_norms_in_float32(model_class, dtype, tmp_path):
     tiny_model(model_class, add_cross_attention=True).save_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path, dtype=dtype)

@@ -5,8 +5,8 @@ transformers 5 dropped pruning, so the reference is the model itself with a head
 
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_model
 
+from helpers import image_ids, largest_difference, tiny_model
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 # Block 0 loses heads 0 and 2 of its four, block 1 head 3.
@@ -14,9 +14,7 @@ PRUNED = {0: [0, 2], 1: [3]}
 MASK = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
 
 
-@pytest.mark.parametrize(
-    "model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
-)
+@pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
 @pytest.mark.parametrize("options", [{}, {"use_bias": False}], ids=["biases", "no_biases"])
 def test_pruning_a_head_is_masking_it(model_class, options):
     model = tiny_model(model_class, dtype=torch.float64, **options)

@@ -6,8 +6,8 @@ colour and the start token could be drawn.
 
 import pytest
 import torch
-from helpers import image_ids, largest_difference, tiny_model
 
+from helpers import image_ids, largest_difference, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 

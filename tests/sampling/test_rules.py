@@ -79,6 +79,8 @@ def test_image_seeds_are_splitmix64_and_do_not_collide():
         0x6E789E6AA1B965F4,
         0x06C45D188009454F,
     ]
+    gamma = 0x9E3779B97F4A7C15  # a run that starts one step later must not be the same run shifted by an image
+    assert image_seed(gamma, 0) != image_seed(0, 1)
     seeds = {image_seed(seed, index) for seed in range(40) for index in range(500)}
     assert len(seeds) == 40 * 500
 
@@ -87,6 +89,7 @@ def test_top_k_keeps_exactly_k_and_ties_go_to_the_lower_index():
     assert kept([0.0, 2.0, 1.0, 2.0, 1.0], top_k=3) == [False, True, True, True, False]
     assert kept([1.0, 1.0, 1.0, 1.0], top_k=2) == [True, True, False, False]
     assert kept([1.0, 3.0], top_k=99) == [True, True]
+    assert kept([0.0, 1.0] * 256, top_k=300) == [i % 2 == 1 or i < 88 for i in range(512)]
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_the_share():

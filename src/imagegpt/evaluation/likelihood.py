@@ -40,7 +40,7 @@ def pixel_nll(
                 rows.append(functional.cross_entropy(by_class, pixels, reduction="none").cpu())
     finally:
         model.train(was_training)
-    return torch.cat(rows).clone()  # outside inference mode, so that the caller may do with it what he likes
+    return torch.cat(rows)  # made outside inference mode, so that the caller may use it as any tensor
 
 
 def mean_nll(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "n t"], *, batch_size: int = 64) -> float:

@@ -45,7 +45,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     # Sums of squares need float32, and so do the gains, under float16 and bfloat16 alike.
     _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_cross_attn", "ln_f"]  # noqa: RUF012
     # transformers 4 stored the causal mask of each block.
-    _keys_to_ignore_on_load_unexpected = [r"attn\.bias", r"attn\.masked_bias"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"\.(attn|crossattention)\.(bias|masked_bias)$"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
