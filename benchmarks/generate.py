@@ -4,15 +4,15 @@
     python benchmarks/generate.py --pixels 1024 --repeats 3  # whole images
     python benchmarks/generate.py --batch 8
 
-Both draw from the full distribution (temperature 1). transformers uses its dynamic cache. Before anything is timed, both
-make the same greedy pixels.
+Both draw from the full distribution (temperature 1); transformers uses its dynamic cache. Before anything is timed,
+both make the same greedy pixels.
 """
 
 import torch
-from _common import finish, measure, parser, print_ratio, print_times, ratio
 from transformers.models.imagegpt import ImageGPTConfig as ReferenceConfig
 from transformers.models.imagegpt import ImageGPTForCausalImageModeling as ReferenceModel
 
+from _common import finish, measure, parser, print_ratio, print_times, ratio
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 from imagegpt.sampling import Sampler, SamplingRules
 
@@ -43,7 +43,8 @@ def main() -> None:
 
     greedy = sampler.generate(None, seeds=seeds, rules=SamplingRules(temperature=0.0), num_pixels=32)
     same = torch.equal(greedy, transformers_generate(32, do_sample=False))
-    print(f"{options.size}, {options.batch} images of {options.pixels} pixels, {options.device}; same greedy pixels: {same}")
+    what = f"{options.size}, {options.batch} x {options.pixels} pixels, {options.device}"
+    print(f"{what}; same greedy pixels: {same}")
     seconds = measure(
         {
             "transformers generate": lambda: transformers_generate(do_sample=True),

@@ -64,6 +64,20 @@ def test_the_seed_decides(trained, tmp_path):
     assert same == (trained / "model.safetensors").read_bytes() != other
 
 
+def test_the_seed_decides_the_first_weights_too(tmp_path, monkeypatch):
+    first = []
+
+    def stop(model, *_, **__):
+        first.append(model.transformer.wte.weight.detach().clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "train", stop)
+    for seed in (0, 0, 1):
+        assert run("--out", tmp_path / "m", "--seed", seed) == 130
+    assert first[0].equal(first[1])
+    assert not first[0].equal(first[2])
+
+
 def test_force_replaces_a_model(trained, tmp_path):
     folder = tmp_path / "m"
     assert run("--out", folder, "--steps", 1) == 0

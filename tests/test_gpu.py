@@ -1,0 +1,82 @@
+"""On a CUDA device: every model class and attention backend against float64 on the CPU, and the same images as there.
+
+Bounds are a few units of the dtype's own precision (float32 with TF32 off: 2^-24, bfloat16: 2^-8, float16: 2^-11),
+which a wrong mask, scale or cast exceeds by far.
+"""
+
+import pytest
+import torch
+
+from helpers import randomize, tiny_config
+from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+from imagegpt.sampling import Sampler, SamplingRules, image_seed
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+CLASSES = [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
+
+
+def flash_or_skip(backend, dtype):
+    if backend != "flash_attention_2":
+        return
+    pytest.importorskip("flash_attn", reason="flash attention is not installed")
+    if dtype == torch.float32:
+        pytest.skip("flash attention is for half precision")
+
+
+def features(model, ids):
+    output = model(ids, use_cache=False) if not isinstance(model, ImageGPTForImageClassification) else model(ids)
+    return output[0].double().cpu()
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex_attention", "flash_attention_2"])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_agrees_with_float64_on_the_cpu(model_class, backend, dtype):
+    flash_or_skip(backend, dtype)
+    torch.manual_seed(0)
+    config = tiny_config(n_embd=64, n_head=4, n_positions=36, num_labels=5)
+    oracle = randomize(model_class(config)).eval()
+    ids = torch.randint(config.num_colors, (3, 36))
+    state = oracle.state_dict()
+    expected = features(oracle.double(), ids)
+    model = model_class(config).eval()
+    model.load_state_dict(state)
+    model.to("cuda", dtype)
+    model.set_attn_implementation(backend)
+    with torch.no_grad():
+        actual = features(model, ids.cuda())
+    error = ((actual - expected).norm() / expected.norm()).item()
+    assert error < BOUNDS[dtype], error
+
+
+RULES = [SamplingRules(), SamplingRules(temperature=0.0), SamplingRules(temperature=0.8, top_k=5, top_p=0.9)]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_draws_the_images_the_cpu_draws(rules):
+    torch.manual_seed(0)
+    model = randomize(ImageGPTForCausalImageModeling(tiny_config(n_positions=64))).eval()
+    seeds = [image_seed(3, index) for index in range(8)]
+    on_cpu = Sampler(model).generate(None, seeds=seeds, rules=rules)
+    on_gpu = Sampler(model.cuda()).generate(None, seeds=seeds, rules=rules)
+    assert torch.equal(on_cpu, on_gpu.cpu())
+
+
+def test_gradients_agree_with_float64_on_the_cpu():
+    torch.manual_seed(0)
+    config = tiny_config()
+    model = randomize(ImageGPTForCausalImageModeling(config)).eval()
+    ids = torch.randint(config.num_colors, (2, config.n_positions))
+    gradients = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        moved = ImageGPTForCausalImageModeling(config).eval()
+        moved.load_state_dict(model.state_dict())
+        moved.to(device, dtype)
+        moved(ids.to(device), labels=ids.to(device)).loss.backward()
+        gradients.append(torch.cat([parameter.grad.double().cpu().flatten() for parameter in moved.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-5
