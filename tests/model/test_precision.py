@@ -136,7 +136,6 @@ def test_loss_of_a_half_precision_model_is_computed_in_float32(dtype):
     assert abs(outputs.loss.item() - oracle.pixel_nll(outputs.logits.detach().double().numpy(), ids)) < 1e-6
 
 
-@pytest.mark.xfail(strict=True, reason="initialisation of whole modules is skipped: is_custom_code() is True")
 def test_loss_of_constant_logits_is_the_logarithm_of_the_colours_in_bfloat16():
     # bfloat16 keeps three digits: ln 512 would come out as 6.25.
     config = tiny_config(vocab_size=513, init_scheme="openai")

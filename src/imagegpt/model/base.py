@@ -74,6 +74,12 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         initialize_module(module, self.config)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For classes from outside, transformers passes over modules that have no weights of their own, lest they draw
+        # weights anew that were loaded. Attention and MLP are such modules, and draw theirs with
+        # `transformers.initialization`, which leaves loaded weights alone.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # transformers looks for the dispatch in this file; it is in `layers`
