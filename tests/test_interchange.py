@@ -223,10 +223,6 @@ class Images(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids if self.labels == "pixels" else torch.tensor(index % 3)}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="ignored keys are a tuple; loss_type unset (15 of 16 labels); accepts_loss_kwargs of the classifier",
-)
 @pytest.mark.parametrize("labels", ["pixels", "classes"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_trainer_reports_the_loss_and_trains(labels, accumulation, tmp_path):

@@ -79,7 +79,7 @@ class ImageGPTConfig(PreTrainedConfig):
     """
 
     model_type = "imagegpt"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - Trainer adds it to another list
     attribute_map = {  # noqa: RUF012 - transformers wants a plain dict
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
@@ -167,6 +167,10 @@ class ImageGPTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.pruned_heads is not None:  # JSON turns the block indices into strings
+            if not all(str(layer).isdecimal() for layer in self.pruned_heads):
+                raise ValueError(
+                    f"pruned_heads names blocks {', '.join(map(repr, self.pruned_heads))}: give their indices"
+                )
             self.pruned_heads = {int(layer): sorted(heads) for layer, heads in self.pruned_heads.items()}
         super().__post_init__(**kwargs)
 

@@ -109,10 +109,7 @@ def test_models_without_a_generative_head_return_caches_too(model_class):
     "kind",
     [
         "dynamic",
-        pytest.param(
-            "static",
-            marks=pytest.mark.xfail(strict=True, reason="positions of a static cache are not checked: IndexError"),
-        ),
+        "static",
         "legacy",
     ],
 )
@@ -260,7 +257,7 @@ def greedy(model, kind, batch=2):
         pytest.param(
             "flex_attention",
             16,  # flex compiles, and for several lengths
-            marks=[pytest.mark.slow, pytest.mark.xfail(reason="flex with a static cache, see the last test")],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -311,7 +308,7 @@ def test_flex_attention_equals_eager_attention():
     "kind",
     [
         "dynamic",
-        pytest.param("static, larger", marks=pytest.mark.xfail(strict=True, reason="sees one empty slot too many")),
+        "static, larger",
     ],
 )
 def test_flex_attention_with_a_cache(kind):

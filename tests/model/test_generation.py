@@ -63,9 +63,7 @@ def test_assisted_decoding_gives_the_greedy_image():
     "num_new",
     [
         5,
-        pytest.param(
-            9, marks=pytest.mark.xfail(strict=True, reason="its guesses reach one position too far: IndexError")
-        ),
+        9,
     ],
 )
 def test_prompt_lookup_gives_the_greedy_image(num_new):

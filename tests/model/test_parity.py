@@ -216,7 +216,7 @@ def test_base_model(dtype):
     "dtype",
     [
         torch.float32,
-        pytest.param(torch.float64, marks=pytest.mark.xfail(strict=True, reason="the loss is computed in float32")),
+        torch.float64,
     ],
     ids=["float32", "float64"],
 )
@@ -243,7 +243,6 @@ def test_classifier(options, labels, dtype):
     assert_same_gradients(our_grads, their_grads, limit)
 
 
-@pytest.mark.xfail(strict=True, reason="cross_attentions is () instead of None in a model without cross-attention")
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling])
 def test_tuple_outputs_have_the_same_order(model_class):
     model = tiny_model(model_class)

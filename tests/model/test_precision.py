@@ -49,7 +49,6 @@ def test_float64_loss_agrees_with_the_definition():
     assert abs(loss.item() - oracle.pixel_nll(oracle.logits(model, ids), ids)) < 1e-12
 
 
-@pytest.mark.xfail(strict=True, reason="upcasting computes the scores of a float64 model in float32")
 def test_upcasting_does_not_lower_the_precision_of_float64():
     model = tiny_model(dtype=torch.float64, reorder_and_upcast_attn=True)
     ids = image_ids()

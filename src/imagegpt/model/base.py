@@ -21,6 +21,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.model import inputs
 from imagegpt.model.initialization import initialize_module
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
 from imagegpt.model.pruning import prune_heads
@@ -142,6 +143,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         """Replace the token embedding."""
         self.wte = cast(nn.Embedding, value)
 
+    @inputs.without_empty_cross_attentions
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -175,13 +177,14 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             kwargs: `output_attentions`, `output_hidden_states` (True, or the indices wanted), `return_dict`, and
                 whatever the attention backend takes.
         Returns: `last_hidden_state` (B, T, C), normed; the cache; the recorded outputs.
-        Raises: ValueError on contradictory inputs, ids outside the vocabulary (on the CPU; on a GPU torch reports it),
-            and past the last position.
+        Raises: ValueError on contradictory inputs, wrong shapes, ids outside the vocabulary and positions that do not
+            exist (on the CPU; on a GPU torch reports them), and on a filled cache where none can be used: in a
+            bidirectional model, and while gradient checkpointing.
         """
         legacy = isinstance(past_key_values, (tuple, list))
         cache = self._prepare_cache(past_key_values, use_cache)
         hidden_states = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, cache)
-        backend = self._attention_backend(head_mask, kwargs.get("output_attentions"))
+        backend = self._attention_backend(hidden_states, head_mask, kwargs.get("output_attentions"))
         self_mask, cross_mask = self._create_masks(
             backend, hidden_states, attention_mask, position_ids, cache, encoder_hidden_states, encoder_attention_mask
         )
@@ -204,11 +207,27 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         )
 
     def _prepare_cache(self, past: Cache | LegacyCache | None, use_cache: bool | None) -> Cache | None:
+        if inputs.is_filled(past) and not self.config.is_causal:
+            raise ValueError(
+                "past_key_values was given to a bidirectional model (is_causal=False), in which earlier pixels see "
+                "later ones: feed all pixels at once"
+            )
+        if past is not None and self.gradient_checkpointing and self.training:
+            raise ValueError("past_key_values was given while gradient checkpointing: turn one of the two off")
         if isinstance(past, (tuple, list)):
+            if len(past) not in (0, self.config.n_layer):
+                raise ValueError(
+                    f"past_key_values has {len(past)} pairs: give one for each of {self.config.n_layer} blocks"
+                )
             return DynamicCache([(key, value) for key, value in past])
-        if past is None and use_cache:
+        if past is None and use_cache and self.config.is_causal:
             past = DynamicCache(config=self.config)
-        if use_cache and self.config.add_cross_attention and not isinstance(past, EncoderDecoderCache):
+        if (
+            past is not None
+            and use_cache
+            and self.config.add_cross_attention
+            and not isinstance(past, EncoderDecoderCache)
+        ):
             past = EncoderDecoderCache(past, DynamicCache(config=self.config))
         return past
 
@@ -225,38 +244,32 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             given = "both" if input_ids is not None else "neither"
             raise ValueError(f"{given} of input_ids and inputs_embeds were given: give exactly one")
         if inputs_embeds is None:
-            inputs_embeds = self._look_up(cast(Tensor, input_ids), "input_ids")
+            embeddings = self.wte(inputs.checked_ids(input_ids, "input_ids", self.config.vocab_size))
+        else:
+            inputs.check_embeddings(inputs_embeds, "inputs_embeds", self.config.n_embd)
+            embeddings = inputs_embeds
         if position_ids is None:
-            past = cache.get_seq_length() if cache is not None else 0
-            num_new = inputs_embeds.shape[1]
-            if isinstance(past, int) and past + num_new > self.config.n_positions:
-                raise ValueError(
-                    f"the input ends at position {past + num_new}, this model has {self.config.n_positions} positions: "
-                    "an image's last pixel is predicted, never fed, so feed the start token and all pixels but the last"
-                )
-            position_ids = (torch.arange(num_new, device=inputs_embeds.device) + past).unsqueeze(0)
-        hidden_states = inputs_embeds + self.wpe(position_ids).to(inputs_embeds.device)
+            past, num_new = cache.get_seq_length() if cache is not None else 0, embeddings.shape[1]
+            known_past = inputs.cached_length(cache)
+            if known_past is not None:
+                inputs.check_length(known_past + num_new, self.config.n_positions)
+            position_ids = (torch.arange(num_new, device=embeddings.device) + past).unsqueeze(0)
+        else:
+            inputs.check_positions(position_ids, self.config.n_positions)
+        hidden_states = embeddings + self.wpe(position_ids).to(embeddings.device)
         if token_type_ids is not None:
-            hidden_states = hidden_states + self._look_up(token_type_ids, "token_type_ids")
+            hidden_states = hidden_states + self.wte(
+                inputs.checked_ids(token_type_ids, "token_type_ids", self.config.vocab_size)
+            )
         return self.drop(hidden_states)
 
-    def _look_up(self, ids: Tensor, name: str) -> Tensor:
-        if ids.ndim != 2:
-            raise ValueError(f"{name} has the shape {tuple(ids.shape)}: give (images, positions)")
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"{name} contains {low if low < 0 else high}: this model knows tokens 0 to "
-                    f"{self.config.vocab_size - 1}, the last being the start token"
-                )
-        return self.wte(ids)
-
-    def _attention_backend(self, head_mask: Tensor | None, output_attentions: bool | None) -> str:
+    def _attention_backend(
+        self, hidden_states: Tensor, head_mask: Tensor | None, output_attentions: bool | None
+    ) -> str:
         """The backend for this call: the config's, unless something is asked for that only eager attention does."""
         chosen = self.config._attn_implementation
-        if chosen == "eager":
-            return chosen
+        if chosen == "eager" or (not torch.compiler.is_compiling() and hidden_states.numel() == 0):
+            return "eager"  # the others fail on nothing
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         reasons = {
@@ -284,10 +297,15 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         encoder_attention_mask: Tensor | None,
     ) -> tuple[Any, Any]:
         """Masks of self-attention and cross-attention in the backend's own form; None where none is needed."""
+        num_images, num_new = hidden_states.shape[:2]
+        past = inputs.cached_length(cache)
+        inputs.check_attention_mask(attention_mask, num_images, None if past is None else past + num_new)
         config = self.config
         if backend != config._attn_implementation:
             config = copy.copy(config)
             config._attn_implementation = backend
+        if backend == "flex_attention" and cache is not None:
+            cache = _with_lengths_of_now(cache)
         self_mask = create_causal_mask(  # bidirectional where config.is_causal is False
             config=config,
             inputs_embeds=hidden_states,
@@ -319,3 +337,17 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 f"head_mask has the shape {tuple(head_mask.shape)}: give ({num_heads},) or ({num_layers}, {num_heads})"
             )
         return list(head_mask.expand(num_layers, num_heads))
+
+
+def _with_lengths_of_now(cache: Cache) -> Cache:
+    """A copy of a cache for the mask of flex_attention, which is a function that is called while attention runs.
+
+    By then a static cache has counted the new positions in place, and the mask would let every query see one empty slot
+    too many (so it happens to transformers' own models). Keys and values are not copied.
+    """
+    snapshot = copy.copy(cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache)
+    snapshot.layers = [copy.copy(layer) for layer in snapshot.layers]
+    for layer in cast(Any, snapshot.layers):
+        if isinstance(getattr(layer, "cumulative_length", None), Tensor):
+            layer.cumulative_length = layer.cumulative_length.clone()
+    return snapshot

@@ -128,7 +128,8 @@ def eager_attention_forward(
     # The query is scaled before the product: in float16 the unscaled scores could overflow.
     if module.reorder_and_upcast_attn:
         with maybe_autocast(query.device.type, enabled=False):
-            scores = (query.float() * scaling) @ key.float().transpose(-1, -2)
+            dtype = at_least_float32(query.dtype)
+            scores = (query.to(dtype) * scaling) @ key.to(dtype).transpose(-1, -2)
     else:
         scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:

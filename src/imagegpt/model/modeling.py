@@ -6,6 +6,7 @@ says so; `docs/differences.md` lists it all.
 Axes: B images, T positions, C channels, V colours (the start token, sos, has id V).
 """
 
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,9 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, Seq
 from transformers.utils.generic import can_return_tuple
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.model import inputs as door
 from imagegpt.model.base import ImageGPTModel, ImageGPTPreTrainedModel, LegacyCache
+from imagegpt.model.layers import at_least_float32
 
 __all__ = [
     "ImageGPTForCausalImageModeling",
@@ -39,6 +42,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         self.transformer = ImageGPTModel(config)
         # No row for the start token: it can never be drawn.
         self.lm_head = nn.Linear(config.n_embd, config.num_colors, bias=False)
+        # By this Trainer knows how many labels of a batch count: all but the first of each image, or all.
+        self.loss_type = "ForCausalLM" if config.is_causal else "ForMaskedLM"
         self.post_init()
 
     @can_return_tuple
@@ -70,10 +75,14 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         Returns: `loss` in nats per predicted pixel, `logits` (B, T, V), the cache and the recorded outputs.
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        if labels is not None and input_ids is not None and self._has_one_pixel_too_many(input_ids, past_key_values):
-            input_ids = input_ids[:, :-1]
-            attention_mask = attention_mask[:, :-1] if attention_mask is not None else None
-            token_type_ids = token_type_ids[:, :-1] if token_type_ids is not None else None
+        if labels is not None and self.config.is_causal and not door.is_filled(past_key_values):
+            longest = self.config.n_positions
+            input_ids, inputs_embeds, token_type_ids, position_ids = (
+                _up_to(longest, x) for x in (input_ids, inputs_embeds, token_type_ids, position_ids)
+            )
+            attention_mask = _up_to(longest, attention_mask, -1)
+            if attention_mask is not None and attention_mask.ndim == 4:
+                attention_mask = _up_to(longest, attention_mask, -2)
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -98,24 +107,20 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
             cross_attentions=outputs.cross_attentions,
         )
 
-    def _has_one_pixel_too_many(self, input_ids: Tensor, past: Any) -> bool:
-        return past is None and self.config.is_causal and input_ids.shape[1] == self.config.n_positions + 1
-
     def _pixel_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Mean negative log-likelihood in nats; label t + 1 belongs to position t, or t to t if bidirectional."""
+        labels = door.checked_labels(labels, logits.shape[0])
         if self.config.is_causal:
+            # The last position predicts a pixel that is a label only if the image's last pixel was not fed.
+            logits = logits[:, :-1] if logits.shape[1] == labels.shape[1] else logits
             labels = labels[:, 1:]
-            logits = logits[:, : labels.shape[1]]
-        if logits.shape[1] != labels.shape[1]:
+        if logits.shape[1] != labels.shape[1] or labels.shape[1] == 0:
             raise ValueError(
                 f"{labels.shape[1]} labels were given for {logits.shape[1]} positions: give one a position"
             )
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and int(labels.max()) >= logits.shape[-1]:
-            raise ValueError(
-                f"labels contains {int(labels.max())}: colours are 0 to {logits.shape[-1] - 1}, and -100 is left out"
-            )
+        door.check_colors(labels, logits.shape[-1])
         # Half precision would lose the small differences of large sums.
-        flat = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        flat = logits.flatten(0, 1).to(at_least_float32(logits.dtype))
         reduction = "mean" if num_items_in_batch is None else "sum"
         loss = functional.cross_entropy(flat, labels.flatten().to(flat.device), reduction=reduction)
         return loss if num_items_in_batch is None else loss / num_items_in_batch
@@ -136,10 +141,14 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
             raise ValueError(
                 "this model is bidirectional (is_causal=False): it fills masked pixels and cannot generate"
             )
+        kwargs = {name: x for name, x in kwargs.items() if x is not None or name not in ("input_ids", "inputs_embeds")}
         if inputs is None and "input_ids" not in kwargs and "inputs_embeds" not in kwargs:
             inputs = torch.full((1, 1), self.config.sos_token_id, device=self.device)
         prompt = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-        num_tokens = cast(Tensor, prompt).shape[1]
+        if not isinstance(prompt, Tensor) or prompt.ndim != (2 if "inputs_embeds" not in kwargs else 3):
+            given = tuple(prompt.shape) if isinstance(prompt, Tensor) else f"a {type(prompt).__name__}"
+            raise ValueError(f"the prompt is {given}: give a tensor (images, positions), the start token first")
+        num_tokens = prompt.shape[1]
         longest = self.config.n_positions + 1  # the last pixel is drawn, and never fed
         options = generation_config.to_diff_dict() if generation_config is not None else {}
         options = {**self.generation_config.to_diff_dict(), **options, **kwargs}
@@ -156,6 +165,18 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
                 f"room for {longest}, the start token and {self.config.n_positions} pixels"
             )
         return cast(Any, super()).generate(inputs, generation_config, **kwargs)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers looks at the signature
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Arrange the inputs of a step as transformers does.
+
+        Assisted decoding may guess on past the last pixel, whose guesses are thrown away; until then they stand at the
+        last position, for want of a better one.
+        """
+        arranged = cast(Any, super()).prepare_inputs_for_generation(*args, **kwargs)
+        if arranged.get("position_ids") is not None:
+            arranged["position_ids"] = arranged["position_ids"].clamp(max=self.config.n_positions - 1)
+        return arranged
 
     @staticmethod
     def _reorder_cache(past_key_values: Any, beam_idx: Tensor) -> Any:
@@ -174,6 +195,8 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     With `config.shift_inputs` pixels enter as in pre-training, the start token first and the last pixel dropped (the
     paper); without, as they come (transformers, whose pixels sit one position early).
     """
+
+    accepts_loss_kwargs = False  # Trainer: the loss is a mean over the images, do divide it over accumulated batches
 
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__(config)
@@ -203,10 +226,15 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
                 `config.problem_type`); (B, num_labels) zeros and ones in floating point for several labels at once.
         Returns: `loss`, `logits` (B, num_labels), the cache and the recorded outputs.
         """
-        kwargs.pop("num_items_in_batch", None)  # the loss is a mean over images
         if self.config.shift_inputs:
+            if door.is_filled(past_key_values):
+                raise ValueError(
+                    "past_key_values was given to a classifier with shift_inputs, which would put the start token into "
+                    "the middle of the image: feed whole images"
+                )
             input_ids, inputs_embeds = self._shift(input_ids, inputs_embeds)
-            attention_mask = _shift_right(attention_mask, 1) if attention_mask is not None else None
+            if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+                attention_mask = _shift_right(attention_mask, 1)
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -229,7 +257,8 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
 
     def _shift(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if input_ids is not None:
-            input_ids = _shift_right(input_ids, self.config.sos_token_id)
+            ids = door.checked_ids(input_ids, "input_ids", self.config.vocab_size)
+            input_ids = _shift_right(ids, self.config.sos_token_id)
         if inputs_embeds is not None:
             sos = self.transformer.wte.weight[self.config.sos_token_id].expand_as(inputs_embeds[:, :1])
             inputs_embeds = torch.cat([sos.to(inputs_embeds.dtype), inputs_embeds[:, :-1]], dim=1)
@@ -243,12 +272,22 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             kind = "regression"
         elif kind is None:
             kind = "single_label_classification" if whole_numbers else "multi_label_classification"
-        logits, labels = logits.float(), labels.to(logits.device)
+        logits, labels = logits.to(at_least_float32(logits.dtype)), labels.to(logits.device)
         if kind == "regression":
             return functional.mse_loss(logits.flatten(), labels.flatten().to(logits.dtype))
         if kind == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return functional.cross_entropy(logits, labels.flatten())
+        labels = labels.flatten().long()
+        if door.values_are_at_hand(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
+            raise ValueError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}: classes are 0 to {logits.shape[-1] - 1}"
+            )
+        return functional.cross_entropy(logits, labels)
+
+
+def _up_to(longest: int, x: Any, dim: int = 1) -> Any:
+    """`x` without its last entry along `dim` where it is one longer than `longest`: a whole image's last pixel."""
+    return x.narrow(dim, 0, longest) if isinstance(x, Tensor) and x.ndim > 1 and x.shape[dim] == longest + 1 else x
 
 
 def _shift_right(x: Tensor, first: int) -> Tensor:

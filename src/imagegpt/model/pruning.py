@@ -24,6 +24,7 @@ def prune_heads(
         heads: block index -> indices of the heads to remove; heads that are gone already are passed over.
     Raises: ValueError if a block or head does not exist, or a block would lose all heads; nothing is changed then.
     """
+    heads = {int(layer): list(gone) for layer, gone in heads.items()}
     removed = {layer: set(gone) for layer, gone in (config.pruned_heads or {}).items()}
     for layer, more in heads.items():
         removed[layer] = removed.get(layer, set()) | set(more)

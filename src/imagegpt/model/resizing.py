@@ -60,7 +60,7 @@ def resize_position_embeddings(wpe: nn.Embedding, num_positions: int) -> None:
         num_positions: pixels of the new image.
     Raises: ValueError if the old or the new image is not square.
     """
-    old, new = math.isqrt(wpe.weight.shape[0]), math.isqrt(num_positions)
+    old, new = math.isqrt(wpe.weight.shape[0]), math.isqrt(max(0, num_positions))
     if old * old != wpe.weight.shape[0] or new * new != num_positions or new < 1:
         raise ValueError(
             f"positions can be interpolated between square images only, not from {wpe.weight.shape[0]} "
