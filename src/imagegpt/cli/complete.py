@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imagegpt.cli import _shared
+from imagegpt.cli import _output, _shared
 
 
 def complete(
@@ -29,11 +29,11 @@ def complete(
 
     An image is cropped to a square and reduced to the model's size and colours first.
     """
-    _shared.check_png(out, force)
+    _output.check_png(out, force)
     names = [f"{path.stem}_{index}.png" for path in images for index in range(num)]
     if len(set(names)) < len(names):  # two images of the same name, from different folders
         names = [f"{row}_{path.stem}_{index}.png" for row, path in enumerate(images) for index in range(num)]
-    places = _shared.check_singles(singles, names, force)
+    places = _output.check_singles(singles, names, force)
     for path in images:
         if not path.is_file():
             raise FileNotFoundError(f"there is no image {path}: check the path")
@@ -60,7 +60,7 @@ def complete(
     grid = completion_grid(originals, num_kept, completions, [path.name for path in images])
     drawn = [image for several in completions for image in several]
     facts = {"model": model, "seed": seed, "rules": rules, "keep": f"{num_kept} pixels"}
-    _shared.write_pngs({**dict(zip(places, drawn, strict=False)), out: grid}, facts)
+    _output.write_pngs({**dict(zip(places, drawn, strict=False)), out: grid}, facts)
     typer.echo(f"{num} completions of {len(images)} {'image' if len(images) == 1 else 'images'}: {out}")
     if singles is not None:
         typer.echo(f"one by one: {singles}")

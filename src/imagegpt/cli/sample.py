@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imagegpt.cli import _shared
+from imagegpt.cli import _output, _shared
 
 
 def sample(
@@ -24,8 +24,8 @@ def sample(
     revision: _shared.RevisionOption = None,
 ) -> None:
     """Draw images from nothing."""
-    _shared.check_png(out, force)
-    places = _shared.check_singles(singles, [f"sample_{index}.png" for index in range(num)], force)
+    _output.check_png(out, force)
+    places = _output.check_singles(singles, [f"sample_{index}.png" for index in range(num)], force)
 
     pipe = _shared.load_pipeline(model, device, dtype, revision)
     from imagegpt.figures import sample_grid
@@ -43,7 +43,7 @@ def sample(
             progress=progress,
         )
     facts = {"model": model, "seed": seed, "rules": rules}
-    _shared.write_pngs({**dict(zip(places, images, strict=False)), out: sample_grid(images)}, facts)
+    _output.write_pngs({**dict(zip(places, images, strict=False)), out: sample_grid(images)}, facts)
     typer.echo(f"{num} {'sample' if num == 1 else 'samples'}: {out}")
     if singles is not None:
         typer.echo(f"one by one: {singles}")

@@ -1,0 +1,157 @@
+"""Where results go: checked before the slow work, and written whole or not at all."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def check_png(path: Path, force: bool) -> None:
+    """See that a PNG can be written to a path, before the slow work.
+
+    Raises: ValueError or OSError, in one sentence, if its name, its folder or what is there already forbids it.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out is {path}: images are written as PNG, choose a name that ends in .png")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    _refuse_to_overwrite([path], force)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path.parent}: make it first, or choose another place for {path.name}"
+        )
+    _check_writable(path.parent)
+
+
+def check_singles(folder: Path | None, names: Sequence[str], force: bool) -> list[Path]:
+    """See that single PNGs can be written into a folder, which is made later if it is not there.
+
+    Returns: their paths; none if there is no folder.
+    Raises: ValueError or OSError, in one sentence, if that cannot be.
+    """
+    if folder is None:
+        return []
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: --singles wants a folder")
+    if not folder.exists() and not folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder.parent}: make it first, or choose another place for --singles"
+        )
+    paths = [folder / name for name in names]
+    _refuse_to_overwrite(paths, force)
+    _check_writable(folder if folder.exists() else folder.parent)
+    return paths
+
+
+def write_pngs(images: Mapping[Path, "Image.Image"], facts: Mapping[str, Any]) -> None:
+    """Write images with facts in their metadata: all of them, or none.
+
+    Every file is written under a temporary name beside its place, and they are renamed when all are complete. Folders
+    that do not exist are made, and removed again on failure.
+
+    Raises: OSError if that fails.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    from imagegpt import __version__
+
+    info = PngInfo()
+    info.add_text("Software", f"imagegpt {__version__}")
+    info.add_text("Comment", "created with iGPT")
+    for key, value in facts.items():
+        info.add_itxt(key, str(value))
+    temporary: dict[Path, Path] = {}
+    made: list[Path] = []
+    path = None
+    try:
+        for path, image in images.items():
+            if not path.parent.exists():
+                path.parent.mkdir()
+                made.append(path.parent)
+            temporary[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            image.save(temporary[path], format="PNG", pnginfo=info)
+        while temporary:
+            path, whole = next(iter(temporary.items()))
+            whole.replace(path)
+            del temporary[path]
+        made.clear()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path} cannot be written ({reason}): free some space or choose another place") from error
+    finally:
+        for rest in temporary.values():
+            rest.unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()
+
+
+@contextmanager
+def new_folder(out: Path, *, force: bool, replaceable: Collection[str]) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
+
+    Args:
+        out: where it shall be; its parent must exist.
+        force: an `out` that holds only files called as in `replaceable` may be replaced.
+        replaceable: the names a folder of this kind may hold.
+    Raises: OSError or ValueError, before anything is done, if `out` could not be made.
+    """
+    out = out.absolute()
+    _check_place(out, force, replaceable)
+    making = out.with_name(f".{out.name}.{secrets.token_hex(4)}.making")
+    try:
+        making.mkdir()
+    except OSError as error:
+        raise OSError(f"nothing can be written to {out.parent} ({error.strerror}): choose another place") from error
+    try:
+        yield making
+        _check_place(out, force, replaceable)  # minutes have gone by
+        if out.exists():
+            old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+            out.rename(old)
+            try:
+                making.rename(out)
+            except OSError:
+                old.rename(out)
+                raise
+            shutil.rmtree(old)
+        else:
+            making.rename(out)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _refuse_to_overwrite(paths: Sequence[Path], force: bool) -> None:
+    there = [path for path in paths if os.path.lexists(path)]
+    if there and not force:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise FileExistsError(f"{there[0]}{more} exists already: give --force to overwrite it")
+
+
+def _check_writable(folder: Path) -> None:
+    """Make a file and take it away again: permissions alone do not tell, on a read-only disk for one."""
+    probe = folder / f".imagegpt.{secrets.token_hex(4)}.tmp"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
+
+
+def _check_place(out: Path, force: bool, replaceable: Collection[str]) -> None:
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent}: make it, or choose another place")
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise ValueError(f"{out} exists and is no folder: choose another place")
+    if not force:
+        raise ValueError(f"{out} exists: choose another place, or replace it with --force")
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in replaceable)
+    if foreign:
+        raise ValueError(f"{out} holds {foreign[0]}, which is no part of a model: --force replaces nothing but models")
