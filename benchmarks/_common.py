@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.imagegpt import ImageGPTConfig as ReferenceConfig
+from transformers.models.imagegpt import ImageGPTForCausalImageModeling as ReferenceModel
+
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -22,6 +26,15 @@ def parser(doc: str) -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options.add_argument("--out", type=Path, help="also append the JSON line to this file")
     return options
+
+
+def both_models(size: str, device: str) -> tuple[ImageGPTForCausalImageModeling, ReferenceModel]:
+    """Our model of a named size and transformers', with the same random weights, in float32, for evaluation."""
+    config = ImageGPTConfig.from_size(size)
+    ours = ImageGPTForCausalImageModeling(config).eval().to(device)
+    theirs = ReferenceModel(ReferenceConfig(**config.to_dict())).eval().to(device)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, theirs
 
 
 def measure(contestants: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

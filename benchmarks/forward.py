@@ -8,11 +8,8 @@ the only one it has. Before anything is timed, the float32 logits are compared.
 """
 
 import torch
-from transformers.models.imagegpt import ImageGPTConfig as ReferenceConfig
-from transformers.models.imagegpt import ImageGPTForCausalImageModeling as ReferenceModel
 
-from _common import finish, measure, parser, print_ratio, print_times, ratio
-from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from _common import both_models, finish, measure, parser, print_ratio, print_times, ratio
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -26,10 +23,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    config = ImageGPTConfig.from_size(options.size)
-    ours = ImageGPTForCausalImageModeling(config).eval().to(options.device)
-    theirs = ReferenceModel(ReferenceConfig(**config.to_dict())).eval().to(options.device)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours, theirs = both_models(options.size, options.device)
+    config = ours.config
     ids = torch.randint(config.num_colors, (options.batch, config.n_positions), device=options.device)
 
     with torch.inference_mode():

@@ -9,11 +9,8 @@ both make the same greedy pixels.
 """
 
 import torch
-from transformers.models.imagegpt import ImageGPTConfig as ReferenceConfig
-from transformers.models.imagegpt import ImageGPTForCausalImageModeling as ReferenceModel
 
-from _common import finish, measure, parser, print_ratio, print_times, ratio
-from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from _common import both_models, finish, measure, parser, print_ratio, print_times, ratio
 from imagegpt.sampling import Sampler, SamplingRules
 
 
@@ -27,12 +24,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    config = ImageGPTConfig.from_size(options.size)
-    ours = ImageGPTForCausalImageModeling(config).eval().to(options.device)
-    theirs = ReferenceModel(ReferenceConfig(**config.to_dict())).eval().to(options.device)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours, theirs = both_models(options.size, options.device)
     sampler = Sampler(ours)
-    sos = torch.full((options.batch, 1), config.sos_token_id, device=options.device)
+    sos = torch.full((options.batch, 1), ours.config.sos_token_id, device=options.device)
     seeds = range(options.batch)
 
     def transformers_generate(num_pixels: int = options.pixels, **how: bool) -> torch.Tensor:
