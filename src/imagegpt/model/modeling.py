@@ -166,8 +166,10 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
             )
         return cast(Any, super()).generate(inputs, generation_config, **kwargs)
 
-    @wraps(GenerationMixin.prepare_inputs_for_generation)  # transformers looks at the signature
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    @wraps(cast(Any, GenerationMixin).prepare_inputs_for_generation)  # transformers looks at the signature
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """Arrange the inputs of a step as transformers does.
 
         Assisted decoding may guess on past the last pixel, whose guesses are thrown away; until then they stand at the
