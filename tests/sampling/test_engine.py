@@ -175,3 +175,11 @@ def test_broken_weights_are_reported_and_no_image_is_given(tiny_model):
     with pytest.raises(ValueError, match=r"logits are not finite in torch.float32"):
         Sampler(tiny_model).generate(seeds=[0])
     assert Sampler(tiny_model).generate(seeds=[0], num_pixels=9).shape == (1, 9)
+
+
+def test_drawn_images_can_be_trained_on(tiny_model):
+    """They were inference tensors once, which no backward pass may hold on to."""
+    images = Sampler(tiny_model).generate(None, seeds=[1, 2])
+    tokens = torch.nn.functional.pad(images, (1, 0), value=tiny_model.config.sos_token_id)
+    tiny_model(tokens, labels=tokens).loss.backward()
+    assert not images.is_inference()

@@ -12,7 +12,7 @@ Axis letters: N images, T pixels in raster order, V colours.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -21,6 +21,7 @@ STRENGTHS = tuple(float(2**k) for k in range(-6, 11))
 _EM_STEPS = 200  # the likelihood is concave in the shares; by then the last bit of nats per pixel stands still
 
 Ids = Int64[np.ndarray, "n t"]
+OtherIds = Int64[np.ndarray, "m t"]  # of another number of images
 
 
 class Baseline(Protocol):
@@ -40,7 +41,7 @@ class PositionHistogram:
         self._counts = counts
 
     @classmethod
-    def fit(cls, train: Ids, validation: Ids, *, num_colors: int) -> Self:
+    def fit(cls, train: Ids, validation: OtherIds, *, num_colors: int) -> "PositionHistogram":
         """Count over `train`; choose the strength of smoothing on `validation`.
 
         Args:
@@ -93,7 +94,7 @@ class NeighbourModel:
         self._tables = tuple(tables)
 
     @classmethod
-    def fit(cls, train: Ids, validation: Ids, *, num_colors: int, side: int) -> Self:
+    def fit(cls, train: Ids, validation: OtherIds, *, num_colors: int, side: int) -> "NeighbourModel":
         """Count over `train`; choose strengths and shares on `validation`.
 
         Args:
@@ -192,7 +193,7 @@ def _mixture_shares(parts: Float64[np.ndarray, "k n t"]) -> Float64[np.ndarray, 
     return shares
 
 
-def _check_parts(train: Ids, validation: Ids, num_colors: int) -> None:
+def _check_parts(train: Ids, validation: OtherIds, num_colors: int) -> None:
     for name, ids in (("train", train), ("validation", validation)):
         if ids.ndim != 2 or not ids.size:
             raise ValueError(f"{name} has the shape {ids.shape}: give (images, pixels), at least one of each")

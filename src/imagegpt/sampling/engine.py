@@ -51,7 +51,6 @@ class Sampler:
             )
         self.model = model
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Int64[Tensor, "b p"] | None = None,
@@ -81,12 +80,24 @@ class Sampler:
         rules = SamplingRules() if rules is None else rules
         num_pixels = self._checked_length(num_pixels)
         prompts = self._checked_prompts(prompts, len(seeds), num_pixels)
+        # Made outside inference mode, so that the caller may do with it what he likes, training included.
         images = torch.empty(len(seeds), num_pixels, dtype=torch.int64, device=self.model.device)
-        num_given = prompts.shape[1]
-        images[:, :num_given] = prompts
-        if not len(seeds) or num_given == num_pixels:
-            return images
+        images[:, : prompts.shape[1]] = prompts
+        if len(seeds) and prompts.shape[1] < num_pixels:
+            with torch.inference_mode():
+                self._draw_rest(images, prompts, seeds, rules, on_pixel)
+        return images
 
+    def _draw_rest(
+        self,
+        images: Int64[Tensor, "b t"],
+        prompts: Int64[Tensor, "b p"],
+        seeds: Sequence[int],
+        rules: SamplingRules,
+        on_pixel: OnPixel | None,
+    ) -> None:
+        """Fill in the pixels of `images` after the prompts."""
+        num_given, num_pixels = prompts.shape[1], images.shape[1]
         noise = self._noise(seed_tensor(seeds, images.device), range(num_given, num_pixels), rules)
         logits, cache = self._prefill(prompts, num_pixels)
         finite = torch.isfinite(logits).all()
@@ -102,7 +113,6 @@ class Sampler:
             raise ValueError(
                 f"the model's logits are not finite in {self.model.dtype}: its weights are damaged, or need float32"
             )
-        return images
 
     def _prefill(self, prompts: Int64[Tensor, "b p"], num_pixels: int) -> tuple[Float32[Tensor, "b v"], Cache]:
         """Logits of the pixel after the prompts, and the cache with room for the images."""
