@@ -11,6 +11,7 @@ from pathlib import Path
 
 WATCHED = [
     "imagegpt.palette",
+    "imagegpt.palette_checks",
     "imagegpt.palette_fitting",
     "imagegpt.images",
     "imagegpt.sampling.rules",

@@ -9,7 +9,6 @@ Axis letters: N pixels, V palette colours, K candidate colours of one cube, S si
 
 import hashlib
 import io
-import json
 import math
 import os
 import threading
@@ -19,11 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, Integer, Shaped, UInt8
+from jaxtyping import Float32, Int64, Integer, Shaped, UInt8
 from numpy.typing import ArrayLike, DTypeLike
 
 from imagegpt.files import atomic_write
-from imagegpt.palette_fitting import MAX_COLORS, check_pixels, fit_colors, pixel_blocks
+from imagegpt.palette_checks import (
+    check_pixels,
+    checked_clusters,
+    clusters_in_json,
+    clusters_in_npy,
+    real_array,
+    value_range,
+)
+from imagegpt.palette_fitting import fit_colors, pixel_blocks
 
 PALETTE_FILE = "kmeans_centers.npy"  # OpenAI's name
 PROCESSOR_FILE = "preprocessor_config.json"  # transformers' name; the palette is its "clusters"
@@ -72,7 +79,7 @@ class ColorPalette:
     __slots__ = ("_centres", "_clusters", "_distinct", "_done", "_is_grey", "_lock", "_rgb", "_table")
 
     def __init__(self, clusters: ArrayLike) -> None:
-        self._clusters = _frozen(_checked_clusters(clusters))
+        self._clusters = _frozen(checked_clusters(clusters))
         scaled = 127.5 * (self._clusters.astype(np.float64) + 1)
         self._rgb = _frozen(np.rint(scaled).clip(0, 255).astype(np.uint8))
         # A palette of 8-bit colours is compared in exact integers, so that a pixel half-way between two of them is a
@@ -91,11 +98,11 @@ class ColorPalette:
 
         Raises: ValueError for another shape or values outside 0..255.
         """
-        values = _real_array(rgb, "the palette")
+        values = real_array(rgb, "the palette")
         if values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1):
             values = np.repeat(values.reshape(-1, 1), 3, axis=1)
         if not (np.isfinite(values).all() and (values >= 0).all() and (values <= 255).all()):
-            raise ValueError(f"the palette's values run {_range(values)}: RGB values must lie in 0 to 255")
+            raise ValueError(f"the palette's values run {value_range(values)}: RGB values must lie in 0 to 255")
         return cls(values / 127.5 - 1)
 
     @classmethod
@@ -244,7 +251,7 @@ class ColorPalette:
             path = found[0]
         if not path.is_file():
             raise FileNotFoundError(f"there is no palette at {path}: give an .npy or .json file, or a folder with one")
-        clusters = _clusters_in_json(path) if path.suffix == ".json" else _clusters_in_npy(path)
+        clusters = clusters_in_json(path) if path.suffix == ".json" else clusters_in_npy(path)
         try:
             return cls(clusters)
         except ValueError as error:
@@ -351,56 +358,6 @@ class ColorPalette:
         for z in range(_CUBE):
             nearest[z] = candidates[np.argmin(red_green + b[z], axis=-1)]
         return nearest
-
-
-def _real_array(values: ArrayLike, name: str) -> Float64[np.ndarray, "..."]:
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind not in "iuf":
-            raise ValueError(f"values of type {array.dtype}")
-        return array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no table of numbers ({error}): give rows of three") from error
-
-
-def _range(values: np.ndarray) -> str:
-    return f"from {values.min():.6g} to {values.max():.6g}" if values.size else "over nothing"
-
-
-def _checked_clusters(clusters: ArrayLike) -> Float32[np.ndarray, "v 3"]:
-    values = _real_array(clusters, "the palette")
-    if values.ndim != 2 or values.shape[1] != 3:
-        raise ValueError(f"the palette has shape {values.shape}: it must be (number of colours, 3)")
-    if not 2 <= len(values) <= MAX_COLORS:
-        raise ValueError(f"the palette has {len(values)} colours: it must have 2 to {MAX_COLORS:,}")
-    if not np.isfinite(values).all():
-        row = int(np.argmin(np.isfinite(values).all(axis=1)))
-        raise ValueError(f"colour {row} of the palette is {values[row].tolist()}: its values must be finite")
-    if values.min() < -1 or values.max() > 1:
-        raise ValueError(
-            f"the palette's values run {_range(values)}: they must lie in -1 to 1 (rgb / 127.5 - 1); "
-            "for RGB values use ColorPalette.from_rgb"
-        )
-    return np.ascontiguousarray(values + 0.0, np.float32)  # + 0.0: -0.0 and 0.0 are one colour, one fingerprint
-
-
-def _clusters_in_npy(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{path} is no readable .npy palette ({reason}): save it again") from error
-
-
-def _clusters_in_json(path: Path) -> Any:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no readable JSON ({error}): save it again") from error
-    clusters = config.get("clusters") if isinstance(config, dict) else None
-    if clusters is None:
-        raise ValueError(f'{path} has no "clusters": it does not hold a palette')
-    return clusters
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

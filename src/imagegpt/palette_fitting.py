@@ -5,12 +5,11 @@ Axis letters: N pixels, V palette colours.
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8, UInt32
 
-MAX_COLORS = 65_536  # what 16 bits hold
+from imagegpt.palette_checks import MAX_COLORS, check_pixels
 
 
 def fit_colors(
@@ -105,10 +104,3 @@ def _luma(rgb: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, " n"]:
     """Rec. 601 luma in Pillow's fixed point, the same 8-bit value as `convert("L")`."""
     r, g, b = rgb.astype(np.uint32).T
     return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(np.uint8)
-
-
-def check_pixels(rgb: Any) -> None:
-    """Raise ValueError unless `rgb` is a numpy array of uint8 (..., 3)."""
-    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim < 1 or rgb.shape[-1] != 3:
-        given = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else f"a {type(rgb).__name__}"
-        raise ValueError(f"the pixels are {given}: a palette takes numpy arrays of uint8 (..., 3), RGB 0 to 255")

@@ -43,13 +43,12 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    context: typer.Context,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    context.ensure_object(dict)["traceback"] = traceback
+    pass  # `main` looks for --traceback itself: an error may come before the options are read
 
 
 def main(args: list[str] | None = None) -> NoReturn:

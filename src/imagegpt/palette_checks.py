@@ -1,0 +1,82 @@
+"""What a palette accepts: pixels, colours, and the two kinds of file it is stored in.
+
+Axis letters: V palette colours.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64
+from numpy.typing import ArrayLike
+
+MAX_COLORS = 65_536  # what 16 bits hold
+
+
+def check_pixels(rgb: Any) -> None:
+    """Raise ValueError unless `rgb` is a numpy array of uint8 (..., 3)."""
+    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim < 1 or rgb.shape[-1] != 3:
+        given = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else f"a {type(rgb).__name__}"
+        raise ValueError(f"the pixels are {given}: a palette takes numpy arrays of uint8 (..., 3), RGB 0 to 255")
+
+
+def real_array(values: ArrayLike, name: str) -> Float64[np.ndarray, "..."]:
+    """The values as float64.
+
+    Raises: ValueError, which calls them `name`, unless they are real numbers.
+    """
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "iuf":
+            raise ValueError(f"values of type {array.dtype}")
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no table of numbers ({error}): give rows of three") from error
+
+
+def value_range(values: np.ndarray) -> str:
+    """From where to where the values run, in words."""
+    return f"from {values.min():.6g} to {values.max():.6g}" if values.size else "over nothing"
+
+
+def checked_clusters(clusters: ArrayLike) -> Float32[np.ndarray, "v 3"]:
+    """Colours on the scale -1..1 as float32.
+
+    Raises: ValueError for another shape, values that are not finite or outside [-1, 1], or too few or many colours.
+    """
+    values = real_array(clusters, "the palette")
+    if values.ndim != 2 or values.shape[1] != 3:
+        raise ValueError(f"the palette has shape {values.shape}: it must be (number of colours, 3)")
+    if not 2 <= len(values) <= MAX_COLORS:
+        raise ValueError(f"the palette has {len(values)} colours: it must have 2 to {MAX_COLORS:,}")
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values).all(axis=1)))
+        raise ValueError(f"colour {row} of the palette is {values[row].tolist()}: its values must be finite")
+    if values.min() < -1 or values.max() > 1:
+        raise ValueError(
+            f"the palette's values run {value_range(values)}: they must lie in -1 to 1 (rgb / 127.5 - 1); "
+            "for RGB values use ColorPalette.from_rgb"
+        )
+    return np.ascontiguousarray(values + 0.0, np.float32)  # + 0.0: -0.0 and 0.0 are one colour, one fingerprint
+
+
+def clusters_in_npy(path: Path) -> Any:
+    """The array in an `.npy` file; ValueError if there is none, or it would have to be unpickled."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} is no readable .npy palette ({reason}): save it again") from error
+
+
+def clusters_in_json(path: Path) -> Any:
+    """The "clusters" of a `preprocessor_config.json`; ValueError if there are none."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no readable JSON ({error}): save it again") from error
+    clusters = config.get("clusters") if isinstance(config, dict) else None
+    if clusters is None:
+        raise ValueError(f'{path} has no "clusters": it does not hold a palette')
+    return clusters
