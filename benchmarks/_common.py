@@ -2,21 +2,18 @@
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.models.imagegpt import ImageGPTConfig as ReferenceConfig
 from transformers.models.imagegpt import ImageGPTForCausalImageModeling as ReferenceModel
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from imagegpt.benchmarking import timing
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -38,34 +35,8 @@ def both_models(size: str, device: str) -> tuple[ImageGPTForCausalImageModeling,
 
 
 def measure(contestants: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round.
-
-    Each runs once to warm up; then they take turns, so that a drift of the machine's speed falls on all alike.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for name, run in contestants.items():
-        print(f"warming up: {name}", file=sys.stderr)
-        run()
-        _synchronize()
-    for turn in range(repeats):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            _synchronize()
-            seconds[name].append(time.perf_counter() - start)
-        print(f"round {turn + 1} of {repeats}", file=sys.stderr)
-    return seconds
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> dict[str, float]:
-    """How many times faster `fast` is: the median over rounds of the ratio within a round, and its extremes."""
-    ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    """Seconds of every contestant in every round, as `imagegpt.benchmarking.timing.measure`, telling what it does."""
+    return timing.measure(contestants, repeats, lambda what: print(what, file=sys.stderr))
 
 
 def print_times(seconds: Mapping[str, list[float]], unit: str = "s", scale: float = 1.0) -> None:
@@ -84,34 +55,10 @@ def print_ratio(text: str, result: Mapping[str, float]) -> None:
 
 def finish(name: str, options: argparse.Namespace, results: Mapping[str, Any]) -> None:
     """Print the JSON line that makes a result reproducible: what ran, on what, with which versions and settings."""
-    line = json.dumps(
-        {
-            "benchmark": name,
-            "command": " ".join(["python", *sys.argv]),
-            "commit": _commit(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
-            "threads": torch.get_num_threads(),
-            "settings": {key: str(value) for key, value in vars(options).items()},
-            **results,
-        }
-    )
+    settings = {key: str(value) for key, value in vars(options).items()}
+    facts = timing.environment(f"python {sys.argv[0]}")
+    line = json.dumps({"benchmark": name, **facts, "settings": settings, **results})
     print(line)
     if options.out:
         with options.out.open("a") as file:
             file.write(line + "\n")
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")

@@ -9,7 +9,8 @@ the only one it has. Before anything is timed, the float32 logits are compared.
 
 import torch
 
-from _common import both_models, finish, measure, parser, print_ratio, print_times, ratio
+from _common import both_models, finish, measure, parser, print_ratio, print_times
+from imagegpt.benchmarking.timing import ratio
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

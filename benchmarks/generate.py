@@ -4,13 +4,14 @@
     python benchmarks/generate.py --pixels 1024 --repeats 3  # whole images
     python benchmarks/generate.py --batch 8
 
-Both draw from the full distribution (temperature 1); transformers uses its dynamic cache. Before anything is timed,
-both make the same greedy pixels.
+All draw from the full distribution (temperature 1, top_k=0 where the default is 50); transformers uses its dynamic
+cache. Before anything is timed, both make the same greedy pixels.
 """
 
 import torch
 
-from _common import both_models, finish, measure, parser, print_ratio, print_times, ratio
+from _common import both_models, finish, measure, parser, print_ratio, print_times
+from imagegpt.benchmarking.timing import ratio
 from imagegpt.sampling import Sampler, SamplingRules
 
 
@@ -29,11 +30,11 @@ def main() -> None:
     sos = torch.full((options.batch, 1), ours.config.sos_token_id, device=options.device)
     seeds = range(options.batch)
 
-    def transformers_generate(num_pixels: int = options.pixels, **how: bool) -> torch.Tensor:
+    def transformers_generate(num_pixels: int = options.pixels, **how: int) -> torch.Tensor:
         return theirs.generate(sos, max_new_tokens=num_pixels, **how)[:, 1:]
 
     def imagegpt_generate() -> torch.Tensor:
-        return ours.generate(sos, max_new_tokens=options.pixels, do_sample=True)[:, 1:]
+        return ours.generate(sos, max_new_tokens=options.pixels, do_sample=True, top_k=0)[:, 1:]
 
     greedy = sampler.generate(None, seeds=seeds, rules=SamplingRules(temperature=0.0), num_pixels=32)
     same = torch.equal(greedy, transformers_generate(32, do_sample=False))
@@ -41,7 +42,7 @@ def main() -> None:
     print(f"{what}; same greedy pixels: {same}")
     seconds = measure(
         {
-            "transformers generate": lambda: transformers_generate(do_sample=True),
+            "transformers generate": lambda: transformers_generate(do_sample=True, top_k=0),
             "imagegpt generate": imagegpt_generate,
             "imagegpt Sampler": lambda: sampler.generate(None, seeds=seeds, num_pixels=options.pixels),
         },

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt.figures import completion_grid, sample_grid
+from imagegpt.figures import appearing, completion_grid, sample_grid
 
 
 def flat(level, size=(8, 8)):
@@ -77,6 +77,83 @@ def test_captions_are_written_and_never_leave_the_paper():
     assert (np.asarray(plain)[16:32] < 100).any(), "captions above the columns"
 
 
+def noise(num, colors, size=(8, 8)):
+    """Images in some of the given colours."""
+    generator = np.random.default_rng(0)
+    colors = np.asarray(colors, dtype=np.uint8)
+    return [Image.fromarray(colors[generator.integers(0, len(colors), size[::-1])]) for _ in range(num)]
+
+
+@pytest.mark.parametrize("num_shown", [0, 5, 64])
+def test_pixels_still_to_come_are_hatched(num_shown):
+    samples = sample_grid([flat(7), flat(8)], num_shown=num_shown)
+    assert [count(samples, (level,) * 3) for level in (7, 8)] == [144 * num_shown] * 2
+    completions = completion_grid([flat(7)], 9, [[flat(8), flat(9)]], num_shown=num_shown)
+    assert [count(completions, (level,) * 3) for level in (8, 9)] == [144 * num_shown] * 2
+    assert count(completions, (7,) * 3) == 144 * (64 + 9)
+
+
+def shown_in(frames, image_size):
+    """How many pixels of the first image of a sheet are shown in each frame, given that it is black."""
+    pixels = (np.asarray(sample_grid([flat(0, image_size)])) == 0).all(axis=-1).sum() // (image_size[0] * image_size[1])
+    return [count(frame.convert("RGB"), (0, 0, 0)) // pixels for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("size", "num_kept", "shown"),
+    [
+        ((8, 8), 0, list(range(65))),
+        ((8, 8), 61, [61, 62, 63, 64]),
+        ((10, 10), 0, list(range(0, 101, 10))),
+        ((10, 10), 25, [25, *range(30, 101, 10)]),
+        ((10, 10), 30, list(range(30, 101, 10))),
+        ((10, 10), 36, list(range(36, 101))),
+        ((4, 100), 0, [*range(0, 400, 8), 400]),
+        ((4, 99), 3, [3, *range(8, 396, 8), 396]),
+        ((4, 99), 22, [22, *range(28, 396, 8), 396]),
+        ((100, 1), 0, [0, 100]),
+    ],
+)
+def test_images_appear_by_pixels_or_by_rows(size, num_kept, shown):
+    images = [flat(0, size)]
+    frames = list(appearing(lambda num: sample_grid(images, num_shown=num), size, num_kept))
+    assert shown_in(frames, size) == shown
+    assert len(frames) <= 65
+    assert [frame.info["duration"] for frame in frames] == [80] * (len(shown) - 1) + [2000]
+
+
+@pytest.mark.parametrize("colors", [np.arange(17) * 15, np.random.default_rng(1).integers(0, 256, (200, 3))])
+def test_frames_are_the_grids_exactly_in_one_palette(colors):
+    images = noise(4, colors)
+
+    def grid_of(num_shown):
+        return sample_grid(images, num_shown=num_shown)
+
+    frames = list(appearing(grid_of, (8, 8)))
+    assert {frame.mode for frame in frames} == {"P"}
+    assert len({bytes(frame.getpalette()) for frame in frames}) == 1
+    for num_shown, frame in enumerate(frames):
+        assert np.array_equal(np.asarray(frame.convert("RGB")), np.asarray(grid_of(num_shown)))
+
+
+def test_more_colours_than_a_gif_has_are_replaced_by_near_ones():
+    red, green, blue = np.meshgrid(*[np.arange(8) * 36] * 3)
+    images = noise(4, np.stack([red, green, blue], axis=-1).reshape(-1, 3), (16, 16))
+    *_, last = appearing(lambda num: sample_grid(images, num_shown=num), (16, 16))
+    error = np.abs(np.asarray(last.convert("RGB")).astype(int) - np.asarray(sample_grid(images)).astype(int))
+    assert 0 < error.max() <= 54  # one and a half steps of the 512 colours, where 256 must do
+    assert error[error.any(axis=-1)].mean() < 18
+
+
+def test_completions_appear_beside_what_stays():
+    images = [flat(0)]
+    frames = list(appearing(lambda num: completion_grid(images, 62, [[flat(255)]], num_shown=num), (8, 8), 62))
+    left, right = [np.asarray(frame.convert("RGB"))[:, :246] for frame in frames], [np.asarray(f) for f in frames]
+    assert len(frames) == 3
+    assert all(np.array_equal(frame, left[0]) for frame in left)
+    assert len({frame.tobytes() for frame in right}) == 3
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -87,6 +164,16 @@ def test_captions_are_written_and_never_leave_the_paper():
         (lambda: completion_grid([flat(0)], 0, [[]]), r"the originals have \[0\] completions"),
         (lambda: completion_grid([flat(0)], 65, [[flat(0)]]), "65 pixels are said to be kept, an image has 64"),
         (lambda: completion_grid([flat(0)], 0, [[flat(0, (9, 8))]]), "the images differ in width and height"),
+        (
+            lambda: completion_grid([flat(0)], 0, [[flat(0)]], num_shown=65),
+            "65 pixels are said to be shown, an image has",
+        ),
+        (
+            lambda: sample_grid([flat(0)], num_shown=-1),
+            "-1 pixels are said to be shown, an image has 64: give 0 to that",
+        ),
+        (lambda: appearing(sample_grid, (8, 8), 64), "64 pixels are there from the start, an image has 64: leave at"),
+        (lambda: appearing(sample_grid, (8, 8), -1), "-1 pixels are there from the start, an image has 64: leave at"),
         (lambda: sample_grid([]), "there are no images to draw"),
         (lambda: sample_grid([flat(0)], columns=0), "columns is 0: it must be at least 1"),
         (

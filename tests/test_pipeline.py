@@ -15,10 +15,10 @@ from imagegpt import (
 from imagegpt.sampling import Sampler, SamplingRules, image_seed
 
 
-def build(palette, **overrides):
+def build(palette, size=4, **overrides):
     fields = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
     config = ImageGPTConfig(vocab_size=palette.num_colors + 1, **{**fields, **overrides})
-    return ImageGPTPipeline(ImageGPTForCausalImageModeling(config), ImageGPTImageProcessor(palette, size=4))
+    return ImageGPTPipeline(ImageGPTForCausalImageModeling(config), ImageGPTImageProcessor(palette, size=size))
 
 
 @pytest.fixture
@@ -45,9 +45,22 @@ def test_image_k_depends_on_seed_and_k_alone(pipe):
 
 
 def test_samples_are_what_the_sampler_draws(pipe):
-    rules = SamplingRules(temperature=0.8, top_k=4, top_p=0.9)
-    ids = Sampler(pipe.model).generate(seeds=[image_seed(1, 0), image_seed(1, 1)], rules=rules)
-    assert same(pipe.sample(2, seed=1, temperature=0.8, top_k=4, top_p=0.9), pipe.processor.decode(ids))
+    options = {"temperature": 0.8, "top_k": 4, "top_p": 0.9, "min_p": 0.2}
+    ids = Sampler(pipe.model).generate(seeds=[image_seed(1, 0), image_seed(1, 1)], rules=SamplingRules(**options))
+    assert same(pipe.sample(2, seed=1, **options), pipe.processor.decode(ids))
+
+
+@pytest.mark.parametrize("rule", [{"temperature": 3.0}, {"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.5}])
+def test_each_rule_reaches_the_sampler(pipe, monkeypatch, rule):
+    seen = []
+    generate = Sampler.generate
+    monkeypatch.setattr(
+        Sampler, "generate", lambda self, *a, rules, **kw: seen.append(rules) or generate(self, *a, rules=rules, **kw)
+    )
+    pipe.sample(1, **rule)
+    pipe.complete(pictures(1), num=1, **rule)
+    pipe.complete_ids(torch.zeros(1, 3, dtype=torch.int64), num=1, **rule)
+    assert seen == [SamplingRules(**rule)] * 3
 
 
 def test_completion_j_depends_on_image_seed_and_j_alone(pipe):
@@ -67,6 +80,75 @@ def test_completions_keep_the_first_pixels(pipe, keep, num_kept):
     for completion in pipe.complete(image, keep=keep, num=4)[0]:
         assert completion.size == (4, 4)
         assert np.array_equal(np.asarray(completion).ravel()[:num_kept], np.asarray(original).ravel()[:num_kept])
+
+
+def first(num_kept, height=4, width=4, factor=1):
+    """A mask that keeps the first pixels."""
+    kept = (np.arange(height * width) < num_kept).reshape(height, width)
+    return kept.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+@pytest.mark.parametrize(("rows", "num_kept"), [(0, 0), (1, 4), (3, 12)])
+def test_whole_rows_can_be_kept(pipe, rows, num_kept):
+    assert pipe.num_kept_pixels(rows=rows) == num_kept
+    (image,) = pictures(1)
+    assert same(pipe.complete(image, rows=rows, num=2)[0], pipe.complete(image, keep=num_kept / 16, num=2)[0])
+
+
+def test_rows_and_columns_are_not_mistaken_for_each_other():
+    wide = build(ColorPalette.grey(10), size=(4, 6), n_positions=24)
+    assert wide.num_kept_pixels(rows=3) == 18
+    assert wide.num_kept_pixels(mask=first(13, 4, 6, factor=3)) == 13
+    with pytest.raises(ValueError, match="the mask is 4 x 6 pixels, the model's images are 6 x 4"):
+        wide.num_kept_pixels(mask=np.zeros((6, 4)))
+    hole = first(13, 4, 6)
+    hole[3, 5] = True
+    with pytest.raises(ValueError, match="row 3, column 5 "):
+        wide.num_kept_pixels(mask=hole)
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 4, 7, 15])
+@pytest.mark.parametrize("factor", [1, 2, 7])
+def test_a_mask_keeps_its_first_pixels(pipe, tmp_path, num_kept, factor):
+    kept = first(num_kept, factor=factor)
+    Image.fromarray(kept).save(tmp_path / "mask.png")
+    kinds = [kept, kept.astype(np.int64), kept.astype(np.float32), torch.from_numpy(kept), Image.fromarray(kept)]
+    kinds += [Image.fromarray(kept * np.uint8(255)).convert("RGBA"), tmp_path / "mask.png", str(tmp_path / "mask.png")]
+    assert [pipe.num_kept_pixels(mask=mask) for mask in kinds] == [num_kept] * len(kinds)
+
+
+def test_any_colour_but_black_is_kept(pipe):
+    mask = Image.new("RGB", (4, 4))
+    mask.putpixel((0, 0), (0, 0, 1))
+    mask.putpixel((1, 0), (200, 0, 0))
+    assert pipe.num_kept_pixels(mask=mask) == 2
+
+
+def test_half_is_kept_unless_something_else_is_said(pipe):
+    assert pipe.num_kept_pixels() == 8
+    (image,) = pictures(1)
+    assert same(pipe.complete(image, num=2)[0], pipe.complete(image, keep=0.5, num=2)[0])
+    assert same(pipe.complete(image, mask=first(5), num=2)[0], pipe.complete(image, keep=5 / 16, num=2)[0])
+
+
+def test_ids_are_completed_as_their_images_are(pipe):
+    images = pictures(2)
+    by_ids = pipe.complete_ids(pipe.encode(images)[:, :5], num=3, seed=4)
+    assert all(map(same, by_ids, pipe.complete(images, mask=first(5), num=3, seed=4)))
+    assert same(pipe.complete_ids(torch.empty(1, 0, dtype=torch.int64), num=3, seed=4)[0], pipe.sample(3, seed=4))
+
+
+def holed(row, column, factor=1):
+    """A mask that keeps one row, and a pixel behind it."""
+    mask = first(4)
+    mask[row, column] = True
+    return mask.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def partly(row, column, factor):
+    mask = first(4, factor=factor)
+    mask[row, column] ^= True
+    return mask
 
 
 def test_colour_and_grey_palettes_give_their_own_modes():
@@ -90,15 +172,19 @@ def test_saving_and_loading_changes_nothing(pipe, tmp_path):
     loaded = ImageGPTPipeline.from_pretrained(tmp_path / "folder", device="cpu")
     assert same(loaded.sample(4), pipe.sample(4))
     assert loaded.model.dtype == torch.float32
-    assert ImageGPTPipeline.from_pretrained(str(tmp_path / "folder"), dtype="bfloat16").model.dtype == torch.bfloat16
+    assert ImageGPTPipeline.from_pretrained(str(tmp_path / "folder"), dtype="bfloat16").sampler.precision == "bfloat16"
+    rounded = ImageGPTPipeline.from_pretrained(tmp_path / "folder", precision="int8")
+    with pytest.raises(ValueError, match=r"rounded to int8 for sampling.*load the pipeline without a precision"):
+        rounded.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
     assert pipe._default_batch_size() == 256
     with torch.device("meta"):
         large = ImageGPTForCausalImageModeling(ImageGPTConfig.from_size("small"))
-    pipe.model = large
-    assert pipe._default_batch_size() == (1 << 30) // 100_663_296 == 10
+    pipe.sampler.model = large
+    assert pipe._default_batch_size() == (1 << 30) // (100_663_296 + 1024 * 512 * 4) == 10  # with the noise
 
 
 @pytest.mark.parametrize(
@@ -118,6 +204,46 @@ def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
         (lambda p: p.complete(pictures(1), keep=float("nan")), "keep is nan: the share"),
         (lambda p: p.complete(pictures(1), keep=0.99), "keep is 0.99, which is all of 16 pixels: leave at least one"),
         (lambda p: p.complete([]), "the list of images is empty"),
+        (lambda p: p.complete_ids(torch.zeros(9).long()), r"the ids have the shape \(9,\): give \(images, pixels\)"),
+        (lambda p: p.complete_ids(torch.zeros(1, 17).long()), "the prompts have 17 pixels, the images are to have 16"),
+        (lambda p: p.complete_ids(torch.full((1, 3), 11)), "the prompts contain 11: this model knows colours 0 to 9"),
+        (lambda p: p.sample(min_p=1.5), "min_p is 1.5: it must lie in 0 to 1"),
+        (lambda p: p.complete(pictures(1), keep=0.5, rows=2), "keep and rows each say what is kept: give one of them"),
+        (lambda p: p.complete(pictures(1), keep=0.0, mask=first(1)), "keep and mask each say what is kept"),
+        (lambda p: p.num_kept_pixels(0.1, rows=0, mask=first(1)), "keep and rows and mask each say what is kept"),
+        (lambda p: p.num_kept_pixels(rows=4), "rows is 4: an image has 4, keep a whole number from 0 to 3$"),
+        (lambda p: p.num_kept_pixels(rows=-1), "rows is -1: an image has 4, keep a whole"),
+        (lambda p: p.num_kept_pixels(rows=1.5), "rows is 1.5: an image has 4, keep a whole"),
+        (lambda p: p.num_kept_pixels(rows=True), "rows is True: an image has 4, keep a whole"),
+        (
+            lambda p: p.num_kept_pixels(mask=first(16, factor=2)),
+            "the mask keeps all of 16 pixels: leave at least one to complete$",
+        ),
+        (
+            lambda p: p.num_kept_pixels(mask=holed(1, 1)),
+            r"the mask keeps the pixel at row 1, column 1 \(counted from 0\) but not all before it: this model draws",
+        ),
+        (lambda p: p.num_kept_pixels(mask=holed(3, 2, factor=5)), "the mask keeps the pixel at row 3, column 2 "),
+        (lambda p: p.num_kept_pixels(mask=~first(4)), "the mask keeps the pixel at row 1, column 0 "),
+        (
+            lambda p: p.num_kept_pixels(mask=partly(11, 5, factor=3)),
+            r"the mask keeps only a part of the pixel at row 3, column 1 \(counted from 0\): make its 3 x 3 pixels all",
+        ),
+        (
+            lambda p: p.num_kept_pixels(mask=partly(0, 4, factor=2)),
+            "the mask keeps only a part of the pixel at row 0, co",
+        ),
+        (
+            lambda p: p.num_kept_pixels(mask=Image.new("1", (8, 4))),
+            "the mask is 8 x 4 pixels, the model's images are 4 x 4: give one of that size, or a whole number of times",
+        ),
+        (lambda p: p.num_kept_pixels(mask=np.zeros((6, 6))), "the mask is 6 x 6 pixels, the model's images are 4 x 4"),
+        (lambda p: p.num_kept_pixels(mask=np.zeros((2, 2))), "the mask is 2 x 2 pixels, the model's images are 4 x 4"),
+        (
+            lambda p: p.num_kept_pixels(mask=np.zeros(4)),
+            r"the mask cannot be used: an array of shape \(4,\) is no image",
+        ),
+        (lambda p: p.num_kept_pixels(mask=7), "the mask cannot be used: a int is no image"),
         (
             lambda p: ImageGPTPipeline.from_pretrained("x", device="tpu9"),
             "there is no device 'tpu9' here: choose from cpu",
@@ -139,5 +265,12 @@ def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(pipe, call, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
+    with pytest.raises(ValueError, match=f"^{message}") as refused:
         call(pipe)
+    assert "\n" not in str(refused.value)
+    assert not str(refused.value).endswith(".")
+
+
+def test_unknown_rules_are_refused(pipe):
+    with pytest.raises(TypeError, match="top_q"):
+        pipe.sample(1, top_q=3)

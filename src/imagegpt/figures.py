@@ -1,12 +1,13 @@
-"""Pictures to look at: completions beside what was kept of the original, and sheets of samples.
+"""Pictures to look at: completions beside what was kept of the original, sheets of samples, and both as they appear.
 
 Small images are enlarged by whole factors without smoothing, so that a pixel stays a square. What the model has not
-been shown is hatched in blue, which no grey, black or white pixel can be mistaken for.
+been shown, or has not drawn yet, is hatched in blue, which no grey, black or white pixel can be mistaken for.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _PAPER, _INK, _FAINT, _FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 122), (205, 208, 214)
@@ -15,6 +16,8 @@ _CELL = 96  # pixels an image is enlarged to, as nearly as a whole factor can
 _GAP, _GROUP_GAP, _MARGIN = 6, 18, 16
 _CAPTION_SIZE = 15
 _COLUMNS = 8  # completions in a row
+_STEPS = 64  # of an animation, at most
+_FRAME_MS, _LAST_FRAME_MS = 80, 2000
 
 
 def completion_grid(
@@ -22,6 +25,8 @@ def completion_grid(
     num_kept: int,
     completions: Sequence[Sequence[Image.Image]],
     labels: Sequence[str] | None = None,
+    *,
+    num_shown: int | None = None,
 ) -> Image.Image:
     """Draw a row an image: the original, what was kept of it, and its completions.
 
@@ -30,13 +35,14 @@ def completion_grid(
         num_kept: pixels that were kept, in raster order.
         completions: for each original equally many images of its size; more than 8 continue below.
         labels: for each original a caption, or None for none.
+        num_shown: pixels of each completion that are there already; None means all.
     Returns: an RGB image.
     Raises: ValueError if there is nothing to draw or the counts or sizes differ.
     """
     _check_counts(originals, completions, labels)
     width, height = originals[0].size
-    if not 0 <= num_kept <= width * height:
-        raise ValueError(f"{num_kept} pixels are said to be kept, an image has {width * height}: give 0 to that")
+    _check_pixels("kept", num_kept, originals[0].size)
+    _check_pixels("shown", num_shown, originals[0].size)
     sheet = _Sheet(originals[0].size)
     columns = min(_COLUMNS, len(completions[0]))
     lines = -(-len(completions[0]) // columns)
@@ -61,20 +67,24 @@ def completion_grid(
         sheet.paste(original, lefts[1], top, num_kept)
         for index, completion in enumerate(completions[row]):
             line, column = divmod(index, columns)
-            sheet.paste(completion, lefts[2 + column], top + line * (sheet.cell[1] + _GAP))
+            sheet.paste(completion, lefts[2 + column], top + line * (sheet.cell[1] + _GAP), num_shown)
     return sheet.canvas
 
 
-def sample_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+def sample_grid(
+    images: Sequence[Image.Image], columns: int | None = None, *, num_shown: int | None = None
+) -> Image.Image:
     """Draw images of one size on a sheet, row by row.
 
     Args:
         images: at least one.
         columns: images in a row; None makes the sheet as square as can be.
+        num_shown: pixels of each image that are there already; None means all.
     Returns: an RGB image.
     Raises: ValueError if there is nothing to draw or the sizes differ.
     """
     _check_sizes(images)
+    _check_pixels("shown", num_shown, images[0].size)
     if columns is None:
         columns = math.ceil(math.sqrt(len(images)))
     if columns < 1:
@@ -85,8 +95,49 @@ def sample_grid(images: Sequence[Image.Image], columns: int | None = None) -> Im
     sheet.open(2 * _MARGIN + columns * step_x - _GAP, 2 * _MARGIN + -(-len(images) // columns) * step_y - _GAP)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        sheet.paste(image, _MARGIN + column * step_x, _MARGIN + row * step_y)
+        sheet.paste(image, _MARGIN + column * step_x, _MARGIN + row * step_y, num_shown)
     return sheet.canvas
+
+
+def appearing(
+    grid_of: Callable[[int], Image.Image], image_size: tuple[int, int], num_kept: int = 0
+) -> Iterator[Image.Image]:
+    """Draw the frames of a GIF in which the images of a grid appear as the model drew them, in raster order.
+
+    A frame adds a pixel to each image, or a row where more than 64 pixels are to come, or several where more than 64
+    rows are: there are 65 frames at most.
+
+    Args:
+        grid_of: draws the grid with that many pixels of each image shown, an RGB image, always of one size:
+            `lambda num: sample_grid(images, num_shown=num)`.
+        image_size: (width, height) of an image of the grid, before it is enlarged.
+        num_kept: pixels that are there from the start.
+    Returns: frames of mode "P", drawn one at a time because they may be large, all with one palette, so that nothing
+        flickers. Exact if the first and the last have at most 256 colours together, the nearest there are otherwise.
+        `info["duration"]` says how long each is shown, in milliseconds; Pillow's GIF writer looks there.
+    Raises: ValueError if there is nothing to appear.
+    """
+    num_pixels = image_size[0] * image_size[1]
+    if not 0 <= num_kept < num_pixels:
+        raise ValueError(
+            f"{num_kept} pixels are there from the start, an image has {num_pixels}: leave at least one to appear"
+        )
+    first, last = grid_of(num_kept), grid_of(num_pixels)
+    together = Image.fromarray(np.concatenate([np.asarray(first), np.asarray(last)]))
+    reduced = together.quantize(256, dither=Image.Dither.NONE)
+    first_indices, last_indices = np.split(np.asarray(reduced), 2)
+    first_colors = _colors(first)
+
+    def frame(num_shown: int) -> Image.Image:
+        # A pixel is as in the first frame until it changes to what it is in the last, so that no colour is looked up.
+        # Pillow's `quantize(palette=...)` would do that coarsely, and take a neighbouring colour for the nearest.
+        unchanged = _colors(grid_of(num_shown)) == first_colors
+        indexed = Image.fromarray(np.where(unchanged, first_indices, last_indices))
+        indexed.putpalette(reduced.getpalette() or [])
+        indexed.info["duration"] = _LAST_FRAME_MS if num_shown == num_pixels else _FRAME_MS
+        return indexed
+
+    return map(frame, _steps(image_size, num_kept))
 
 
 class _Sheet:
@@ -125,6 +176,21 @@ class _Sheet:
     def _enlarge(self, image: Image.Image) -> Image.Image:
         size = (image.width * self.factor, image.height * self.factor)
         return image.resize(size, Image.Resampling.NEAREST)
+
+
+def _steps(image_size: tuple[int, int], num_kept: int) -> list[int]:
+    """How many pixels each frame shows, from those that are kept to all; rows are full from the second frame on."""
+    width, height = image_size
+    if width * height - num_kept <= _STEPS:
+        return list(range(num_kept, width * height + 1))
+    first_row = num_kept // width
+    rows_a_step = -(-(height - first_row) // _STEPS)
+    return [num_kept, *(width * row for row in range(first_row + rows_a_step, height, rows_a_step)), width * height]
+
+
+def _colors(image: Image.Image) -> np.ndarray:
+    """The colours of an RGB image as one number a pixel, (height, width)."""
+    return np.asarray(image.convert("RGBA")).view(np.uint32)[..., 0]
 
 
 def _first_pixels(size: tuple[int, int], num: int) -> Image.Image:
@@ -168,3 +234,8 @@ def _check_sizes(images: Sequence[Image.Image]) -> None:
         raise ValueError(
             f"the images differ in width and height ({', '.join(map(str, sizes))}): give images of one size"
         )
+
+
+def _check_pixels(done: str, num: int | None, size: tuple[int, int]) -> None:
+    if num is not None and not 0 <= num <= size[0] * size[1]:
+        raise ValueError(f"{num} pixels are said to be {done}, an image has {size[0] * size[1]}: give 0 to that")

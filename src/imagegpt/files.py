@@ -1,8 +1,14 @@
-"""Writing files so that they appear whole or not at all."""
+"""Writing files so that they appear whole or not at all, and what a PNG of ours says about itself."""
 
 import contextlib
+import io
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def atomic_write(path: Path, content: bytes, what: str) -> None:
@@ -24,3 +30,23 @@ def atomic_write(path: Path, content: bytes, what: str) -> None:
     finally:
         with contextlib.suppress(OSError):  # where it could not be made, it cannot be removed
             temporary.unlink()
+
+
+def png_bytes(image: "Image.Image", facts: Mapping[str, Any], version: str) -> bytes:
+    """An image as a PNG, with facts in its metadata, beside who made it; the same image and facts give the same bytes.
+
+    Args:
+        image: of a mode that PNG knows.
+        facts: how it was made; model, seed, rules and such.
+        version: of this package, which this file may not import.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Software", f"imagegpt {version}")
+    info.add_text("Comment", "created with iGPT")
+    for key, value in facts.items():
+        info.add_itxt(key, str(value))
+    content = io.BytesIO()
+    image.save(content, format="PNG", pnginfo=info)
+    return content.getvalue()

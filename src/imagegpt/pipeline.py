@@ -1,22 +1,24 @@
 """The few verbs most people need: draw images, complete images. A model and its processor, put to work together.
 
-Axes: B images, P pixels that are kept, T pixels of an image.
+Axes: B images, P pixels that are kept, T pixels of an image, H rows and W columns of it.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, TypedDict, Unpack, cast
 
+import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from PIL import Image
 from torch import Tensor
 
 from imagegpt.checkpoints.loading import check_fit, find_folder, load_model, load_processor
-from imagegpt.model import cost
+from imagegpt.images import read_image
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.processing import ImageGPTImageProcessor, ImageLike
-from imagegpt.sampling import Sampler, SamplingRules, image_seed
+from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules, image_seed
+from imagegpt.sampling.projections import is_exact
 
 Progress = Callable[[int, int], None]
 
@@ -26,19 +28,46 @@ _CACHE_BYTES_ON_CPU = 1 << 30
 _LARGEST_BATCH = 256
 
 
+class RuleOptions(TypedDict, total=False):
+    """How pixels are drawn: the fields of `SamplingRules`, as keyword arguments of the verbs that draw."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+
+
+class SamplerOptions(TypedDict, total=False):
+    """How pixels are computed: keyword arguments of `Sampler`."""
+
+    precision: Precision
+    decoder: DecoderName
+    compile: bool | Literal["always"]
+    max_memory: int | None
+    in_place: bool
+
+
 class ImageGPTPipeline:
     """Draws and completes images.
 
+    `pipe.model` is the model as the sampler runs it: in its precision, in evaluation mode, and not to be trained.
+
     Args:
-        model: a causal model; put into evaluation mode.
+        model: a causal model; it is copied, unless `in_place`.
         processor: with the palette and the image size the model was trained with.
+        **options: `precision`, `decoder`, `compile`, `max_memory` and `in_place`, see `imagegpt.sampling.Sampler`.
     Raises: ValueError if the model cannot sample, or processor and model do not fit.
     """
 
-    def __init__(self, model: ImageGPTForCausalImageModeling, processor: ImageGPTImageProcessor) -> None:
-        self.sampler = Sampler(model)
+    def __init__(
+        self,
+        model: ImageGPTForCausalImageModeling,
+        processor: ImageGPTImageProcessor,
+        **options: Unpack[SamplerOptions],
+    ) -> None:
         check_fit(model.config, processor)
-        self.model = model.eval()
+        self.sampler = Sampler(model, **options)
+        self.model = self.sampler.model
         self.processor = processor
 
     @classmethod
@@ -49,24 +78,35 @@ class ImageGPTPipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         revision: str | None = None,
+        **options: Unpack[SamplerOptions],
     ) -> Self:
         """Load a model by name.
 
         Args:
             name: of a bundled model ("digits"), a folder, or a name on the hub ("openai/imagegpt-small").
             device: None is "cuda" where there is one, else "cpu".
-            dtype: of the weights, a torch dtype or its name; None is float32 everywhere, so that a seed gives the same
-                image on every machine, to the last bits of the arithmetic.
+            dtype: of the weights as they are loaded, a torch dtype or its name; None is float32 everywhere, so that a
+                seed gives the same image on every machine, to the last bits of the arithmetic.
             revision: branch, tag or commit, for names on the hub.
+            **options: see `Sampler`; `in_place` is True here, so that the weights are in memory once.
         Raises: ValueError or OSError, in one sentence, if there is no such model or its files are not in order.
         """
-        target, precision = choose_device(device), choose_dtype(dtype)
+        target, loaded = choose_device(device), choose_dtype(dtype)
         folder = find_folder(name, revision=revision)
-        model = load_model(folder, dtype=precision, device=target)
-        return cls(model, load_processor(folder, model.config))
+        model = load_model(folder, dtype=loaded, device=target)
+        processor = load_processor(folder, model.config)
+        return cls(model, processor, **{"in_place": True, **options})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write model and processor as transformers does; `from_pretrained(folder)` reads them back."""
+        """Write model and processor as transformers does; `from_pretrained(folder)` reads them back.
+
+        Raises: ValueError if the weights were rounded for sampling.
+        """
+        if not is_exact(self.model):
+            raise ValueError(
+                f"the weights were rounded to {self.sampler.precision} for sampling and are not the model's any more: "
+                "load the pipeline without a precision to save it"
+            )
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(os.fspath(folder))
 
@@ -75,79 +115,111 @@ class ImageGPTPipeline:
         num: int = 1,
         *,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        **rules: Unpack[RuleOptions],
     ) -> list[Image.Image]:
         """Draw images from nothing.
 
         Args:
             num: images, >= 1.
             seed: 0 to 2^64 - 1; image k depends on (seed, k) alone, not on `num` or `batch_size`.
-            temperature: see `SamplingRules`, as are `top_k` and `top_p`.
-            top_k: likewise.
-            top_p: likewise.
             batch_size: images at a time; None chooses by memory.
             progress: called after each step with the pixels drawn and the pixels there will be, of all images.
+            **rules: `temperature`, `top_k`, `top_p` and `min_p`, see `SamplingRules`.
         Returns: `num` images of the model's size, mode "RGB", or "L" for a grey palette.
         Raises: ValueError for values outside these ranges.
         """
-        rules = SamplingRules(temperature=temperature, top_k=top_k, top_p=top_p)
         _check_count("num", num)
         seeds = [image_seed(seed, index) for index in range(num)]
         prompts = torch.empty(num, 0, dtype=torch.int64)
-        return self._draw(prompts, seeds, rules, batch_size, progress)
+        return self._draw(prompts, seeds, SamplingRules(**rules), batch_size, progress)
 
     def complete(
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
-        keep: float = 0.5,
+        keep: float | None = None,
+        rows: int | None = None,
+        mask: ImageLike | None = None,
         num: int = 8,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        **rules: Unpack[RuleOptions],
     ) -> list[list[Image.Image]]:
         """Keep the upper part of images and draw the rest, several times.
 
         Args:
             images: one image or several, of any kind and size, see `ImageGPTImageProcessor`.
-            keep: share of the pixels to keep, in [0, 1), in raster order from the top: see `num_kept_pixels`.
+            keep: what is kept as a share of the pixels, see `num_kept_pixels`; half of them if nothing else is said.
+            rows: the same as a number of rows from the top.
+            mask: the same as an image that is white where pixels are kept.
             num: completions of each image, >= 1.
             seed: 0 to 2^64 - 1; completion j depends on (image, seed, j) alone, whatever it is drawn with.
-            temperature: see `SamplingRules`, as are `top_k` and `top_p`.
-            top_k: likewise.
-            top_p: likewise.
             batch_size: images at a time; None chooses by memory.
             progress: called after each step with the pixels drawn and the pixels there will be, of all images.
+            **rules: `temperature`, `top_k`, `top_p` and `min_p`, see `SamplingRules`.
         Returns: for each image a list of `num` completions, whole images as `sample` gives them.
         Raises: ValueError for values outside these ranges, or images that cannot be read.
         """
-        rules = SamplingRules(temperature=temperature, top_k=top_k, top_p=top_p)
-        _check_count("num", num)
-        num_kept = self.num_kept_pixels(keep)
-        seeds = [image_seed(seed, index) for index in range(num)]
+        num_kept = self.num_kept_pixels(keep, rows=rows, mask=mask)
         kept = self.encode(images)[:, :num_kept]
-        drawn = self._draw(kept.repeat_interleave(num, dim=0), seeds * len(kept), rules, batch_size, progress)
+        return self.complete_ids(kept, num=num, seed=seed, batch_size=batch_size, progress=progress, **rules)
+
+    def complete_ids(
+        self,
+        kept: Int64[Tensor, "b p"],
+        *,
+        num: int = 8,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+        **rules: Unpack[RuleOptions],
+    ) -> list[list[Image.Image]]:
+        """Complete images of which the first pixels are given as colour ids.
+
+        Args:
+            kept: the pixels in raster order, for example `encode(images)[:, :num_kept_pixels(rows=4)]`.
+            num: see `complete`, as are the others.
+            seed: likewise.
+            batch_size: likewise.
+            progress: likewise.
+            **rules: likewise.
+        Returns: for each row a list of `num` whole images.
+        Raises: ValueError for values outside these ranges.
+        """
+        if kept.ndim != 2:
+            raise ValueError(f"the ids have the shape {tuple(kept.shape)}: give (images, pixels)")
+        _check_count("num", num)
+        seeds = [image_seed(seed, index) for index in range(num)] * len(kept)
+        prompts = kept.repeat_interleave(num, dim=0)
+        drawn = self._draw(prompts, seeds, SamplingRules(**rules), batch_size, progress)
         return [drawn[start : start + num] for start in range(0, len(drawn), num)]
 
-    def num_kept_pixels(self, keep: float) -> int:
-        """How many pixels a share stands for: the nearest whole number (not whole rows; halves go to the even one).
+    def num_kept_pixels(
+        self, keep: float | None = None, *, rows: int | None = None, mask: ImageLike | None = None
+    ) -> int:
+        """How many pixels, in raster order from the top, are kept. Give one of the three; none of them is `keep=0.5`.
 
-        Raises: ValueError unless 0 <= keep < 1 and at least one pixel is left to draw.
+        Args:
+            keep: share of the pixels, in [0, 1): the nearest whole number (not whole rows; halves go to the even one).
+            rows: whole rows, 0 to one less than there are.
+            mask: an image of the model's size, or a whole number of times as large, that is black where pixels are to
+                be drawn and anything else where they are kept. Pixels are drawn in raster order, so that those that
+                are kept must come first.
+        Raises: ValueError if that is not given, or leaves no pixel to draw, or the mask cannot be read.
         """
-        num_pixels = self.model.config.n_positions
-        if not 0 <= keep < 1:
-            raise ValueError(f"keep is {keep}: the share of the pixels to keep must be at least 0 and less than 1")
-        num_kept = round(keep * num_pixels)
-        if num_kept == num_pixels:
-            raise ValueError(f"keep is {keep}, which is all of {num_pixels} pixels: leave at least one to complete")
-        return num_kept
+        height, width = self.processor.size["height"], self.processor.size["width"]
+        given = {"keep": keep, "rows": rows, "mask": mask}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} each say what is kept: give one of them")
+        if rows is not None:
+            return _pixels_of_rows(rows, height, width)
+        if mask is not None:
+            return _pixels_of_mask(_read_mask(mask, height, width))
+        return _pixels_of_share(0.5 if keep is None else keep, height * width)
 
     def encode(self, images: ImageLike | Sequence[ImageLike]) -> Int64[Tensor, "b t"]:
         """Images as colour ids in raster order, on the CPU."""
@@ -171,21 +243,18 @@ class ImageGPTPipeline:
         drawn_before, per_image = 0, self.model.config.n_positions - prompts.shape[1]
         images: list[Image.Image] = []
         for batch in _batches(len(seeds), batch_size):
-            on_pixel = None
-            if progress is not None:
-                on_pixel = _counter(progress, drawn_before, len(batch), prompts.shape[1], len(seeds) * per_image)
+            told = None if progress is None else _counter(progress, drawn_before, len(seeds) * per_image)
             rows = slice(batch.start, batch.stop)
-            ids = self.sampler.generate(prompts[rows], seeds=seeds[rows], rules=rules, on_pixel=on_pixel)
+            ids = self.sampler.generate(prompts[rows], seeds=seeds[rows], rules=rules, on_progress=told)
             images += self.processor.decode(ids)
             drawn_before += len(batch) * per_image
         return images
 
     def _default_batch_size(self) -> int:
         """Images whose keys and values fit the memory set aside for them; at least 1."""
-        config, device = self.model.config, self.model.device
-        bytes_per_image = config.n_positions * cost.cache_bytes_per_pixel(config, self.model.dtype.itemsize)
+        device = self.model.device
         room = _CACHE_BYTES_ON_CPU if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] // 2
-        return max(1, min(_LARGEST_BATCH, room // bytes_per_image))
+        return max(1, min(_LARGEST_BATCH, room // self.sampler.bytes_per_image))
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -223,11 +292,70 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
 
 
+def _pixels_of_share(keep: float, num_pixels: int) -> int:
+    if not 0 <= keep < 1:
+        raise ValueError(f"keep is {keep}: the share of the pixels to keep must be at least 0 and less than 1")
+    num_kept = round(keep * num_pixels)
+    if num_kept == num_pixels:
+        raise ValueError(f"keep is {keep}, which is all of {num_pixels} pixels: leave at least one to complete")
+    return num_kept
+
+
+def _pixels_of_rows(rows: Any, height: int, width: int) -> int:
+    if not isinstance(rows, int) or isinstance(rows, bool) or not 0 <= rows < height:
+        raise ValueError(f"rows is {rows!r}: an image has {height}, keep a whole number from 0 to {height - 1}")
+    return rows * width
+
+
+def _read_mask(mask: Any, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+    """Which pixels of an image a mask keeps: those where it is not black."""
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu().ne(0).numpy()
+    elif isinstance(mask, np.ndarray):
+        mask = mask != 0  # whatever its type: 1 is white, too
+    try:
+        white = np.asarray(read_image(mask, (0, 0, 0))).max(axis=-1) > 0
+    except ValueError as error:
+        raise ValueError(f"the mask cannot be used: {error}") from error
+    given_height, given_width = white.shape
+    factor = max(1, given_height // height)
+    if (given_height, given_width) != (height * factor, width * factor):
+        raise ValueError(
+            f"the mask is {given_width} x {given_height} pixels, the model's images are {width} x {height}: "
+            "give one of that size, or a whole number of times as large"
+        )
+    blocks = white.reshape(height, factor, width, factor)
+    kept: np.ndarray = blocks.all(axis=(1, 3))
+    partly = np.argwhere(kept != blocks.any(axis=(1, 3)))
+    if len(partly):
+        raise ValueError(
+            f"the mask keeps only a part of the pixel at row {partly[0][0]}, column {partly[0][1]} (counted from 0): "
+            f"make its {factor} x {factor} pixels all white or all black"
+        )
+    return kept
+
+
+def _pixels_of_mask(kept: Bool[np.ndarray, "h w"]) -> int:
+    """How many pixels a mask keeps, if these are the first."""
+    if kept.all():
+        raise ValueError(f"the mask keeps all of {kept.size} pixels: leave at least one to complete")
+    num_kept = int(kept.argmin())  # up to the first that is not kept
+    behind = np.flatnonzero(kept.ravel()[num_kept:])
+    if len(behind):
+        row, column = divmod(num_kept + int(behind[0]), kept.shape[1])
+        raise ValueError(
+            f"the mask keeps the pixel at row {row}, column {column} (counted from 0) but not all before it: "
+            "this model draws row by row from the top and cannot fill holes, which takes a BERT model, "
+            "so keep only pixels that come first"
+        )
+    return num_kept
+
+
 def _batches(num: int, batch_size: int) -> Iterator[range]:
     for start in range(0, num, batch_size):
         yield range(start, min(start + batch_size, num))
 
 
-def _counter(progress: Progress, before: int, batch: int, first: int, total: int) -> Callable[[int, Any], None]:
-    """Tell `progress` how many pixels of how many are done, when the pixel after `first` others has been drawn."""
-    return lambda pixel, _: progress(before + batch * (pixel + 1 - first), total)
+def _counter(progress: Progress, before: int, total: int) -> Callable[[int], None]:
+    """Tell `progress` how many pixels of how many are done, when so many of this batch are."""
+    return lambda drawn: progress(before + drawn, total)

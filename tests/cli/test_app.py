@@ -1,5 +1,7 @@
 """What the command line does with mistakes, with interruption, and with no command at all."""
 
+import gc
+import json
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import pytest
 
 from imagegpt.cli import _shared, app
 
-COMMANDS = ["complete", "sample", "info", "models", "evaluate", "train"]
+COMMANDS = ["complete", "sample", "info", "models", "evaluate", "bench", "train"]
 
 
 def test_help_names_every_command(run):
@@ -110,6 +112,39 @@ def test_help_and_models_import_no_torch():
     for argument in ("--help", "models"):
         out = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=True).stdout
         assert out.splitlines()[-1] == "False False"
+
+
+# Slow to import, and no business of one small image. transformers brings torch.distributed, torch._dynamo, sympy and
+# scipy along whatever we do; for these it would be our doing.
+SLOW_AND_NEEDLESS = [
+    *("sklearn", "matplotlib", "pandas", "datasets", "pyarrow", "torchvision", "peft", "onnx", "onnxruntime"),
+    *("torch._inductor.compile_fx", "torch.utils.tensorboard", "transformers.pipelines", "transformers.trainer"),
+    *("transformers.models.imagegpt", "imagegpt.bulk", "imagegpt.benchmarking", "imagegpt.training"),
+    *("imagegpt.evaluation", "imagegpt.model.parallel"),
+]
+
+
+def test_one_sample_imports_and_collects_no_more_than_it_needs(workplace):
+    code = (
+        "import atexit, gc, json, sys\nfrom imagegpt.cli import main\n"
+        "def tell(): print(json.dumps([list(sys.modules), gc.get_stats()[2]['collections'], gc.get_freeze_count()]))\n"
+        "atexit.register(tell)\n"  # runs after what main registers
+        "main()"
+    )
+    arguments = [sys.executable, "-c", code, "sample", "--model", "./tiny", "--num", "1", "--out", "x.png"]
+    out = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    modules, num_full_collections, num_frozen = json.loads(out.splitlines()[-1])
+    assert (workplace / "x.png").is_file()
+    assert "imagegpt.pipeline" in modules
+    assert sorted(set(SLOW_AND_NEEDLESS) & set(modules)) == []
+    assert num_full_collections <= 1  # 6 with Python's own thresholds, which is half a second or more
+    assert num_frozen > 100_000
+
+
+def test_the_garbage_of_other_programs_is_left_alone(run):
+    before = gc.get_threshold()
+    assert run("models")[0] == 0
+    assert gc.get_threshold() == before
 
 
 def test_progress_is_silent_where_nobody_looks(capsys):

@@ -29,34 +29,99 @@ def test_completions_are_written_as_one_picture_and_singly(run, workplace, names
 
 
 def test_pictures_tell_how_they_were_made(run, workplace):
-    run("complete", "cat.png", *MODEL, "--num", 1, "--seed", 7, "--top-k", 5, "--keep", 0.25, "--out", "out.png")
-    text = picture("out.png").text
-    assert text == {
-        "Software": "imagegpt 0.1.0",
-        "Comment": "created with iGPT",
-        "model": "./tiny",
-        "seed": "7",
-        "rules": "temperature 1, top-k 5",
-        "keep": "4 pixels",
-    }
+    options = ["--num", 1, "--seed", 7, "--top-k", 5, "--min-p", 0.1, "--keep", 0.25]
+    run("complete", "cat.png", *MODEL, *options, "--out", "out.png", "--gif", "out.gif", "--singles", "each")
+    facts = {"model": "./tiny", "seed": "7", "rules": "temperature 1, top-k 5, min-p 0.1", "keep": "4 pixels"}
+    expected = {"Software": "imagegpt 0.1.0", "Comment": "created with iGPT", **facts}
+    assert picture("out.png").text == picture("each/cat_0.png").text == expected
+    comment = "; ".join(f"{key}: {value}" for key, value in facts.items())
+    assert picture("out.gif").info["comment"].decode() == f"created with iGPT; {comment}"
 
 
 def test_options_reach_the_pipeline(run, workplace, monkeypatch):
     seen = {}
 
-    def complete(self, images, **options):
-        seen.update(options, images=images)
-        return [self.reduce(images)] * len(images)
+    def complete_ids(self, kept, **options):
+        seen.update(options, kept=kept, sampler=self.sampler)
+        return [self.reduce("cat.png")] * len(kept)
 
-    monkeypatch.setattr(ImageGPTPipeline, "complete", complete)
+    monkeypatch.setattr(ImageGPTPipeline, "complete_ids", complete_ids)
     options = ["--keep", 0.25, "--num", 2, "--seed", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.9]
-    status, *_ = run("complete", "cat.png", *MODEL, *options, "--batch-size", 6, "--dtype", "float64")
+    options += [
+        "--min-p",
+        0.02,
+        "--batch-size",
+        6,
+        "--precision",
+        "bfloat16",
+        "--decoder",
+        "parallel",
+        "--max-memory",
+        1,
+    ]
+    status, *_ = run("complete", "cat.png", *MODEL, *options)
     assert status == 0
     assert callable(seen.pop("progress"))
-    assert [str(path) for path in seen.pop("images")] == ["cat.png"]
+    sampler = seen.pop("sampler")
+    assert (sampler.precision, sampler.decoder, sampler.max_memory) == ("bfloat16", "parallel", 10**9)
+    pipe = ImageGPTPipeline.from_pretrained(workplace / "tiny")
+    assert seen.pop("kept").tolist() == pipe.encode("cat.png")[:, :4].tolist()
     assert seen == {
-        "keep": 0.25, "num": 2, "seed": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "batch_size": 6
+        "num": 2, "seed": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.02, "batch_size": 6
     }  # fmt: skip
+
+
+def test_each_image_is_read_once(run, workplace, monkeypatch):
+    Image.radial_gradient("L").save("dog.png")
+    read = []
+    open_image = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *a, **kw: read.append(str(path)) or open_image(path, *a, **kw))
+    assert run("complete", "cat.png", "dog.png", *MODEL, "--num", 2, "--gif", "out.gif")[0] == 0
+    assert read == ["cat.png", "dog.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "num_kept"),
+    [
+        ([], 8),
+        (["--keep", 0.25], 4),
+        (["--keep", 0], 0),
+        (["--rows", 3], 12),
+        (["--rows", 0], 0),
+        (["--mask", "m.png"], 5),
+    ],
+)
+def test_what_is_kept_can_be_said_in_three_ways(run, workplace, options, num_kept):
+    Image.fromarray((np.arange(16) < 5).reshape(4, 4).repeat(3, axis=0).repeat(3, axis=1)).save("m.png")
+    assert run("complete", "cat.png", *MODEL, *options, "--singles", "each")[0] == 0
+    assert picture("completions.png").text["keep"] == f"{num_kept} pixels"
+    pipe = ImageGPTPipeline.from_pretrained(workplace / "tiny")
+    (expected,) = pipe.complete_ids(pipe.encode("cat.png")[:, :num_kept])
+    for index, image in enumerate(expected):
+        assert np.array_equal(np.asarray(picture(f"each/cat_{index}.png")), np.asarray(image))
+
+
+def test_an_animation_ends_in_the_picture(run, workplace, names_in):
+    arguments = ["cat.png", *MODEL, "--num", 2, "--rows", 2]
+    status, out, err = run("complete", *arguments, "--out", "out.png", "--gif", "out.gif")
+    assert (status, err) == (0, "")
+    assert out == "2 completions of 1 image: out.png\nas they appear: out.gif\n"
+    assert names_in() == ["out.gif", "out.png"]
+    with Image.open("out.gif") as gif:
+        assert gif.n_frames == 9  # 8 pixels are to come
+        assert gif.info["loop"] == 0
+        frames, durations = [], []
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            frames.append(np.asarray(gif.convert("RGB")).astype(int))
+            durations.append(gif.info["duration"])
+    assert durations == [80] * 8 + [2000]
+    final = np.asarray(picture("out.png")).astype(int)
+    assert frames[0].shape == final.shape
+    assert np.abs(frames[-1] - final).max() <= 4  # the captions have many greys
+    in_blue = [(frame[..., 2] - frame[..., 0] > 15).sum() for frame in frames]
+    pixel = 24 * 24
+    assert in_blue == [pixel * (8 + 2 * (8 - index)) for index in range(9)]
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(run, workplace, names_in):
@@ -65,6 +130,25 @@ def test_images_of_one_name_do_not_overwrite_each_other(run, workplace, names_in
     status, *_ = run("complete", "cat.png", "more/cat.png", *MODEL, "--num", 1, "--singles", "each")
     assert status == 0
     assert names_in() == ["0_cat_0.png", "1_cat_0.png", "completions.png", "each", "more"]
+
+
+def test_an_animation_is_overwritten_with_force_only(run, workplace):
+    (workplace / "out.gif").write_text("precious")
+    status, _, err = run("complete", "cat.png", *MODEL, "--gif", "out.gif")
+    assert (status, err) == (2, "error: out.gif exists already: give --force to overwrite it\n")
+    assert (workplace / "out.gif").read_text() == "precious"
+    assert run("complete", "cat.png", *MODEL, "--gif", "out.gif", "--force")[0] == 0
+    assert picture("out.gif").format == "GIF"
+
+
+def test_an_animation_larger_than_a_gif_can_be_is_refused_before_the_work(run, workplace, names_in, monkeypatch):
+    monkeypatch.setattr(Sampler, "generate", lambda *_, **__: pytest.fail("images were drawn"))
+    images = ["cat.png"] * 520  # 126 pixels each, one below the other
+    status, out, err = run("complete", *images, *MODEL, "--num", 1, "--gif", "out.gif")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: the animation would be 362 x ")
+    assert "a GIF has at most 65535 a side: leave out --gif, or ask for fewer images" in err
+    assert names_in() == []
 
 
 def test_overwriting_needs_force(run, workplace):
@@ -95,6 +179,38 @@ BAD_INPUTS = {
     "keep almost all": (["cat.png", "--keep", "0.99"], "keep is 0.99, which is all of 16 pixels"),
     "keep more than all": (["cat.png", "--keep", "1.5"], "Invalid value for '--keep'"),
     "keep less than nothing": (["cat.png", "--keep", "-0.5"], "Invalid value for '--keep'"),
+    "keep and rows": (
+        ["cat.png", "--keep", "0.5", "--rows", "2"],
+        "--keep 0.5 and --rows 2 each say what is kept: give",
+    ),
+    "rows and mask": (
+        ["cat.png", "--rows", "0", "--mask", "hole.png"],
+        "--rows 0 and --mask hole.png each say what is",
+    ),
+    "all rows": (["cat.png", "--rows", "4"], "rows is 4: an image has 4, keep a whole number from 0 to 3"),
+    "negative rows": (["cat.png", "--rows", "-1"], "Invalid value for '--rows'"),
+    "no such mask": (["cat.png", "--mask", "nomask.png"], "there is no image nomask.png: check the path"),
+    "not a mask": (["cat.png", "--mask", "notes.txt"], "the mask cannot be used: notes.txt is not an image that"),
+    "a mask with a hole": (
+        ["cat.png", "--mask", "hole.png"],
+        "the mask keeps the pixel at row 1, column 2 (counted from",
+    ),
+    "a mask of another size": (
+        ["cat.png", "--mask", "odd.png"],
+        "the mask is 5 x 4 pixels, the model's images are 4 x 4",
+    ),
+    "a mask that keeps all": (
+        ["cat.png", "--mask", "white.png"],
+        "the mask keeps all of 16 pixels: leave at least one",
+    ),
+    "min-p beyond 1": (["cat.png", "--min-p", "1.5"], "min_p is 1.5: it must lie in 0 to 1"),
+    "gif is no GIF": (
+        ["cat.png", "--gif", "x.png"],
+        "--gif is x.png: animations are written as GIF, choose a name that",
+    ),
+    "gif is a folder": (["cat.png", "--gif", "folder.gif"], "folder.gif is a folder: give the name of a file"),
+    "gif is nowhere": (["cat.png", "--gif", "no/x.gif"], "there is no folder no: make it first, or choose another"),
+    "gif cannot be written": (["cat.png", "--gif", "/proc/x.gif"], "/proc cannot be written to (No such file"),
     "no completions": (["cat.png", "--num", "0"], "Invalid value for '--num'"),
     "negative seed": (["cat.png", "--seed", "-1"], "Invalid value for '--seed'"),
     "huge seed": (["cat.png", "--seed", str(2**64)], "seed is 18446744073709551616: it must be a whole number"),
@@ -103,7 +219,12 @@ BAD_INPUTS = {
     "top-p of nothing": (["cat.png", "--top-p", "0"], "top_p is 0.0: it must be greater than 0 and at most 1"),
     "top-p beyond 1": (["cat.png", "--top-p", "1.5"], "top_p is 1.5: it must be greater than 0 and at most 1"),
     "no such device": (["cat.png", "--device", "tpu"], "there is no device 'tpu' here: choose from cpu"),
-    "no such dtype": (["cat.png", "--dtype", "int4"], "dtype is 'int4': choose one of float32, bfloat16, float16"),
+    "no such precision": (
+        ["cat.png", "--precision", "int4"],
+        "'int4' is not one of 'auto', 'float32', 'bfloat16', 'int8'",
+    ),
+    "no such decoder": (["cat.png", "--decoder", "fast"], "'fast' is not one of 'sequential', 'parallel'"),
+    "too little memory": (["cat.png", "--max-memory", "0.000001"], "max_memory is 1,000 bytes, the weights take"),
     "batches of nothing": (["cat.png", "--batch-size", "0"], "Invalid value for '--batch-size'"),
     "out is no PNG": (["cat.png", "--out", "x.jpg"], "--out is x.jpg: images are written as PNG, choose a name"),
     "out has no suffix": (["cat.png", "--out", "x"], "--out is x: images are written as PNG"),
@@ -121,6 +242,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, workplace, names_in, 
     (workplace / "notes.txt").write_text("no image")
     (workplace / "cut.png").write_bytes((workplace / "cat.png").read_bytes()[:100])
     (workplace / "folder.png").mkdir()
+    (workplace / "folder.gif").mkdir()
+    Image.fromarray(np.isin(np.arange(16), [0, 1, 6]).reshape(4, 4)).save("hole.png")
+    Image.new("1", (5, 4)).save("odd.png")
+    Image.new("L", (8, 8), 255).save("white.png")
     (workplace / "notes").mkdir()
     (workplace / "notes/cat_0.png").touch()
     before = names_in()
@@ -134,11 +259,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, workplace, names_in, 
 
 def test_outputs_are_checked_before_the_model_is_loaded(run, workplace, monkeypatch):
     monkeypatch.setattr(ImageGPTPipeline, "from_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
-    for wrong in (["--out", "x.jpg"], ["--out", "cat.png"], ["--singles", "cat.png"]):
+    wrongs = [["--out", "x.jpg"], ["--out", "cat.png"], ["--singles", "cat.png"], ["--gif", "x.png"]]
+    for wrong in [*wrongs, ["--keep", 0.5, "--rows", 2], ["--mask", "nowhere.png"]]:
         assert run("complete", "cat.png", *MODEL, *wrong)[0] == 2
 
 
-@pytest.mark.parametrize("failing_save", [0, 1, 2])
+@pytest.mark.parametrize("failing_save", [0, 1, 2, 3])
 def test_a_full_disk_leaves_nothing(run, workplace, names_in, monkeypatch, failing_save):
     calls = []
     save = Image.Image.save
@@ -150,11 +276,28 @@ def test_a_full_disk_leaves_nothing(run, workplace, names_in, monkeypatch, faili
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    status, out, err = run("complete", "cat.png", *MODEL, "--num", 2, "--out", "out.png", "--singles", "each")
+    outputs = ["--out", "out.png", "--singles", "each", "--gif", "out.gif"]
+    status, out, err = run("complete", "cat.png", *MODEL, "--num", 2, *outputs)
     assert (status, out) == (2, "")
     assert "cannot be written (No space left on device): free some space or choose another place" in err
     assert len(calls) == failing_save + 1
     assert names_in() == []
+
+
+def test_a_full_disk_leaves_what_was_there(run, workplace, names_in, monkeypatch):
+    for name in ("out.png", "out.gif"):
+        (workplace / name).write_text("precious")
+    save = Image.Image.save
+
+    def fail(self, path, **options):
+        save(self, path, **options)
+        if options["format"] == "GIF":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    assert run("complete", "cat.png", *MODEL, "--out", "out.png", "--gif", "out.gif", "--force")[0] == 2
+    assert names_in() == ["out.gif", "out.png"]
+    assert {(workplace / name).read_text() for name in names_in()} == {"precious"}
 
 
 def test_interruption_leaves_nothing(run, workplace, names_in, monkeypatch):

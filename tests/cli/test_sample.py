@@ -1,10 +1,17 @@
 """`imagegpt sample`: the images a seed stands for, and where they go."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imagegpt import ImageGPTPipeline
+from imagegpt.bulk import Workers
+from imagegpt.cli import _bulk
+from imagegpt.sampling import Sampler
 
 MODEL = ("--model", "./tiny")
 
@@ -16,16 +23,25 @@ def picture(path):
 
 
 def test_samples_are_the_pipelines(run, workplace, names_in):
-    options = ["--num", 3, "--seed", 4, "--temperature", 0.8, "--top-p", 0.9, "--batch-size", 2]
+    options = ["--num", 3, "--seed", 4, "--temperature", 0.8, "--top-p", 0.9, "--min-p", 0.01, "--batch-size", 2]
     status, out, err = run("sample", *MODEL, *options, "--singles", "each")
     assert (status, err) == (0, "")
     assert out == "3 samples: samples.png\none by one: each\n"
     assert names_in() == ["each", "sample_0.png", "sample_1.png", "sample_2.png", "samples.png"]
-    expected = ImageGPTPipeline.from_pretrained(workplace / "tiny").sample(3, seed=4, temperature=0.8, top_p=0.9)
+    pipe = ImageGPTPipeline.from_pretrained(workplace / "tiny")
+    expected = pipe.sample(3, seed=4, temperature=0.8, top_p=0.9, min_p=0.01)
     for index, image in enumerate(expected):
         assert np.array_equal(np.asarray(picture(f"each/sample_{index}.png")), np.asarray(image))
     text = picture("each/sample_2.png").text
-    assert (text["seed"], text["rules"]) == ("4", "temperature 0.8, top-p 0.9")
+    assert (text["seed"], text["rules"]) == ("4", "temperature 0.8, top-p 0.9, min-p 0.01")
+
+
+def test_min_p_excludes_colours(run, workplace):
+    assert run("sample", *MODEL, "--num", 4, "--min-p", 1, "--singles", "likeliest")[0] == 0
+    assert run("sample", *MODEL, "--num", 4, "--temperature", 0, "--singles", "greedy", "--out", "g.png")[0] == 0
+    for index in range(4):
+        likeliest, greedy = (picture(f"{folder}/sample_{index}.png") for folder in ("likeliest", "greedy"))
+        assert np.array_equal(np.asarray(likeliest), np.asarray(greedy))
 
 
 def test_greedy_samples_are_all_alike(run, workplace):
@@ -34,19 +50,201 @@ def test_greedy_samples_are_all_alike(run, workplace):
     assert np.array_equal(np.asarray(first), np.asarray(second))
 
 
+def test_an_animation_ends_with_the_picture(run, workplace, names_in):
+    status, out, _ = run("sample", *MODEL, "--num", 2, "--gif", "samples.gif")
+    assert (status, out) == (0, "2 samples: samples.png\nas they appear: samples.gif\n")
+    assert names_in() == ["samples.gif", "samples.png"]
+    with Image.open("samples.gif") as animation:
+        assert animation.n_frames == 17
+        animation.seek(16)
+        last = np.asarray(animation.convert("RGB"))
+    assert np.array_equal(last, np.asarray(picture("samples.png")))
+
+
+@pytest.mark.parametrize("name", ["many", "existing.png"])
+def test_a_folder_gets_a_file_an_image(run, workplace, names_in, name):
+    if name != "many":
+        (workplace / name).mkdir()
+    options = ["--num", 5, "--seed", 4, "--top-k", 3, "--min-p", 0.1, "--batch-size", 2]
+    status, out, err = run("sample", *MODEL, *options, "--out", name)
+    assert (status, out, err) == (0, f"5 images: {name}\n", "")
+    assert names_in() == sorted(["0000", *(f"0000000{index}.png" for index in range(5)), name, "run.json"])
+    expected = ImageGPTPipeline.from_pretrained(workplace / "tiny").sample(5, seed=4, top_k=3, min_p=0.1)
+    for index, image in enumerate(expected):
+        drawn = picture(f"{name}/0000/0000000{index}.png")
+        assert np.array_equal(np.asarray(drawn), np.asarray(image))
+        assert drawn.text["model"] == "./tiny"
+
+
+def test_a_folder_of_shards(run, workplace, names_in):
+    assert run("sample", *MODEL, "--num", 5, "--batch-size", 3, "--format", "npz", "--out", "ids")[0] == 0
+    assert names_in() == ["00000000.npz", "00000003.npz", "ids", "run.json"]
+
+
+def test_the_same_command_goes_on(run, workplace):
+    command = ["sample", *MODEL, "--batch-size", 2, "--out", "many"]
+    run(*command, "--num", 3)
+    status, out, err = run(*command, "--num", 5)
+    assert (status, out) == (0, "5 images: many\n")
+    assert err == "going on: 3 of 5 images are there\n"
+
+
+def test_force_replaces_a_run(run, workplace):
+    run("sample", *MODEL, "--num", 3, "--out", "many")
+    before = (workplace / "many/0000/00000000.png").read_bytes()
+    status, _, err = run("sample", *MODEL, "--num", 3, "--seed", 1, "--out", "many")
+    assert status == 2
+    assert err.startswith("error: the run in many was made with another seed (0, not 1): give the same")
+    assert run("sample", *MODEL, "--num", 3, "--seed", 1, "--out", "many", "--force")[0] == 0
+    assert (workplace / "many/0000/00000000.png").read_bytes() != before
+
+
+def test_a_folder_is_refused_before_the_model_is_loaded(run, workplace, monkeypatch):
+    monkeypatch.setattr(_bulk._shared.Loading, "pipeline", lambda _: pytest.fail("it loaded"))
+    status, _, err = run("sample", *MODEL, "--out", ".")
+    assert status == 2
+    assert "which is no part of a run of images" in err
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(interrupt, 130), (lambda: os.kill(os.getpid(), signal.SIGTERM), 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_run_that_is_stopped_says_how_to_go_on(run, workplace, monkeypatch, stop, code):
+    generate, calls, handler = Sampler.generate, [], signal.getsignal(signal.SIGTERM)
+
+    def stopped(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            stop()
+        return generate(*args, **options)
+
+    monkeypatch.setattr(Sampler, "generate", stopped)
+    command = ["sample", *MODEL, "--num", 7, "--batch-size", 2, "--out", "many"]
+    status, out, err = run(*command)
+    assert (status, out) == (code, "")
+    assert err == "stopped: 4 of 7 images are in many, the same command goes on from there\n"
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert run(*command)[0] == 0
+
+
+def test_other_processes_than_the_first_are_silent(run, workplace, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_first = ["sample", *MODEL, "--num", 6, "--batch-size", 2, "--out", "many"]
+    with monkeypatch.context() as alone:
+        alone.delenv("RANK")
+        alone.delenv("WORLD_SIZE")
+        run(*run_first)
+    for index in (2, 3, 4):
+        (workplace / f"many/0000/0000000{index}.png").unlink()
+    assert run(*run_first) == (0, "", "")
+    names = sorted(path.name for path in (workplace / "many/0000").iterdir())
+    assert names == [f"0000000{index}.png" for index in (0, 1, 2, 3, 5)]  # image 4 is the first process's
+
+
+@pytest.mark.parametrize(
+    ("workers", "asked", "gpus", "expected"),
+    [
+        (Workers(), None, 4, None),
+        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), None, 0, None),
+        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), None, 4, "cuda:1"),
+        (Workers(rank=6, world_size=8, local_rank=2, local_world_size=4), "cuda", 4, "cuda:2"),
+        (Workers(rank=3, world_size=4, local_rank=3, local_world_size=4), None, 2, "cuda:1"),
+        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), "cpu", 4, "cpu"),
+        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), "cuda:0", 4, "cuda:0"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, workers, asked, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert _bulk.device_of(workers, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((0, 50_000, 0, 0), "0 of 50,000 images"),
+        ((1500, 50_000, 0, 3), "1,500 of 50,000 images"),
+        ((2000.7, 50_000, 1000, 10), "2,000 of 50,000 images, 100 images/s, 0:08:00 left"),
+        ((10, 50, 1, 4), "10 of 50 images, 0.25 images/s, 0:02:40 left"),
+        ((0.5, 1000, 0.5, 100), "0 of 1,000 images, 0.005 images/s, 55:31:40 left"),
+    ],
+)
+def test_progress_in_words(numbers, expected):
+    assert _bulk.progress_text(*numbers) == expected
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(run, workplace, monkeypatch):
+    monkeypatch.setattr(_bulk, "_LINE_EVERY_S", 0.0)
+    err = run("sample", *MODEL, "--num", 4, "--batch-size", 2, "--out", "many")[2].splitlines()
+    assert err[0] == "sampling: 0 of 4 images"
+    assert all(line.startswith("sampling: ") for line in err)
+    assert err[-1].startswith("sampling: 4 of 4 images, ")
+    assert err[-1].endswith("0:00:00 left")
+
+
+FOLDER = ("--out", "many")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--num", "0"], "Invalid value for '--num'"),
         (["--out", "x.gif"], "--out is x.gif: images are written as PNG"),
+        (
+            ["--out", "v0.9"],
+            "--out is v0.9: images are written as PNG, choose a name that ends in .png, or one without",
+        ),
         (["--out", "cat.png"], "cat.png exists already: give --force to overwrite it"),
         (["--model", "openai/imagegpt-small"], "'openai/imagegpt-small' is not on this machine and huggingface.co"),
         (["--temperature", "nan"], "Invalid value for '--temperature'"),
         (["--temperature", "inf"], "temperature is inf: it must be a number of at least 0"),
+        (["--min-p", "2"], "min_p is 2.0: it must lie in 0 to 1"),
+        (["--gif", "x.png"], "--gif is x.png: animations are written as GIF"),
+        (["--format", "npz"], "--format npz is for many images in a folder: give --out a name without .png"),
+        ([*FOLDER, "--num", "0"], "Invalid value for '--num'"),
+        ([*FOLDER, "--num", "100000001"], "num is 100000001: it must be a whole number from 1 to 100,000,000"),
+        ([*FOLDER, "--seed", str(2**64)], f"seed is {2**64}: it must be a whole number from 0 to 2^64 - 1"),
+        ([*FOLDER, "--top-p", "0"], "top_p is 0.0: it must be greater than 0 and at most 1"),
+        ([*FOLDER, "--min-p", "2"], "min_p is 2.0: it must lie in 0 to 1"),
+        ([*FOLDER, "--batch-size", "65537"], "batch_size is 65537: it must be a whole number from 1 to 65,536"),
+        ([*FOLDER, "--format", "jpg"], "Invalid value for '--format'"),
+        ([*FOLDER, "--singles", "each"], "--singles each belongs to a picture and --out many is a folder"),
+        ([*FOLDER, "--gif", "x.gif"], "--gif x.gif belongs to a picture and --out many is a folder"),
+        ([*FOLDER, "--precision", "int4"], "Invalid value for '--precision': Value error, 'int4' is not one of"),
+        ([*FOLDER, "--device", "cuda:77"], "there is no device 'cuda:77' here"),
+        ([*FOLDER, "--model", "./nothing"], "there is no folder ./nothing: check the path"),
+        (["--out", "no/many"], "there is no folder no: make it first, or choose another place"),
+        (["--out", "tiny"], "tiny holds "),
+        (["--out", "."], ". holds "),
+        (["--out", "/proc/many"], "/proc/many: No such file or directory"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, workplace, names_in, arguments, message):
     status, out, err = run("sample", *MODEL, *arguments)
     assert (status, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert names_in() == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "out", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "x.png", "--out x.png is one picture, which several processes cannot share"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "many", "rank is 2 of 2 processes"),
+        ({"RANK": "0"}, "many", "RANK is set and its twin is not"),
+    ],
+)
+def test_processes_that_make_no_sense_are_refused(run, workplace, names_in, monkeypatch, environment, out, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = run("sample", *MODEL, "--out", out)
+    assert status == 2
     assert err.startswith(f"error: {message}")
     assert names_in() == []

@@ -3,13 +3,18 @@
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imagegpt.files import png_bytes
+
 if TYPE_CHECKING:
     from PIL import Image
+
+_LARGEST_GIF = 65_535  # pixels a side: the format counts them in 16 bits
 
 
 def check_png(path: Path, force: bool) -> None:
@@ -19,14 +24,32 @@ def check_png(path: Path, force: bool) -> None:
     """
     if path.suffix.lower() != ".png":
         raise ValueError(f"--out is {path}: images are written as PNG, choose a name that ends in .png")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
-    _refuse_to_overwrite([path], force)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {path.parent}: make it first, or choose another place for {path.name}"
+    _check_file(path, force)
+
+
+def check_gif(path: Path | None, force: bool) -> None:
+    """See that an animation can be written to a path, if there is to be one, before the slow work.
+
+    Raises: ValueError or OSError, in one sentence, if its name, its folder or what is there already forbids it.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"--gif is {path}: animations are written as GIF, choose a name that ends in .gif")
+    _check_file(path, force)
+
+
+def check_gif_size(frame: "Image.Image") -> None:
+    """See that a GIF has room for frames like this.
+
+    Raises: ValueError, in one sentence, if it has not.
+    """
+    if max(frame.size) > _LARGEST_GIF:
+        width, height = frame.size
+        raise ValueError(
+            f"the animation would be {width} x {height} pixels, a GIF has at most {_LARGEST_GIF} a side: "
+            "leave out --gif, or ask for fewer images"
         )
-    _check_writable(path.parent)
 
 
 def check_singles(folder: Path | None, names: Sequence[str], force: bool) -> list[Path]:
@@ -49,33 +72,55 @@ def check_singles(folder: Path | None, names: Sequence[str], force: bool) -> lis
     return paths
 
 
-def write_pngs(images: Mapping[Path, "Image.Image"], facts: Mapping[str, Any]) -> None:
-    """Write images with facts in their metadata: all of them, or none.
+def write_pngs(
+    images: Mapping[Path, "Image.Image"],
+    facts: Mapping[str, Any],
+    gifs: Mapping[Path, Iterable["Image.Image"]] | None = None,
+) -> None:
+    """Write images, and perhaps animations, with facts in their metadata: all of them, or none.
 
     Every file is written under a temporary name beside its place, and they are renamed when all are complete. Folders
     that do not exist are made, and removed again on failure.
 
+    Args:
+        images: what goes where.
+        facts: how they were made; model, seed, rules and such.
+        gifs: the frames of animations, from `figures.appearing`; they loop for ever.
     Raises: OSError if that fails.
     """
-    from PIL.PngImagePlugin import PngInfo
+    writers: dict[Path, Callable[[Path], None]] = {}
+    for path, image in images.items():
+        writers[path] = partial(_write_png, image, facts)
+    for path, frames in (gifs or {}).items():
+        writers[path] = partial(_write_gif, frames, facts)
+    _write_all(writers)
 
+
+def _write_png(image: "Image.Image", facts: Mapping[str, Any], path: Path) -> None:
     from imagegpt import __version__
 
-    info = PngInfo()
-    info.add_text("Software", f"imagegpt {__version__}")
-    info.add_text("Comment", "created with iGPT")
-    for key, value in facts.items():
-        info.add_itxt(key, str(value))
+    path.write_bytes(png_bytes(image, facts, __version__))
+
+
+def _write_gif(frames: Iterable["Image.Image"], facts: Mapping[str, Any], path: Path) -> None:
+    comment = "; ".join(["created with iGPT", *(f"{key}: {value}" for key, value in facts.items())])
+    first, *rest = frames
+    # loop=0 is for ever. Nothing is to be optimised: the frames share a palette.
+    first.save(path, format="GIF", save_all=True, append_images=rest, loop=0, comment=comment.encode(), optimize=False)
+
+
+def _write_all(writers: Mapping[Path, Callable[[Path], None]]) -> None:
+    """Write files whole or not at all, each by its own function."""
     temporary: dict[Path, Path] = {}
     made: list[Path] = []
     path = None
     try:
-        for path, image in images.items():
+        for path, write in writers.items():
             if not path.parent.exists():
                 path.parent.mkdir()
                 made.append(path.parent)
             temporary[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-            image.save(temporary[path], format="PNG", pnginfo=info)
+            write(temporary[path])
         while temporary:
             path, whole = next(iter(temporary.items()))
             whole.replace(path)
@@ -124,6 +169,17 @@ def new_folder(out: Path, *, force: bool, replaceable: Collection[str]) -> Itera
             making.rename(out)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _check_file(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    _refuse_to_overwrite([path], force)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path.parent}: make it first, or choose another place for {path.name}"
+        )
+    _check_writable(path.parent)
 
 
 def _refuse_to_overwrite(paths: Sequence[Path], force: bool) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,10 +18,23 @@ SeedOption = Annotated[int, typer.Option(help="The same seed gives the same imag
 TemperatureOption = Annotated[float, typer.Option(help="Below 1 bolder, 0 always the likeliest colour.", min=0)]
 TopKOption = Annotated[int | None, typer.Option(help="Draw from the k likeliest colours only.", min=1)]
 TopPOption = Annotated[float | None, typer.Option(help="Draw from the likeliest colours of this total probability.")]
+MinPOption = Annotated[float | None, typer.Option(help="Draw from colours at least this share as likely as the best.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  [default: cuda if there is one]")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.  [default: float32]")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Images at a time.  [default: by memory]", min=1)]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="cuda if there is one")]
+PrecisionOption = Annotated[
+    Literal["auto", "float32", "bfloat16", "int8"],
+    typer.Option(
+        help="Of the weights: fewer bits, more speed, nearly the same images.", show_default="as in the model"
+    ),
+]
+DecoderOption = Annotated[
+    Literal["sequential", "parallel"],
+    typer.Option(help="Pixel by pixel, or guessing several at a time: the same images."),
+]
+MaxMemoryOption = Annotated[
+    float | None, typer.Option(help="GB that weights, keys and values may take.", min=0, show_default="no limit")
+]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images at a time.", min=1, show_default="by memory")]
 
 
 def stderr_console() -> Console:
@@ -47,13 +61,31 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
-def load_pipeline(model: str, device: str | None, dtype: str | None, revision: str | None) -> "ImageGPTPipeline":
-    """Load a model by name, saying so."""
-    with working(f"loading {model}"):
-        from imagegpt.pipeline import ImageGPTPipeline
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which model, and how it is loaded and run; the options of these names."""
 
-        quiet_libraries()
-        return ImageGPTPipeline.from_pretrained(model, device=device, dtype=dtype, revision=revision)
+    model: str
+    revision: str | None
+    device: str | None
+    precision: Literal["auto", "float32", "bfloat16", "int8"]
+    decoder: Literal["sequential", "parallel"]
+    max_memory: float | None
+
+    def pipeline(self) -> "ImageGPTPipeline":
+        """Load the model, saying so."""
+        with working(f"loading {self.model}"):
+            from imagegpt.pipeline import ImageGPTPipeline
+
+            quiet_libraries()
+            return ImageGPTPipeline.from_pretrained(
+                self.model,
+                device=self.device,
+                revision=self.revision,
+                precision=self.precision,
+                decoder=self.decoder,
+                max_memory=None if self.max_memory is None else round(self.max_memory * 1e9),
+            )
 
 
 @contextmanager

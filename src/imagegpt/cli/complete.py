@@ -1,66 +1,102 @@
 """`imagegpt complete`: keep the upper part of images and draw the rest."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from imagegpt.cli import _output, _shared
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from imagegpt.pipeline import RuleOptions
+
 
 def complete(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any kind and size.")],
     model: _shared.ModelOption = "digits",
-    keep: Annotated[float, typer.Option(help="Share of the pixels to keep, from the top.", min=0, max=1)] = 0.5,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the pixels to keep, from the top.", min=0, max=1, show_default="0.5")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of pixels to keep, from the top.", min=0)] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="An image that is white where to keep pixels, these before all black ones.")
+    ] = None,
     num: Annotated[int, typer.Option(help="Completions of each image.", min=1)] = 8,
     seed: _shared.SeedOption = 0,
     temperature: _shared.TemperatureOption = 1.0,
     top_k: _shared.TopKOption = None,
     top_p: _shared.TopPOption = None,
+    min_p: _shared.MinPOption = None,
     out: Annotated[Path, typer.Option(help="Where the picture of all completions goes.")] = Path("completions.png"),
     singles: Annotated[Path | None, typer.Option(help="A folder for each completion as a PNG of its own.")] = None,
+    gif: Annotated[Path | None, typer.Option(help="Where an animation of the completions goes, as a GIF.")] = None,
     force: _shared.ForceOption = False,
     device: _shared.DeviceOption = None,
-    dtype: _shared.DtypeOption = None,
+    precision: _shared.PrecisionOption = "auto",
+    decoder: _shared.DecoderOption = "sequential",
     batch_size: _shared.BatchSizeOption = None,
+    max_memory: _shared.MaxMemoryOption = None,
     revision: _shared.RevisionOption = None,
 ) -> None:
     """Keep the upper part of images and let the model draw the rest, several times.
 
-    An image is cropped to a square and reduced to the model's size and colours first.
+    An image is cropped to a square and reduced to the model's size and colours first. What to keep is said by one of
+    --keep, --rows and --mask.
     """
+    _check_choice({"--keep": keep, "--rows": rows, "--mask": mask})
     _output.check_png(out, force)
-    names = [f"{path.stem}_{index}.png" for path in images for index in range(num)]
-    if len(set(names)) < len(names):  # two images of the same name, from different folders
-        names = [f"{row}_{path.stem}_{index}.png" for row, path in enumerate(images) for index in range(num)]
-    places = _output.check_singles(singles, names, force)
-    for path in images:
+    _output.check_gif(gif, force)
+    places = _output.check_singles(singles, _single_names(images, num), force)
+    for path in [*images, mask] if mask is not None else images:
         if not path.is_file():
             raise FileNotFoundError(f"there is no image {path}: check the path")
 
-    pipe = _shared.load_pipeline(model, device, dtype, revision)
-    from imagegpt.figures import completion_grid
+    loading = _shared.Loading(
+        model=model, revision=revision, device=device, precision=precision, decoder=decoder, max_memory=max_memory
+    )
+    pipe = loading.pipeline()
+    from imagegpt.figures import appearing, completion_grid
     from imagegpt.sampling import SamplingRules
 
-    rules = SamplingRules(temperature=temperature, top_k=top_k, top_p=top_p)
-    num_kept = pipe.num_kept_pixels(keep)
-    originals = pipe.reduce(images)
+    options: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    rules = SamplingRules(**options)
+    num_kept = pipe.num_kept_pixels(keep, rows=rows, mask=mask)
+    ids = pipe.encode(images)
+    originals = pipe.processor.decode(ids)
+    labels = [path.name for path in images]
+    if gif is not None:
+        _output.check_gif_size(completion_grid(originals, num_kept, [[image] * num for image in originals], labels))
     with _shared.pixel_progress("completing") as progress:
-        completions = pipe.complete(
-            images,
-            keep=keep,
-            num=num,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            batch_size=batch_size,
-            progress=progress,
+        completions = pipe.complete_ids(
+            ids[:, :num_kept], num=num, seed=seed, batch_size=batch_size, progress=progress, **options
         )
-    grid = completion_grid(originals, num_kept, completions, [path.name for path in images])
+
+    def grid_of(num_shown: int) -> "Image.Image":
+        return completion_grid(originals, num_kept, completions, labels, num_shown=num_shown)
+
     drawn = [image for several in completions for image in several]
     facts = {"model": model, "seed": seed, "rules": rules, "keep": f"{num_kept} pixels"}
-    _output.write_pngs({**dict(zip(places, drawn, strict=False)), out: grid}, facts)
+    grid = completion_grid(originals, num_kept, completions, labels)
+    animations = {} if gif is None else {gif: appearing(grid_of, drawn[0].size, num_kept)}
+    _output.write_pngs({**dict(zip(places, drawn, strict=False)), out: grid}, facts, animations)
     typer.echo(f"{num} completions of {len(images)} {'image' if len(images) == 1 else 'images'}: {out}")
+    if gif is not None:
+        typer.echo(f"as they appear: {gif}")
     if singles is not None:
         typer.echo(f"one by one: {singles}")
+
+
+def _check_choice(options: dict[str, Any]) -> None:
+    given = [f"{name} {value}" for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} each say what is kept: give one of them")
+
+
+def _single_names(images: list[Path], num: int) -> list[str]:
+    """What the PNGs of single completions are called."""
+    names = [f"{path.stem}_{index}.png" for path in images for index in range(num)]
+    if len(set(names)) < len(names):  # two images of the same name, from different folders
+        names = [f"{row}_{path.stem}_{index}.png" for row, path in enumerate(images) for index in range(num)]
+    return names

@@ -58,6 +58,26 @@ def step_flops(config: ImageGPTConfig, position: int) -> int:
     return 2 * _multiplying_weights(config) + 4 * (position + 1) * width
 
 
+def step_bytes(
+    config: ImageGPTConfig, position: int, *, batch: int = 1, weight_size: int = 4, cache_size: int = 4
+) -> int:
+    """Bytes that must be read to draw one pixel of each image of a batch with a cache.
+
+    Args:
+        config: of the model.
+        position: the pixel's index, 0 to T - 1.
+        batch: B, images that share a read of the weights.
+        weight_size: bytes of a weight; gains are in float32 at least.
+        cache_size: bytes of a number in the cache, and of the embeddings.
+    Returns: all weights but the embeddings, once, and for each image two rows of the embeddings and what earlier
+        positions left in the cache.
+    """
+    embeddings = (config.vocab_size + config.n_positions) * config.n_embd
+    weights = weight_bytes(config, weight_size) - embeddings * weight_size
+    cached = position * cache_bytes_per_pixel(config, cache_size)
+    return weights + batch * (2 * config.n_embd * cache_size + cached)
+
+
 def image_flops(config: ImageGPTConfig) -> int:
     """Operations of drawing one whole image pixel by pixel: the sum of `step_flops` over all positions."""
     length = config.n_positions

@@ -10,6 +10,7 @@ is x * sigmoid(1.702 x). Dropout aside, a block computes
 Axes: B images, T positions of the queries, S positions of the keys, H heads, D head width, C channels.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.generic import maybe_autocast
 
 from imagegpt.config import ImageGPTConfig
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -177,7 +180,7 @@ class ImageGPTAttention(nn.Module):
         attention_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
-        attn_implementation: str | None = None,
+        attn_implementation: str | AttentionFunction | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix values into (B, T, C).
@@ -188,7 +191,8 @@ class ImageGPTAttention(nn.Module):
             attention_mask: in the form the backend wants.
             head_mask: (n_head,), by the heads' original indices.
             encoder_hidden_states: (B, S, C), for cross-attention.
-            attn_implementation: the backend; None means the config's.
+            attn_implementation: the backend, by name or as a function like `eager_attention_forward`; None means the
+                config's.
             kwargs: passed to the backend.
         Returns: the output, and the weights (B, H, T, S) where the backend gives them.
         """
@@ -205,8 +209,11 @@ class ImageGPTAttention(nn.Module):
             kwargs["head_mask"] = head_mask[self.kept_heads]
         kwargs["is_causal"] = self.is_causal  # the caller's may be the self-attention's
 
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
-            cast(str, attn_implementation or self.config._attn_implementation), eager_attention_forward
+        chosen = attn_implementation or cast(str, self.config._attn_implementation)
+        attention = (
+            ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager_attention_forward)
+            if isinstance(chosen, str)
+            else chosen
         )
         mixed, weights = attention(
             self,

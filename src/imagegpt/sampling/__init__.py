@@ -1,6 +1,7 @@
-"""Drawing images: the rules by which a pixel is drawn, and the engine that draws them one after the other."""
+"""Drawing images: the rules by which a pixel is drawn, and the engine that draws them."""
 
-from imagegpt.sampling.engine import Sampler
+from imagegpt.sampling.engine import DecoderName, FinishedRow, Sampler
+from imagegpt.sampling.projections import Precision
 from imagegpt.sampling.rules import SamplingRules, image_seed
 
-__all__ = ["Sampler", "SamplingRules", "image_seed"]
+__all__ = ["DecoderName", "FinishedRow", "Precision", "Sampler", "SamplingRules", "image_seed"]

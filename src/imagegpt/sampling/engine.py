@@ -1,183 +1,296 @@
-"""The sampler: prompts in, whole images out, one pixel a step.
+"""The sampler: prompts in, whole images out.
 
-Prompts are read in one pass (each distinct prompt once, however many images continue it), then every step feeds the
-pixels just drawn and draws the next. The position that is fed with the start token predicts pixel 0:
+Prompts are read in one pass (each distinct prompt once, however many images continue it), then pixels are drawn, each
+from the logits that the pixel before it gave: see `batch` for one by one, `parallel` for several at a time.
 
-    fed        sos  x_0  x_1 ...  x_{T-2}
-    predicts   x_0  x_1  x_2 ...  x_{T-1}
-
-Axes: B images, P pixels of the prompts, T pixels of the images, V colours.
+Axes: B images, P pixels of the prompts, T pixels of the images, W pixels of a row.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
+from imagegpt.model import cost
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling.cache import continue_prefill
-from imagegpt.sampling.rules import SamplingRules, draw, gumbel_noise, seed_tensor
+from imagegpt.sampling.batch import Batch, draw_sequentially
+from imagegpt.sampling.compilation import Compiler
+from imagegpt.sampling.decoder import Decoder
+from imagegpt.sampling.parallel import ParallelStatistics, RunLength, draw_in_parallel
+from imagegpt.sampling.projections import Precision, check_precision, freeze, lay_out
+from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts
+from imagegpt.sampling.rules import SamplingRules
 
-OnPixel = Callable[[int, Int64[Tensor, " b"]], None]
+DecoderName = Literal["sequential", "parallel"]
+OnProgress = Callable[[int], None]
 
-_NOISE_CHUNK = 1 << 18  # numbers computed at once: enough to hide the cost of a call, 1 MB, 2 MB more while computing
+_PREFILLED_AT_ONCE = 4  # prompts; more are not faster on a CPU and take memory
+_TYPICAL_RUN = 16  # positions a pass of the parallel decoder feeds; decides how weights are laid out
+
+# When compiling pays: it takes about 20 s, and then a step takes about half as long. A step that is not compiled takes
+# what reading the weights takes, and 150 microseconds a block.
+_WORTH_COMPILING_S = 20.0
+_BYTES_PER_S = 15e9
+_OVERHEAD_PER_BLOCK_S = 150e-6
+
+
+class FinishedRow(NamedTuple):
+    """A row of some images, as `Sampler.stream` gives it.
+
+    Args:
+        images: which, as indices of seeds.
+        row: which row, from the top.
+        ids: (images, W) colours.
+    """
+
+    images: range
+    row: int
+    ids: Int64[Tensor, "b w"]
 
 
 class Sampler:
     """Draws images from a model.
 
-    An image depends on its prompt, its seed, the rules and the weights; not on the other images of the batch. That is
-    exact for the noise. The logits of other batch sizes may differ in their last bits (matrix products sum in another
-    order), which changes a pixel only if its two best candidates are that close: about one in a million in float32.
+    An image depends on its prompt, its seed, the rules and the weights; not on the other images of the batch, nor on
+    how it is decoded. That is exact for the noise. The logits of other batch sizes may differ in their last bits
+    (matrix products sum in another order), which changes a pixel only if its two best candidates are that close: about
+    one in a million in float32.
 
     Args:
-        model: a causal model of ours, used as it is (its dtype, device and attention backend) and not changed.
+        model: a causal model of ours. It is copied as it is now, without dropout; see `in_place`.
+        precision: of the projections' weights. "float32", "bfloat16" (keys and values too) or "int8" (with keys and
+            values in bfloat16); all sums and everything else are in float32. "auto" is the model's own dtype.
+        decoder: "sequential" draws pixel after pixel, "parallel" guesses several and keeps those that are right. The
+            images are the same; see `imagegpt.sampling.parallel`.
+        compile: True runs compiled graphs that are known, and compiles where the images asked for take longer than
+            compiling; "always" compiles whatever it takes; False never does.
+        max_memory: bytes that weights, keys and values may take; images that do not fit at once are drawn in turns.
+        in_place: change the model itself instead of copying it, so that its weights are in memory once. It still
+            computes logits (in the precision chosen), but can no longer be trained.
     Raises: TypeError for a model without the generative head; ValueError for one that is bidirectional or has
-        cross-attention, and so cannot draw pixels in order.
+        cross-attention, and so cannot draw pixels in order, and for options that do not exist.
     """
 
-    def __init__(self, model: ImageGPTForCausalImageModeling) -> None:
-        if not isinstance(model, ImageGPTForCausalImageModeling):
-            raise TypeError(f"a {type(model).__name__} cannot draw images: give an ImageGPTForCausalImageModeling")
-        if not model.config.is_causal:
-            raise ValueError(
-                "this model is bidirectional (is_causal=False) and cannot draw pixels in order: give a causal one"
-            )
-        if model.config.add_cross_attention:
-            raise ValueError(
-                "this model has cross-attention (add_cross_attention=True) and needs an encoder: use its generate()"
-            )
-        self.model = model
+    def __init__(
+        self,
+        model: ImageGPTForCausalImageModeling,
+        *,
+        precision: Precision = "auto",
+        decoder: DecoderName = "sequential",
+        compile: bool | Literal["always"] = True,  # noqa: A002 - torch's word
+        max_memory: int | None = None,
+        in_place: bool = False,
+    ) -> None:
+        _check_model(model)
+        check_precision(precision)
+        if decoder not in get_args(DecoderName):
+            raise ValueError(f"decoder is {decoder!r}: choose one of {', '.join(get_args(DecoderName))}")
+        if compile not in (True, False, "always"):
+            raise ValueError(f"compile is {compile!r}: give True, False or 'always'")
+        own = str(model.dtype).removeprefix("torch.")
+        self.precision = own if precision == "auto" else precision
+        self.model = freeze(model, precision, in_place=in_place)
+        self.decoder: DecoderName = decoder
+        self.max_memory = max_memory
+        self.statistics = ParallelStatistics()  # of the last call, if the decoder is parallel
+        self._compile = compile
+        self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
+        self._cache_dtype = torch.bfloat16 if self.precision == "int8" else getattr(torch, self.precision)
+        self._run_lengths: dict[int, RunLength] = {}
+        if max_memory is not None:
+            self._most_images()
 
     def generate(
         self,
-        prompts: Int64[Tensor, "b p"] | None = None,
+        prompts: Prompts | None = None,
         *,
         seeds: Sequence[int],
         rules: SamplingRules | None = None,
         num_pixels: int | None = None,
-        on_pixel: OnPixel | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Int64[Tensor, "b t"]:
         """Draw images, or the rest of them.
 
         Args:
-            prompts: the first pixels of each image, colour ids without the start token; None starts from nothing.
+            prompts: the first pixels of each image, colour ids without the start token; a tensor, or one tensor an
+                image if they differ in length. None starts from nothing.
             seeds: one seed an image, 0 to 2^64 - 1, see `image_seed`.
             rules: how pixels are drawn; None is the model's own distribution.
             num_pixels: T, of the images, prompt included; None means all that the model has positions for.
-            on_pixel: called after each step with the index of the pixel and its colours (B,), on the model's device;
-                reading them there waits for the device.
+            on_progress: called now and then with the number of pixels drawn so far, of all images.
         Returns: whole images, prompts included, on the model's device. A prompt of T pixels comes back as it is.
-        Raises: ValueError for prompts, seeds or lengths that do not fit the model or each other, a model in training
-            mode, or logits that are not finite.
+        Raises: ValueError for prompts, seeds or lengths that do not fit the model or each other, or logits that are not
+            finite.
         """
-        if self.model.training:
-            raise ValueError(
-                "the model is in training mode, where dropout changes its predictions: call model.eval() first"
-            )
-        rules = SamplingRules() if rules is None else rules
-        num_pixels = self._checked_length(num_pixels)
-        prompts = self._checked_prompts(prompts, len(seeds), num_pixels)
+        num_pixels = checked_length(num_pixels, self.model.config)
+        checked = checked_prompts(prompts, len(seeds), num_pixels, self.model.config)
         # Made outside inference mode, so that the caller may do with it what he likes, training included.
         images = torch.empty(len(seeds), num_pixels, dtype=torch.int64, device=self.model.device)
-        images[:, : prompts.shape[1]] = prompts
-        if len(seeds) and prompts.shape[1] < num_pixels:
-            with torch.inference_mode():
-                self._draw_rest(images, prompts, seeds, rules, on_pixel)
+        drawn_before = 0
+        for rows, batch, done in self._drawn(checked, seeds, rules or SamplingRules(), num_pixels):
+            if on_progress is not None:
+                on_progress(drawn_before + sum(max(0, done - start) for start in batch.starts))
+            if done == num_pixels:
+                images[rows.start : rows.stop] = batch.tokens[1:].t()
+                drawn_before += sum(num_pixels - start for start in batch.starts)
         return images
 
-    def _draw_rest(
+    def stream(
         self,
-        images: Int64[Tensor, "b t"],
-        prompts: Int64[Tensor, "b p"],
+        prompts: Prompts | None = None,
+        *,
         seeds: Sequence[int],
-        rules: SamplingRules,
-        on_pixel: OnPixel | None,
-    ) -> None:
-        """Fill in the pixels of `images` after the prompts."""
-        num_given, num_pixels = prompts.shape[1], images.shape[1]
-        noise = self._noise(seed_tensor(seeds, images.device), range(num_given, num_pixels), rules)
-        logits, cache = self._prefill(prompts, num_pixels)
-        finite = torch.isfinite(logits).all()
-        for pixel in range(num_given, num_pixels):
-            drawn = draw(logits, next(noise), rules)
-            images[:, pixel] = drawn
-            if on_pixel is not None:
-                on_pixel(pixel, drawn)
-            if pixel + 1 < num_pixels:
-                logits = self._step(drawn, cache)
-                finite &= torch.isfinite(logits).all()  # looked at once, at the end: looking waits for the device
-        if not finite:
+        rules: SamplingRules | None = None,
+        num_pixels: int | None = None,
+        row_length: int | None = None,
+    ) -> Iterator[FinishedRow]:
+        """Draw images and give their rows as they are finished, from the top.
+
+        Args:
+            prompts: as for `generate`, as are seeds, rules and num_pixels.
+            seeds: likewise.
+            rules: likewise.
+            num_pixels: likewise.
+            row_length: W; None is the side of the square that the model's images are.
+        Yields: each row, given ones included, once all images that are drawn together have it.
+        Raises: ValueError as `generate`, and if the images are no whole number of rows.
+        """
+        num_pixels = checked_length(num_pixels, self.model.config)
+        row_length = math.isqrt(self.model.config.n_positions) if row_length is None else row_length
+        if row_length < 1 or num_pixels % row_length:
+            raise ValueError(f"{num_pixels} pixels are no whole number of rows of {row_length}: give row_length")
+        checked = checked_prompts(prompts, len(seeds), num_pixels, self.model.config)
+        return self._rows(checked, seeds, rules or SamplingRules(), num_pixels, row_length)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Memory that an image takes while it is drawn: keys, values and noise."""
+        config = self.model.config
+        cache = cost.cache_bytes_per_pixel(config, self._cache_dtype.itemsize)
+        return config.n_positions * (cache + config.num_colors * torch.float32.itemsize)
+
+    def _rows(
+        self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int, row_length: int
+    ) -> Iterator[FinishedRow]:
+        given: dict[int, int] = {}  # rows given, by the first image of the batch
+        for images, batch, done in self._drawn(prompts, seeds, rules, num_pixels):
+            for row in range(given.get(images.start, 0), done // row_length):
+                ids = batch.tokens[1 + row * row_length : 1 + (row + 1) * row_length].t().clone()
+                yield FinishedRow(images, row, ids)
+            given[images.start] = max(done // row_length, given.get(images.start, 0))
+
+    def _drawn(
+        self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int
+    ) -> Iterator[tuple[range, Batch, int]]:
+        """Draw images in batches that fit; tells again and again which, and how many pixels of them are there."""
+        self.statistics = ParallelStatistics()
+        waiting = _split(range(len(seeds)), self._most_images())
+        while waiting:
+            images = waiting.pop(0)
+            mine = slice(images.start, images.stop)
+            try:
+                # A generator must not stay in inference mode while its caller goes on, so each step enters it anew.
+                steps = self._steps(prompts[mine], seeds[mine], rules, num_pixels)
+                while True:
+                    with torch.inference_mode():
+                        batch, done = next(steps, (None, 0))
+                    if batch is None:
+                        break
+                    yield images, batch, done
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or len(images) == 1:
+                    raise
+                half = len(images) // 2
+                waiting[:0] = [images[:half], images[half:]]
+
+    def _steps(
+        self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int
+    ) -> Iterator[tuple[Batch, int]]:
+        """Draw one batch."""
+        config, device = self.model.config, self.model.device
+        batch = Batch.of(prompts, seeds, rules, num_pixels, config.num_colors, device)
+        if min(batch.starts) < num_pixels:
+            compiler = self._compiler_for(len(prompts), num_pixels - min(batch.starts))
+            rows = len(prompts) * (_TYPICAL_RUN if self.decoder == "parallel" else 1)
+            lay_out(self.model, rows, compiled=compiler is not None)
+            decoder = Decoder(self.model, len(prompts), self._cache_dtype, compiler)
+            self._prefill(decoder, batch)
+            for done in self._decoding(decoder, batch):
+                if done < num_pixels:
+                    yield batch, done
+        yield batch, num_pixels
+
+    def _decoding(self, decoder: Decoder, batch: Batch) -> Iterator[int]:
+        if self.decoder == "sequential":
+            return draw_sequentially(decoder, batch)
+        num_images, positions = len(batch.starts), self.model.config.n_positions
+        side = math.isqrt(positions)
+        run_length = self._run_lengths.setdefault(num_images, RunLength(batch.num_pixels))
+        return draw_in_parallel(decoder, batch, run_length, self.statistics, side if side**2 == positions else 1)
+
+    def _prefill(self, decoder: Decoder, batch: Batch) -> None:
+        """Feed all of the prompts but their last pixels: start token and pixels, each distinct beginning once."""
+        for start in sorted(set(batch.starts) - {0}):
+            images = torch.tensor([index for index, given in enumerate(batch.starts) if given == start])
+            images = images.to(batch.tokens.device)
+            distinct, rows = torch.unique(batch.tokens[:start, images].t(), dim=0, return_inverse=True)
+            for first in range(0, len(distinct), _PREFILLED_AT_ONCE):
+                part = distinct[first : first + _PREFILLED_AT_ONCE]
+                cache = DynamicCache(config=self.model.config)
+                self.model.transformer(part, past_key_values=cache, use_cache=True)
+                here = (rows >= first) & (rows < first + len(part))
+                decoder.cache.fill(cache, images[here], rows[here] - first)
+
+    def _compiler_for(self, num_images: int, num_steps: int) -> Compiler | None:
+        """What compiles, if anything is to be compiled for so many steps."""
+        if self._compile is False or self.model.dtype != torch.float32:
+            return None
+        if self._compile == "always" or self.model.device.type != "cpu":
+            return self._compiler
+        read_s = self._weight_bytes() / _BYTES_PER_S * max(1.0, num_images / 8)
+        step_s = read_s + self.model.config.n_layer * _OVERHEAD_PER_BLOCK_S
+        return self._compiler if step_s * num_steps > _WORTH_COMPILING_S else self._known_graphs
+
+    def _weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
+    def _most_images(self) -> int | None:
+        """Images that fit `max_memory` at once; None is no limit.
+
+        Raises: ValueError if not even one does.
+        """
+        if self.max_memory is None:
+            return None
+        weights, image = self._weight_bytes(), self.bytes_per_image
+        if self.max_memory < weights + image:
             raise ValueError(
-                f"the model's logits are not finite in {self.model.dtype}: its weights are damaged, or need float32"
+                f"max_memory is {self.max_memory:,} bytes, the weights take {weights:,} and an image {image:,}: "
+                "allow more, or choose a smaller precision"
             )
-
-    def _prefill(self, prompts: Int64[Tensor, "b p"], num_pixels: int) -> tuple[Float32[Tensor, "b v"], Cache]:
-        """Logits of the pixel after the prompts, and the cache with room for the images."""
-        distinct, rows = torch.unique(prompts, dim=0, return_inverse=True) if prompts.shape[1] else _all_alike(prompts)
-        sos = distinct.new_full((distinct.shape[0], 1), self.model.config.sos_token_id)
-        cache = DynamicCache(config=self.model.config)
-        out = self.model(torch.cat([sos, distinct], dim=1), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits = out.logits[:, -1].float()[rows]
-        return logits, continue_prefill(cache, rows, num_pixels)
-
-    def _step(self, drawn: Int64[Tensor, " b"], cache: Cache) -> Float32[Tensor, "b v"]:
-        out = self.model(drawn.unsqueeze(1), past_key_values=cache, use_cache=True)
-        return out.logits[:, -1].float()
-
-    def _noise(
-        self, seeds: Int64[Tensor, " b"], pixels: range, rules: SamplingRules
-    ) -> Iterator[Float32[Tensor, "b v"] | None]:
-        """The noise of one pixel after the other, computed many pixels at a time."""
-        num_colors = self.model.config.num_colors
-        chunk = max(1, _NOISE_CHUNK // (len(seeds) * num_colors))
-        for start in range(pixels.start, pixels.stop, chunk):
-            stop = min(start + chunk, pixels.stop)
-            if rules.is_greedy:
-                yield from [None] * (stop - start)
-                continue
-            yield from gumbel_noise(seeds, torch.arange(start, stop), num_colors).unbind(dim=1)
-
-    def _checked_length(self, num_pixels: int | None) -> int:
-        limit = self.model.config.n_positions
-        if num_pixels is None:
-            return limit
-        if not 1 <= num_pixels <= limit:
-            raise ValueError(f"num_pixels is {num_pixels}: this model draws 1 to {limit} pixels")
-        return num_pixels
-
-    def _checked_prompts(
-        self, prompts: Int64[Tensor, "b p"] | None, num_images: int, num_pixels: int
-    ) -> Int64[Tensor, "b p"]:
-        """The prompts on the model's device, or why they cannot be continued."""
-        if prompts is None:
-            return torch.empty(num_images, 0, dtype=torch.int64, device=self.model.device)
-        if prompts.ndim != 2:
-            raise ValueError(f"prompts have the shape {tuple(prompts.shape)}: give (images, pixels)")
-        if prompts.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
-            raise ValueError(f"prompts are {prompts.dtype}: give colour ids as whole numbers, int64 for example")
-        if prompts.shape[0] != num_images:
-            raise ValueError(f"{num_images} seeds were given for {prompts.shape[0]} prompts: give one seed an image")
-        if prompts.shape[1] > num_pixels:
-            raise ValueError(
-                f"the prompts have {prompts.shape[1]} pixels, the images are to have {num_pixels}: shorten the prompts"
-            )
-        if prompts.numel():
-            self._check_colors(int(prompts.min()), int(prompts.max()))
-        return prompts.to(self.model.device, torch.int64)
-
-    def _check_colors(self, lowest: int, highest: int) -> None:
-        num_colors = self.model.config.num_colors
-        if highest == num_colors:
-            raise ValueError(
-                f"the prompts contain {highest}, the start token: give pixels only, it is put in front here"
-            )
-        if lowest < 0 or highest > num_colors:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"the prompts contain {wrong}: this model knows colours 0 to {num_colors - 1}")
+        return (self.max_memory - weights) // image
 
 
-def _all_alike(prompts: Int64[Tensor, "b p"]) -> tuple[Int64[Tensor, "1 p"], Int64[Tensor, " b"]]:
-    return prompts[:1], torch.zeros(prompts.shape[0], dtype=torch.int64, device=prompts.device)
+def _check_model(model: ImageGPTForCausalImageModeling) -> None:
+    if not isinstance(model, ImageGPTForCausalImageModeling):
+        raise TypeError(f"a {type(model).__name__} cannot draw images: give an ImageGPTForCausalImageModeling")
+    if not model.config.is_causal:
+        raise ValueError(
+            "this model is bidirectional (is_causal=False) and cannot draw pixels in order: give a causal one"
+        )
+    if model.config.add_cross_attention:
+        raise ValueError(
+            "this model has cross-attention (add_cross_attention=True) and needs an encoder: use its generate()"
+        )
+
+
+def _split(images: range, most: int | None) -> list[range]:
+    size = max(1, len(images) if most is None else most)
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,196 @@
+"""Compiling a block once for all blocks, all images and the next time the program runs.
+
+On a CPU the block is exported and compiled ahead of time into a shared library (AOTInductor), which is kept on disk: a
+call then costs 3 microseconds where one through `torch.compile` costs 14 and more, and a second run loads it in
+milliseconds. On a GPU it goes through `torch.compile`, and the calls are recorded in a CUDA graph anyway.
+
+What a graph depends on is in its key: the shapes of weights and cache, the number of images where it is small, whether
+one or several positions are fed, the source of the code it was made from, the processor and the version of torch. The
+length of the cache and larger batches are arguments.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imagegpt.sampling.projections import ROWS_LIMIT
+
+Runner = Callable[[list[Tensor]], Tensor]
+
+logger = logging.getLogger(__name__)
+
+_SOURCES = ("model/layers.py", "sampling/cache.py", "sampling/decoder.py", "sampling/projections.py")
+_INDUCTOR_OPTIONS = {
+    "size_asserts": False,  # they ask for strides, which packed weights do not have
+    "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not as it had when it was compiled
+}
+
+
+class Compiler:
+    """Compiles functions of tensors, each kind once.
+
+    Args:
+        folder: where compiled graphs are kept; None is `default_folder()`.
+        only_known: take graphs that are in memory or on disk, compile none.
+    """
+
+    def __init__(self, folder: Path | None = None, *, only_known: bool = False) -> None:
+        self.folder = default_folder() if folder is None else folder
+        self.only_known = only_known
+        self.num_compilations = 0  # in this process, for this object; graphs found on disk do not count
+        self._runners: dict[str, Runner | None] = {}
+
+    def runner(
+        self, step: nn.Module, kind: str, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
+    ) -> Runner | None:
+        """A compiled form of a module that has no state of its own.
+
+        Args:
+            step: called with tensors, returns one.
+            kind: says what `step` computes, as far as the shapes of the arguments do not.
+            arguments: an example of the tensors it will be called with.
+            dynamic: for each of the first arguments, the axes whose size may change, and a name for it; same name,
+                same size. All other sizes stay as they are in the example.
+        Returns: the compiled function, or None where it is not known (with `only_known`) or cannot be compiled; it is
+            then said why, once.
+        """
+        key = _key(kind, arguments, dynamic)
+        if key not in self._runners:
+            device = arguments[0].device.type
+            self._runners[key] = (self._aot_runner if device == "cpu" else self._jit_runner)(
+                key, step, arguments, dynamic
+            )
+        return self._runners[key]
+
+    def _aot_runner(
+        self, key: str, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
+    ) -> Runner | None:
+        path = self.folder / f"{key}.pt2"
+        runner = _load(path) if path.is_file() else None
+        if runner is not None or self.only_known:
+            return runner
+        try:
+            logger.info("compiling for this machine, once; this takes about 20 seconds")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _compile_ahead(path, step, arguments, dynamic)
+        except Exception as error:  # noqa: BLE001 - no compiler, no disk, a bug in it: all the same here
+            warnings.warn(f"sampling goes on uncompiled and slower: {_reason(error)}", stacklevel=2)
+            return None
+        self.num_compilations += 1
+        return _load(path)
+
+    def _jit_runner(
+        self, key: str, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
+    ) -> Runner | None:
+        del key, arguments, dynamic
+        if self.only_known:
+            return None
+        self.num_compilations += 1
+        compiled = torch.compile(step, dynamic=False, fullgraph=True)
+        return lambda tensors: compiled(*tensors)
+
+
+def default_folder() -> Path:
+    """Where compiled graphs are kept: the user's cache folder, by torch's version."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "imagegpt" / f"compiled-torch-{torch.__version__}"
+
+
+def varying(batch: int, num_positions: int, length_varies: bool) -> tuple[dict[int, str], ...]:
+    """Which axes vary, of hidden, keys, values and positions (see `decoder.BlockStep`).
+
+    Args:
+        batch: images; few of them get a graph of their own, whose loops know how many they are.
+        num_positions: fed at once; one gets a graph of its own.
+        length_varies: whether the cache is looked at in several lengths.
+    """
+    images = {0: "batch"} if batch > ROWS_LIMIT else {}
+    positions = {1: "positions"} if num_positions > 1 else {}
+    length = {2: "length"} if length_varies else {}
+    return {**images, **positions}, {**images, **length}, {**images, **length}, {**images, **positions}
+
+
+def _compile_ahead(path: Path, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]) -> None:
+    """Compile into a package at `path`, which is there whole or not at all."""
+    import torch._inductor
+
+    shapes: list[Any] = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in dynamic]
+    shapes += [None] * (len(arguments) - len(shapes))
+    spread = len(step_parameters(step))
+    if spread < len(arguments):  # the last parameter is *tensors
+        shapes = [*shapes[: spread - 1], tuple(shapes[spread - 1 :])]
+    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.pt2")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's own, about itself
+            exported = torch.export.export(step, tuple(arguments), dynamic_shapes=tuple(shapes), strict=False)
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(temporary), inductor_configs=_INDUCTOR_OPTIONS
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def step_parameters(step: nn.Module) -> list[str]:
+    """Names of the parameters of a module's forward."""
+    import inspect
+
+    return list(inspect.signature(step.forward).parameters)
+
+
+def _load(path: Path) -> Runner | None:
+    """The function in a package; None if the file is not one."""
+    import torch._inductor
+
+    try:
+        run = torch._inductor.aoti_load_package(str(path)).loader.run
+    except (RuntimeError, OSError):
+        logger.info("%s is damaged and is made anew", path)
+        path.unlink(missing_ok=True)
+        return None
+    return lambda tensors: run(tensors)[0]
+
+
+def _key(kind: str, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]) -> str:
+    signature = [kind, _machine(), _sources()]
+    for index, tensor in enumerate(arguments):
+        varies = dynamic[index] if index < len(dynamic) else {}
+        sizes = [varies.get(axis, size) for axis, size in enumerate(tensor.shape)]
+        strides = () if tensor.is_mkldnn else tensor.stride()[1:] if varies else tensor.stride()
+        signature.append(f"{sizes} {strides} {tensor.dtype} {tensor.layout} {tensor.device}")
+    return hashlib.sha256(json.dumps(signature, default=str).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _machine() -> str:
+    """What code that was compiled here needs: the processor's abilities, the libraries."""
+    flags = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), flags)
+    except OSError:
+        pass
+    return f"{torch.__version__} {platform.machine()} {platform.system()} {flags}"
+
+
+@functools.cache
+def _sources() -> str:
+    package = Path(__file__).parent.parent
+    return hashlib.sha256(b"".join((package / source).read_bytes() for source in _SOURCES)).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

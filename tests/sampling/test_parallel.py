@@ -1,0 +1,164 @@
+"""Parallel decoding gives the image that drawing pixel after pixel gives, in fewer passes, however it guesses."""
+
+import pytest
+import torch
+
+from imagegpt import ImageGPTPipeline
+from imagegpt.sampling import Sampler, SamplingRules, image_seed
+from imagegpt.sampling import parallel as module
+from imagegpt.sampling.parallel import RunLength
+
+RULES = [
+    SamplingRules(),
+    SamplingRules(temperature=0),
+    SamplingRules(top_k=3, temperature=1.3),
+    SamplingRules(top_p=0.8),
+    SamplingRules(temperature=0.7, top_k=6, top_p=0.9, min_p=0.05),
+]
+
+
+def seeds_of(num, seed=0):
+    return [image_seed(seed, index) for index in range(num)]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return ImageGPTPipeline.from_pretrained("digits", device="cpu").model
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_digits_are_the_same_and_need_less_than_a_third_of_the_passes(digits, rules, seed):
+    seeds = seeds_of(50, seed)
+    sampler = Sampler(digits, decoder="parallel")
+    sampler._run_lengths[50] = Always(16, 64)
+    images = sampler.generate(seeds=seeds, rules=rules)
+    assert torch.equal(images, Sampler(digits).generate(seeds=seeds, rules=rules))
+    assert sampler.statistics.num_pixels == 50 * 64
+    assert sampler.statistics.num_passes <= 0.3 * 50 * 64
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_random_models_draw_the_same_with_any_run_and_prompt(build_model, rules, length):
+    model = build_model(vocab_size=5, initializer_range=0.3)
+    prompts = [torch.randint(0, 4, (given,)) for given in (0, 3, 16, 3, 15, 9)]
+    sampler = Sampler(model, decoder="parallel")
+    sampler._run_lengths[6] = Always(length, 16)
+    images = sampler.generate(prompts, seeds=seeds_of(6), rules=rules)
+    assert torch.equal(images, Sampler(model).generate(prompts, seeds=seeds_of(6), rules=rules))
+
+
+def test_the_run_length_chosen_by_the_clock_changes_nothing(build_model):
+    model = build_model(n_positions=64, vocab_size=4, initializer_range=0.3)
+    expected = Sampler(model).generate(seeds=seeds_of(3))
+    sampler = Sampler(model, decoder="parallel")
+    for _ in range(3):
+        assert torch.equal(sampler.generate(seeds=seeds_of(3)), expected)
+
+
+def test_images_that_are_no_squares_and_parts_of_images(build_model):
+    model = build_model(n_positions=17, vocab_size=4, initializer_range=0.3)
+    for num_pixels in (1, 2, 13, 17):
+        images = Sampler(model, decoder="parallel").generate(seeds=seeds_of(4), num_pixels=num_pixels)
+        assert torch.equal(images, Sampler(model).generate(seeds=seeds_of(4), num_pixels=num_pixels))
+
+
+def test_a_perfect_guesser_needs_one_pass_per_run(build_model, monkeypatch):
+    """What counts as accepted: the run that agrees, and one pixel more."""
+    model = build_model()
+    expected = Sampler(model).generate(seeds=[7])
+    told = torch.cat([torch.tensor([[10]]), expected], dim=1)  # what stands at each position
+    monkeypatch.setattr(module, "_guesses", lambda tokens, window, guessed, row_length: told.gather(1, window))
+    sampler = Sampler(model, decoder="parallel")
+    sampler._run_lengths[1] = Always(4, 16)
+    assert torch.equal(sampler.generate(seeds=[7]), expected)
+    assert sampler.statistics.num_passes == 4
+    assert sampler.statistics.pixels_per_pass == 4
+
+
+def test_a_hopeless_guesser_is_as_good_as_drawing_one_by_one(build_model, monkeypatch):
+    model = build_model()
+    expected = Sampler(model).generate(seeds=[7])
+    wrong = torch.cat([torch.tensor([[10]]), (expected + 1) % 10], dim=1)
+
+    def guesses(tokens, window, guessed, row_length):
+        known = tokens.gather(0, window[:, :1].t()).t()
+        return torch.cat([known, wrong.gather(1, window[:, 1:])], dim=1)
+
+    monkeypatch.setattr(module, "_guesses", guesses)
+    sampler = Sampler(model, decoder="parallel")
+    sampler._run_lengths[1] = Always(4, 16)
+    assert torch.equal(sampler.generate(seeds=[7]), expected)
+    assert sampler.statistics.num_passes == 16
+
+
+def test_first_guesses_are_the_nearest_pixel_above_that_was_drawn():
+    tokens = torch.arange(100, 117).unsqueeze(1)  # row p holds pixel p - 1; width 4
+    window = torch.arange(5, 13).unsqueeze(0)  # pixels 4 to 11 are fed at these positions
+    guessed = torch.tensor([6])  # pixels 0 to 5 were drawn, right or wrong
+    fed = module._guesses(tokens, window, guessed, 4)
+    #                            x4   x5   over x6, x7: x2, x3 ... x8, x9: x4, x5; x10, x11 two rows up: x2, x3
+    assert fed.tolist() == [[105, 106, 103, 104, 105, 106, 103, 104]]
+
+
+def test_broken_weights_are_reported(tiny_model):
+    with torch.no_grad():
+        tiny_model.transformer.wpe.weight[9] = torch.nan
+    with pytest.raises(ValueError, match="logits are not finite"):
+        Sampler(tiny_model, decoder="parallel").generate(seeds=[0])
+
+
+class Always(RunLength):
+    """A run length that does not look at the clock."""
+
+    def __init__(self, length, most):
+        super().__init__(most)
+        self._length = length
+
+    def choose(self):
+        return self._length
+
+    def observe(self, length, accepted, seconds):
+        pass
+
+
+def simulate(speed_of, num_passes, most=1024):
+    """Lengths chosen when a pass of length n takes and accepts what `speed_of(n)` says."""
+    run_length, chosen = RunLength(most), []
+    for _ in range(num_passes):
+        length = run_length.choose()
+        run_length.observe(length, *speed_of(length))
+        chosen.append(length)
+    return run_length, chosen
+
+
+def test_the_run_length_becomes_long_when_long_runs_cost_nothing():
+    run_length, chosen = simulate(lambda n: (n**0.5, 1.0), 100)
+    assert run_length.best == 64
+    assert chosen[50:].count(64) >= 45
+
+
+def test_the_run_length_becomes_one_when_no_guess_is_right_and_little_time_is_lost():
+    run_length, chosen = simulate(lambda n: (1.0, 1.0 + n / 16), 1024)
+    assert run_length.best == 1
+    lost = sum(1 + n / 16 for n in chosen) / (1024 * (1 + 1 / 16)) - 1
+    assert lost < 0.05
+
+
+def test_the_run_length_follows_when_things_change():
+    run_length, _ = simulate(lambda n: (1.0, 1.0 + n / 16), 200)
+    for _ in range(2000):
+        length = run_length.choose()
+        run_length.observe(length, n_accepted(length), 1.0)
+    assert run_length.best >= 16
+
+
+def n_accepted(length):
+    return length**0.5
+
+
+def test_lengths_stay_within_the_image():
+    for most in (1, 3, 5, 64):
+        _, chosen = simulate(lambda n: (n, 1.0), 50, most)
+        assert max(chosen) <= most
