@@ -1,27 +1,47 @@
 """Who is measured: our sampler and the `generate` of transformers' ImageGPT, both drawing from all colours."""
 
 import importlib
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from imagegpt.checkpoints.loading import find_folder, load_config, load_model
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
+from imagegpt.model import cost
 from imagegpt.model.layers import ImageGPTLayerNorm
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling import Precision, Sampler, SamplingRules
+from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules
+from imagegpt.sampling.parallel import ParallelStatistics
 
-# Draws that many images up to that pixel.
-Draw = Callable[[int, int], Any]
 Source = str | ImageGPTConfig | ImageGPTForCausalImageModeling
 
 # The one place in `src/` that looks at the reference, by its name: it is measured here, nothing is built upon it.
 _REFERENCE = "transformers.models.imagegpt"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Draw(Protocol):
+    """A contestant with its weights, ready to draw."""
+
+    weight_bytes: int
+
+    def __call__(
+        self, batch: int, num_pixels: int, *, first_seed: int = 0, greedy: bool = False
+    ) -> Int64[Tensor, "b t"]:
+        """Draw the first pixels of that many images; ours have the seeds from `first_seed` on."""
+        ...
+
+    def cache_bytes(self, batch: int, num_pixels: int) -> int:
+        """Size of keys and values when such images are drawn."""
+        ...
 
 
 class NotComparableError(Exception):
@@ -35,13 +55,17 @@ class Contestant:
     Attributes:
         who: "imagegpt" is our sampler, "transformers" its ImageGPT's `generate`.
         precision: of the weights.
+        decoder: of our sampler; transformers has but one.
+        compile: whether our sampler compiles, whatever that takes.
     """
 
     who: Literal["imagegpt", "transformers"]
     precision: str
+    decoder: DecoderName = "sequential"
+    compile: bool = True
 
     def __str__(self) -> str:
-        return f"{self.who} {self.precision}"
+        return f"{self.who} {self.precision}{' parallel' if self.decoder == 'parallel' else ''}"
 
     def make(self, source: Source, device: str) -> Draw:
         """Get ready to draw.
@@ -52,10 +76,112 @@ class Contestant:
             device: where to.
         Raises: ValueError if the model cannot draw; `NotComparableError` if transformers has no such model.
         """
-        if self.who == "transformers":
-            return _their_draw(source, self.precision, device)
-        sampler = _sampler(source, self.precision, device)
-        return lambda batch, pixels: sampler.generate(None, seeds=range(batch), num_pixels=pixels)
+        return (
+            TheirDraw(source, self.precision, device) if self.who == "transformers" else OurDraw(self, source, device)
+        )
+
+
+class OurDraw:
+    """Our sampler, with one set of weights; a model that was given stays as it is, and is copied."""
+
+    def __init__(self, contestant: Contestant, source: Source, device: str) -> None:
+        self.sampler = Sampler(
+            model_of(source, torch.float32, device),
+            precision=cast(Precision, contestant.precision),
+            decoder=contestant.decoder,
+            compile="always" if contestant.compile else False,
+            in_place=not isinstance(source, ImageGPTForCausalImageModeling),
+        )
+        model = self.sampler.model
+        self.weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+    def __call__(
+        self, batch: int, num_pixels: int, *, first_seed: int = 0, greedy: bool = False
+    ) -> Int64[Tensor, "b t"]:
+        """See `Draw`."""
+        seeds = range(first_seed, first_seed + batch)
+        rules = SamplingRules(temperature=0.0 if greedy else 1.0)
+        return self.sampler.generate(None, seeds=seeds, rules=rules, num_pixels=num_pixels)
+
+    def cache_bytes(self, batch: int, num_pixels: int) -> int:  # there is room for whole images
+        """See `Draw`."""
+        config, number = self.sampler.model.config, 4 if self.sampler.precision == "float32" else 2
+        return batch * config.n_positions * cost.cache_bytes_per_pixel(config, number)
+
+    @property
+    def statistics(self) -> ParallelStatistics:
+        """Of the latest images, if the decoder is parallel."""
+        return self.sampler.statistics
+
+
+class TheirDraw:
+    """transformers' ImageGPT and its `generate`, with its dynamic cache; a model of ours that was given shares its
+    weights.
+    """
+
+    def __init__(self, source: Source, precision: str, device: str) -> None:
+        self.config, self.device, self.dtype = config_of(source), device, DTYPES[precision]
+        config_class, model_class = _reference_classes()
+        model = model_class(config_class(**self.config.to_dict()))
+        if isinstance(source, ImageGPTForCausalImageModeling):
+            try:
+                model.load_state_dict(source.state_dict(), strict=True, assign=True)  # shared, not copied
+            except RuntimeError:
+                raise NotComparableError(
+                    "transformers' ImageGPT has other weights than this model: not compared"
+                ) from None
+        self.model: Any = model.to(device, self.dtype).eval()
+        self.weight_bytes = sum(tensor.nbytes for tensor in self.model.parameters())
+
+    def __call__(
+        self,
+        batch: int,
+        num_pixels: int,
+        *,
+        first_seed: int = 0,  # torch has its own generator
+        greedy: bool = False,
+    ) -> Int64[Tensor, "b t"]:
+        """See `Draw`."""
+        sos = torch.full((batch, 1), self.config.sos_token_id, device=self.device)
+        return self._generate(sos, num_pixels, greedy=greedy)[:, 1:]
+
+    def step_s(self, batch: int, start: int, num_steps: int) -> float:
+        """Time of a step while it draws the pixels after the first `start` of each image.
+
+        What `generate` needs before is not drawn but put there, as a cache full of one number, and not timed.
+        """
+        cache = DynamicCache(config=self.config)
+        shape = (batch, self.config.n_head, start, self.config.n_embd // self.config.n_head)
+        for layer in range(self.config.n_layer if start else 0):
+            keys, values = (torch.full(shape, 0.01, dtype=self.dtype, device=self.device) for _ in range(2))
+            cache.update(keys, values, layer)
+        tokens = torch.zeros(batch, start + 1, dtype=torch.int64, device=self.device)
+        tokens[:, 0] = self.config.sos_token_id
+        watch = _Stopwatch()
+        self._generate(tokens, num_steps + 1, past_key_values=cache, stopping_criteria=StoppingCriteriaList([watch]))
+        return (watch.times[-1] - watch.times[0]) / num_steps
+
+    def cache_bytes(self, batch: int, num_pixels: int) -> int:
+        """See `Draw`."""
+        return batch * num_pixels * cost.cache_bytes_per_pixel(self.config, self.dtype.itemsize)
+
+    def _generate(self, tokens: Tensor, num_pixels: int, greedy: bool = False, **more: Any) -> Tensor:
+        how = {} if greedy else {"top_k": 0}  # of all colours: transformers' own default is the best 50
+        return self.model.generate(tokens, max_new_tokens=num_pixels, do_sample=not greedy, **how, **more)
+
+
+class _Stopwatch(StoppingCriteria):
+    """Notes the time after each step of `generate`, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """See transformers."""
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def config_of(source: Source) -> ImageGPTConfig:
@@ -87,35 +213,10 @@ def model_of(source: Source, dtype: torch.dtype, device: str) -> ImageGPTForCaus
     return model
 
 
-def same_greedy_pixels(model: ImageGPTForCausalImageModeling, theirs: Draw, num_pixels: int) -> bool:
-    """Whether both libraries draw the same likeliest pixels, as they must if they do the same work."""
-    ours = Sampler(model).generate(None, seeds=[0], rules=SamplingRules(temperature=0.0), num_pixels=num_pixels)
-    return torch.equal(ours, cast(Any, theirs)(1, num_pixels, do_sample=False))
-
-
-def _sampler(source: Source, precision: str, device: str) -> Sampler:
-    """Our sampler, with one set of weights; a model that was given stays as it is, and is copied."""
-    in_place = not isinstance(source, ImageGPTForCausalImageModeling)
-    return Sampler(model_of(source, torch.float32, device), precision=cast(Precision, precision), in_place=in_place)
-
-
-def _their_draw(source: Source, precision: str, device: str) -> Draw:
-    config = config_of(source)
-    config_class, model_class = _reference_classes()
-    model = model_class(config_class(**config.to_dict()))
-    if isinstance(source, ImageGPTForCausalImageModeling):
-        try:
-            model.load_state_dict(source.state_dict(), strict=True, assign=True)  # shared, not copied
-        except RuntimeError:
-            raise NotComparableError("transformers' ImageGPT has other weights than this model: not compared") from None
-    model = model.to(device, DTYPES[precision]).eval()
-
-    def draw(batch: int, pixels: int, do_sample: bool = True) -> Tensor:
-        sos = torch.full((batch, 1), config.sos_token_id, device=device)
-        how = {"top_k": 0} if do_sample else {}  # of all colours: transformers' own default is the best 50
-        return model.generate(sos, max_new_tokens=pixels, do_sample=do_sample, **how)[:, 1:]
-
-    return draw
+def same_greedy_pixels(draws: Sequence[Draw], num_pixels: int) -> bool:
+    """Whether all draw the same likeliest pixels, as they must if they do the same work."""
+    first, *others = (draw(1, num_pixels, greedy=True) for draw in draws)
+    return all(torch.equal(first, other) for other in others)
 
 
 def _reference_classes() -> tuple[Any, Any]:

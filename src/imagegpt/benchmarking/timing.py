@@ -15,21 +15,30 @@ import transformers
 from imagegpt import __version__
 
 
+class Seconds(float):
+    """What a contestant returns that measures its own time."""
+
+
 def measure(
-    contestants: Mapping[str, Callable[[], Any]], repeats: int, on_run: Callable[[str], None] | None = None
+    contestants: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    on_run: Callable[[str], None] | None = None,
+    warm_ups: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every contestant in every round.
 
     Each runs once to warm up; then they take turns, so that a drift of the machine's speed falls on all alike.
 
     Args:
-        contestants: what to run, by name.
+        contestants: what to run, by name; one that returns `Seconds` is taken at its word.
         repeats: timed rounds.
         on_run: called before each run with what it is.
+        warm_ups: what some of them do instead to warm up.
     """
+    first = {**contestants, **(warm_ups or {})}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats + 1):
-        for name, run in contestants.items():
+        for name, run in (contestants if turn else first).items():
             if on_run is not None:
                 on_run(f"round {turn} of {repeats}: {name}" if turn else f"warming up: {name}")
             elapsed = seconds_of(run)
@@ -67,12 +76,12 @@ class MemoryReader:
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """How long a call takes; a GPU is waited for."""
+    """How long a call takes, or what it returns if these are `Seconds`; a GPU is waited for."""
     start = time.perf_counter()
-    run()
+    result = run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return result if isinstance(result, Seconds) else time.perf_counter() - start
 
 
 def environment(command: str) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 3,
     precision: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, int8, or several.")] = "float32",
+    decoder: Annotated[
+        str, typer.Option(help="sequential, parallel, or both as in sequential,parallel.")
+    ] = "sequential",
     device: _shared.DeviceOption = None,
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Measure transformers' ImageGPT too, on the same weights.")
@@ -41,10 +44,10 @@ def bench(
 ) -> None:
     """Measure drawing on this machine: time, memory, and the share of the memory bandwidth that is put to use.
 
-    The named sizes have random weights. The last line of the output holds everything as JSON.
+    The named sizes have random weights. What compiling takes, once, is not counted. The last line of the output holds everything as JSON.
     """
     _check_file(out)
-    batches, precisions = _batches(batch), [part.strip() for part in precision.split(",")]
+    batches, precisions, decoders = _batches(batch), _words(precision), _words(decoder)
     with _shared.working("loading torch"):
         from imagegpt.benchmarking import BenchOptions, run_benchmark
         from imagegpt.benchmarking.timing import environment
@@ -55,6 +58,7 @@ def bench(
         model=model,
         batches=batches,
         precisions=precisions,
+        decoders=decoders,
         num_pixels=pixels,
         repeats=repeats,
         device=str(choose_device(device)),
@@ -90,6 +94,10 @@ def _batches(text: str) -> list[int]:
         raise ValueError(f"--batch is {text!r}: give numbers of images, as in 1,8") from None
 
 
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
 @contextmanager
 def _progress(model: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr, gone when done; gives the function to call before each run."""
@@ -116,7 +124,7 @@ def _print_result(result: "BenchResult", options: "BenchOptions", facts: dict[st
 def _cells(one: "Measurement", num_pixels: int) -> list[str]:
     least, most = (1e3 * seconds / num_pixels for seconds in (min(one.seconds), max(one.seconds)))
     return [
-        f"{one.who} {one.precision}",
+        f"{one.who} {one.precision}{' parallel' if one.decoder == 'parallel' else ''}",
         str(one.batch),
         f"{one.ms_per_pixel:.3g}",
         f"{least:.3g} - {most:.3g}",
@@ -137,6 +145,11 @@ def _notes(result: "BenchResult", options: "BenchOptions") -> Iterator[str]:
     if any(1e-3 * one.floor_ms * 1e9 * best < _SMALL_BYTES for one in result.measurements):
         yield "So small a model stays in the processor's caches: its share says little."
     yield "Memory: what one contestant adds to a process of its own while it draws."
+    for one in result.measurements:
+        if one.pixels_per_pass is not None:
+            yield _about_parallel(one)
+    if result.same_parallel_images is not None:
+        yield f"Both decoders drew {'the same' if result.same_parallel_images else 'NOT the same'} pixels in float32."
     if result.num_pixels < result.image_pixels:
         long = "" if result.whole_s is None else f"; whole images would have taken about {result.whole_s / 60:.0f} min"
         yield (
@@ -148,3 +161,16 @@ def _notes(result: "BenchResult", options: "BenchOptions") -> Iterator[str]:
         yield f"Faster: than the fastest of transformers. Both make {same} likeliest pixels."
     elif options.compare:
         yield f"{result.not_compared}."
+
+
+def _about_parallel(one: "Measurement") -> str:
+    """What the parallel decoder did, in a sentence."""
+    lengths = one.run_lengths or {}
+    often = ", ".join(f"{lengths[length]} of {length}" for length in sorted(lengths))
+    faster = one.over_sequential
+    times = "" if faster is None else f", {faster['median']:.2f}x as fast as pixel by pixel"
+    times += "" if faster is None else f" ({faster['min']:.2f} - {faster['max']:.2f})"
+    return (
+        f"Parallel, {one.precision}, {one.batch} image{'' if one.batch == 1 else 's'}: {one.pixels_per_pass:.2f} pixels "
+        f"a pass{times}; passes by positions fed: {often}."
+    )

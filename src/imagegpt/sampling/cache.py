@@ -52,10 +52,13 @@ class StaticCache:
                 assert new is not None
                 stored[images, :, : new.shape[2]] = new[rows].to(stored.dtype)
 
+    def rounded(self, length: int) -> int:
+        """A length rounded up to whole buckets, as far as there is room."""
+        return min(-(-length // BUCKET) * BUCKET, self.capacity)
+
     def seen(self, block: int, length: int) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"]]:
-        """Keys and values of a block, the first `length` positions rounded up to whole buckets; views."""
-        end = min(-(-length // BUCKET) * BUCKET, self.capacity)
-        return self.keys[block][:, :, :end], self.values[block][:, :, :end]
+        """Keys and values of a block at the first `length` positions; views."""
+        return self.keys[block][:, :, :length], self.values[block][:, :, :length]
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +84,10 @@ class BlockCache:
         self, key_states: Float[Tensor, "b h n d"], value_states: Float[Tensor, "b h n d"], layer_idx: int
     ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"]]:
         """What transformers' caches do, for this block only."""
+        if key_states.shape[0] == 1:
+            for stored, new in ((self._keys, key_states), (self._values, value_states)):
+                stored.index_copy_(2, self._positions[0], new.to(stored.dtype))
+            return self._keys, self._values
         images = torch.arange(key_states.shape[0], device=key_states.device).unsqueeze(1)
         for stored, new in ((self._keys, key_states), (self._values, value_states)):
             stored[images, :, self._positions] = new.transpose(1, 2).to(stored.dtype)

@@ -1,8 +1,7 @@
 """Compiling a block once for all blocks, all images and the next time the program runs.
 
-On a CPU the block is exported and compiled ahead of time into a shared library (AOTInductor), which is kept on disk: a
-call then costs 3 microseconds where one through `torch.compile` costs 14 and more, and a second run loads it in
-milliseconds. On a GPU it goes through `torch.compile`, and the calls are recorded in a CUDA graph anyway.
+A block is exported and compiled ahead of time into a shared library (AOTInductor), which is kept on disk: a call then
+costs 3 microseconds where one through `torch.compile` costs 14 and more, and a second run loads it in milliseconds.
 
 What a graph depends on is in its key: the shapes of weights and cache, the number of images where it is small, whether
 one or several positions are fed, the source of the code it was made from, the processor and the version of torch. The
@@ -11,6 +10,7 @@ length of the cache and larger batches are arguments.
 
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -67,13 +67,10 @@ class Compiler:
         """
         key = _key(kind, arguments, dynamic)
         if key not in self._runners:
-            device = arguments[0].device.type
-            self._runners[key] = (self._aot_runner if device == "cpu" else self._jit_runner)(
-                key, step, arguments, dynamic
-            )
+            self._runners[key] = self._find_or_compile(key, step, arguments, dynamic)
         return self._runners[key]
 
-    def _aot_runner(
+    def _find_or_compile(
         self, key: str, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
     ) -> Runner | None:
         path = self.folder / f"{key}.pt2"
@@ -86,19 +83,10 @@ class Compiler:
             _compile_ahead(path, step, arguments, dynamic)
         except Exception as error:  # noqa: BLE001 - no compiler, no disk, a bug in it: all the same here
             warnings.warn(f"sampling goes on uncompiled and slower: {_reason(error)}", stacklevel=2)
+            self.only_known = True  # the next graph would fail as this one did
             return None
         self.num_compilations += 1
         return _load(path)
-
-    def _jit_runner(
-        self, key: str, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
-    ) -> Runner | None:
-        del key, arguments, dynamic
-        if self.only_known:
-            return None
-        self.num_compilations += 1
-        compiled = torch.compile(step, dynamic=False, fullgraph=True)
-        return lambda tensors: compiled(*tensors)
 
 
 def default_folder() -> Path:
@@ -127,9 +115,9 @@ def _compile_ahead(path: Path, step: nn.Module, arguments: Sequence[Tensor], dyn
 
     shapes: list[Any] = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in dynamic]
     shapes += [None] * (len(arguments) - len(shapes))
-    spread = len(step_parameters(step))
-    if spread < len(arguments):  # the last parameter is *tensors
-        shapes = [*shapes[: spread - 1], tuple(shapes[spread - 1 :])]
+    num_parameters = len(inspect.signature(step.forward).parameters)
+    if num_parameters < len(arguments):  # the last one is *tensors
+        shapes = [*shapes[: num_parameters - 1], tuple(shapes[num_parameters - 1 :])]
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.pt2")
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -141,13 +129,6 @@ def _compile_ahead(path: Path, step: nn.Module, arguments: Sequence[Tensor], dyn
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def step_parameters(step: nn.Module) -> list[str]:
-    """Names of the parameters of a module's forward."""
-    import inspect
-
-    return list(inspect.signature(step.forward).parameters)
 
 
 def _load(path: Path) -> Runner | None:
@@ -164,7 +145,8 @@ def _load(path: Path) -> Runner | None:
 
 
 def _key(kind: str, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]) -> str:
-    signature = [kind, _machine(), _sources()]
+    gpu = torch.cuda.get_device_name(arguments[0].device) if arguments[0].is_cuda else ""
+    signature = [kind, _machine(), gpu, _sources()]
     for index, tensor in enumerate(arguments):
         varies = dynamic[index] if index < len(dynamic) else {}
         sizes = [varies.get(axis, size) for axis, size in enumerate(tensor.shape)]

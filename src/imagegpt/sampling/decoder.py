@@ -7,12 +7,12 @@ Axes: B images, n positions fed at once, S positions of the cache that are looke
 V colours.
 """
 
-import functools
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from imagegpt.model.layers import ImageGPTBlock, at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
@@ -26,16 +26,22 @@ def decoding_attention(
     key: Float[Tensor, "b h s d"],
     value: Float[Tensor, "b h s d"],
     attention_mask: Bool[Tensor, "b 1 n s"],
+    scaling: float,
+    scale: Float32[Tensor, ""],
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b n h d"], None]:
     """Attention of few queries over a static cache, in float32 at least, whatever the cache stores.
 
     One query is a product and a sum each way, which compiles to loops that read the cache once; a library's kernel for
-    it would convert and copy the cache first. `kwargs` holds `scale`, a tensor, in place of the module's `scaling`, so
-    that blocks which differ in nothing else share a graph.
+    it would convert and copy the cache first. `scale` is `scaling` as a tensor, so that blocks which differ in nothing
+    else share a graph.
     """
-    dtype, single = at_least_float32(query.dtype), torch.compiler.is_compiling() and query.shape[2] == 1
-    scaled, key, value = query.to(dtype) * kwargs["scale"], key.to(dtype), value.to(dtype)
+    dtype, compiling = at_least_float32(query.dtype), torch.compiler.is_compiling()
+    if not compiling and key.dtype == query.dtype == dtype:
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+        return mixed.transpose(1, 2), None
+    single = compiling and query.shape[2] == 1
+    scaled, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
     scores = (scaled * key).sum(-1).unsqueeze(2) if single else scaled @ key.transpose(-1, -2)
     weights = scores.masked_fill(~attention_mask, torch.finfo(dtype).min).softmax(dim=-1)
     mixed = (weights.transpose(2, 3) * value).sum(2, keepdim=True) if single else weights @ value
@@ -70,21 +76,20 @@ class BlockStep(nn.Module):
             tensors: the weights of the block, in the order of `names`.
         """
         weights = dict(zip(self.names, tensors, strict=True))
-        return torch.func.functional_call(self._block[0], weights, (hidden,), _options(keys, values, positions, scale))
+        options = _options(keys, values, positions, seen_positions(positions, keys.shape[2]), scale)
+        return torch.func.functional_call(self._block[0], weights, (hidden,), options)
 
 
-def uncompiled_step(block: ImageGPTBlock, arguments: list[Tensor]) -> Float[Tensor, "b n c"]:
-    """What `BlockStep` computes, with the weights the block has."""
-    hidden, keys, values, positions, scale, *_ = arguments
-    return block(hidden, **_options(keys, values, positions, scale))
+def seen_positions(positions: Int64[Tensor, "b n"], length: int) -> Bool[Tensor, "b 1 n s"]:
+    """Which positions of the cache a query sees: its own and those before."""
+    return (torch.arange(length, device=positions.device) <= positions.unsqueeze(-1)).unsqueeze(1)
 
 
-def _options(keys: Tensor, values: Tensor, positions: Tensor, scale: Tensor) -> dict[str, Any]:
-    """How a block is to run: with this cache, seeing the positions up to its own."""
-    seen = torch.arange(keys.shape[2], device=keys.device) <= positions.unsqueeze(-1)
+def _options(keys: Tensor, values: Tensor, positions: Tensor, seen: Tensor, scale: Tensor) -> dict[str, Any]:
+    """How a block is to run: with this cache, seeing these positions."""
     return {
         "past_key_values": BlockCache(keys, values, positions),
-        "attention_mask": seen.unsqueeze(1),
+        "attention_mask": seen,
         "attn_implementation": decoding_attention,
         "scale": scale,
     }
@@ -131,7 +136,7 @@ class Decoder:
         self._head = Head(model)
         self._blocks = [block for block in model.transformer.h if isinstance(block, ImageGPTBlock)]
         self._constants = [[_scale(block), *(tensor for _, tensor in block_tensors(block))] for block in self._blocks]
-        self._runners: dict[bool, list[Runner]] = {}
+        self._runners: dict[bool, list[Runner | None]] = {}  # for one position, for several
 
     def feed(
         self, tokens: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"], length: int
@@ -141,24 +146,34 @@ class Decoder:
         Args:
             tokens: what stands at `positions`: the start token at 0, pixel p - 1 at p.
             positions: of each image; what is cached at earlier positions is seen, at later ones not.
-            length: more than the last of `positions`; the cache is looked at up to there.
+            length: more than the last of `positions`, and one that `cache.rounded` gives; the cache is looked at up to
+                there.
         """
         wte, wpe = self._embeddings
         hidden = wte(tokens) + wpe(positions)
         runners = self._runners.get(tokens.shape[1] == 1) or self._compile(hidden, positions, length)
-        for index, (run, constants) in enumerate(zip(runners, self._constants, strict=True)):
-            hidden = run([hidden, *self.cache.seen(index, length), positions, *constants])
+        seen = None
+        for index, (block, run) in enumerate(zip(self._blocks, runners, strict=True)):
+            keys, values = self.cache.seen(index, length)
+            if run is not None:
+                hidden = run([hidden, keys, values, positions, *self._constants[index]])
+            else:
+                seen = seen_positions(positions, keys.shape[2]) if seen is None else seen
+                hidden = block(hidden, **_options(keys, values, positions, seen, self._constants[index][0]))
         return self._head(hidden)
 
-    def _compile(self, hidden: Float[Tensor, "b n c"], positions: Int64[Tensor, "b n"], length: int) -> list[Runner]:
-        runners = []
+    def _compile(
+        self, hidden: Float[Tensor, "b n c"], positions: Int64[Tensor, "b n"], length: int
+    ) -> list[Runner | None]:
+        """A compiled function for each block, or None for those that run as they are."""
+        runners: list[Runner | None] = []
         varies = varying(*positions.shape, length_varies=self.cache.capacity > BUCKET)
         for index, block in enumerate(self._blocks):
             run = None
             if self._compiler is not None and _is_plain(block):
                 arguments = [hidden, *self.cache.seen(index, length), positions, *self._constants[index]]
                 run = self._compiler.runner(BlockStep(block), _kind(block), arguments, varies)
-            runners.append(functools.partial(uncompiled_step, block) if run is None else run)
+            runners.append(run)
         self._runners[positions.shape[1] == 1] = runners
         return runners
 

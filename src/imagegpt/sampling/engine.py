@@ -23,6 +23,7 @@ from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.parallel import ParallelStatistics, RunLength, draw_in_parallel
 from imagegpt.sampling.projections import Precision, check_precision, freeze, lay_out
 from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts
+from imagegpt.sampling.recording import Recorder
 from imagegpt.sampling.rules import SamplingRules
 
 DecoderName = Literal["sequential", "parallel"]
@@ -36,6 +37,7 @@ _TYPICAL_RUN = 16  # positions a pass of the parallel decoder feeds; decides how
 _WORTH_COMPILING_S = 20.0
 _BYTES_PER_S = 15e9
 _OVERHEAD_PER_BLOCK_S = 150e-6
+_SMALL_BYTES = 1 << 24  # weights that a GPU is not worth compiling for: a recorded step is short anyway
 
 
 class FinishedRow(NamedTuple):
@@ -50,6 +52,14 @@ class FinishedRow(NamedTuple):
     images: range
     row: int
     ids: Int64[Tensor, "b w"]
+
+
+class _Room(NamedTuple):
+    """Where a batch of images is drawn."""
+
+    decoder: Decoder
+    batch: Batch
+    recorder: Recorder
 
 
 class Sampler:
@@ -101,6 +111,7 @@ class Sampler:
         self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
         self._cache_dtype = torch.bfloat16 if self.precision == "int8" else getattr(torch, self.precision)
         self._run_lengths: dict[int, RunLength] = {}
+        self._room: tuple[tuple[int, int, SamplingRules], _Room] | None = None
         if max_memory is not None:
             self._most_images()
 
@@ -211,26 +222,40 @@ class Sampler:
         self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int
     ) -> Iterator[tuple[Batch, int]]:
         """Draw one batch."""
-        config, device = self.model.config, self.model.device
-        batch = Batch.of(prompts, seeds, rules, num_pixels, config.num_colors, device)
-        if min(batch.starts) < num_pixels:
-            compiler = self._compiler_for(len(prompts), num_pixels - min(batch.starts))
-            rows = len(prompts) * (_TYPICAL_RUN if self.decoder == "parallel" else 1)
-            lay_out(self.model, rows, compiled=compiler is not None)
-            decoder = Decoder(self.model, len(prompts), self._cache_dtype, compiler)
-            self._prefill(decoder, batch)
-            for done in self._decoding(decoder, batch):
-                if done < num_pixels:
-                    yield batch, done
+        decoder, batch, recorder = self._room_for(len(prompts), num_pixels, rules)
+        batch.start(prompts, seeds)
+        self._prefill(decoder, batch)
+        for done in self._decoding(decoder, batch, recorder):
+            if done < num_pixels:
+                yield batch, done
         yield batch, num_pixels
 
-    def _decoding(self, decoder: Decoder, batch: Batch) -> Iterator[int]:
+    def _room_for(self, num_images: int, num_pixels: int, rules: SamplingRules) -> _Room:
+        """Where images are drawn; on a GPU the same as last time if it fits, so that what was recorded stays good."""
+        wanted = (num_images, num_pixels, rules)
+        if self._room is not None and self._room[0] == wanted:
+            return self._room[1]
+        self._room = None  # first make place
+        compiler = self._compiler_for(num_images, num_pixels)
+        rows = num_images * (_TYPICAL_RUN if self.decoder == "parallel" else 1)
+        lay_out(self.model, rows, compiled=compiler is not None)
+        on_gpu = self.model.device.type == "cuda"
+        room = _Room(
+            Decoder(self.model, num_images, self._cache_dtype, compiler),
+            Batch(num_images, num_pixels, self.model.config.num_colors, rules, self.model.device),
+            Recorder(enabled=on_gpu and self._compile is not False),
+        )
+        if on_gpu:
+            self._room = wanted, room
+        return room
+
+    def _decoding(self, decoder: Decoder, batch: Batch, recorder: Recorder) -> Iterator[int]:
         if self.decoder == "sequential":
-            return draw_sequentially(decoder, batch)
-        num_images, positions = len(batch.starts), self.model.config.n_positions
-        side = math.isqrt(positions)
-        run_length = self._run_lengths.setdefault(num_images, RunLength(batch.num_pixels))
-        return draw_in_parallel(decoder, batch, run_length, self.statistics, side if side**2 == positions else 1)
+            return draw_sequentially(decoder, batch, recorder)
+        side = math.isqrt(self.model.config.n_positions)
+        row_length = side if side**2 == self.model.config.n_positions else 1
+        run_length = self._run_lengths.setdefault(len(batch.starts), RunLength(batch.num_pixels))
+        return draw_in_parallel(decoder, batch, recorder, run_length, self.statistics, row_length)
 
     def _prefill(self, decoder: Decoder, batch: Batch) -> None:
         """Feed all of the prompts but their last pixels: start token and pixels, each distinct beginning once."""
@@ -249,8 +274,10 @@ class Sampler:
         """What compiles, if anything is to be compiled for so many steps."""
         if self._compile is False or self.model.dtype != torch.float32:
             return None
-        if self._compile == "always" or self.model.device.type != "cpu":
+        if self._compile == "always":
             return self._compiler
+        if self.model.device.type != "cpu":  # where a GPU is, images are drawn for hours
+            return self._compiler if self._weight_bytes() > _SMALL_BYTES else self._known_graphs
         read_s = self._weight_bytes() / _BYTES_PER_S * max(1.0, num_images / 8)
         step_s = read_s + self.model.config.n_layer * _OVERHEAD_PER_BLOCK_S
         return self._compiler if step_s * num_steps > _WORTH_COMPILING_S else self._known_graphs

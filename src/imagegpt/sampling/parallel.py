@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from imagegpt.sampling.batch import Batch, check_finite
+from imagegpt.sampling.batch import Batch
 from imagegpt.sampling.decoder import Decoder
+from imagegpt.sampling.recording import Recorder
 
 _LENGTHS = (1, 4, 8, 16, 32, 64)
 _FIRST_LENGTH = 16
@@ -131,43 +132,51 @@ class ParallelStatistics:
 
 
 def draw_in_parallel(
-    decoder: Decoder, batch: Batch, run_length: RunLength, statistics: ParallelStatistics, row_length: int
+    decoder: Decoder,
+    batch: Batch,
+    recorder: Recorder,
+    run_length: RunLength,
+    statistics: ParallelStatistics,
+    row_length: int,
 ) -> Iterator[int]:
     """Draw all that is left, several pixels of each image in a pass.
 
     Args:
         decoder: with room for the batch.
         batch: its tokens are filled in.
-        run_length: chooses how many; learns from what it sees.
+        recorder: runs the passes.
+        run_length: chooses how many pixels; learns from what it sees.
         statistics: added to.
         row_length: pixels in a row of the image, for the first guess.
     Yields: after each pass, how many pixels of every image are there.
     Raises: LogitsNotFiniteError at the end.
     """
-    num_pixels, tokens = batch.num_pixels, batch.tokens
-    device, done = tokens.device, list(batch.starts)
-    position = torch.tensor(done, device=device)
-    guessed = position  # up to which pixel something was drawn already, right or wrong
-    check = torch.zeros((), device=device)
+    num_pixels, done = batch.num_pixels, list(batch.starts)
     while min(done) < num_pixels:
-        started = time.perf_counter()
-        length = run_length.choose()
-        window = (position.unsqueeze(1) + torch.arange(length, device=device)).clamp_(max=num_pixels - 1)
-        fed = _guesses(tokens, window, guessed, row_length)
-        logits = decoder.feed(fed, window, min(max(done) + length, num_pixels))
-        drawn = batch.draw(logits, window)
-        agrees = (drawn[:, :-1] == fed[:, 1:]).cumprod(dim=1)
-        tokens.scatter_(0, window.t() + 1, drawn.t())
-        check += logits.sum()
-        guessed = torch.maximum(guessed, position + length)
-        position = (position + 1 + agrees.sum(dim=1)).clamp_(max=num_pixels)
-        before, done = done, position.tolist()  # waits for the device
+        started, num_fed = time.perf_counter(), run_length.choose()
+        length = decoder.cache.rounded(min(max(done) + num_fed, num_pixels))
+        recorder.run(
+            (num_fed, length),
+            lambda num_fed=num_fed, length=length: _draw_run(decoder, batch, num_fed, length, row_length),
+        )
+        before, done = done, batch.position.tolist()  # waits for the device
         accepted = sum(done) - sum(before)
         active = sum(pixels < num_pixels for pixels in before)
-        run_length.observe(length, accepted / active, time.perf_counter() - started)
-        statistics.add(accepted, active, length)
+        run_length.observe(num_fed, accepted / active, time.perf_counter() - started)
+        statistics.add(accepted, active, num_fed)
         yield min(done)
-    check_finite(check)
+    batch.check_finite()
+
+
+def _draw_run(decoder: Decoder, batch: Batch, num_fed: int, length: int, row_length: int) -> None:
+    """One pass: feed the known pixel and guesses after it, draw behind each, go on behind what agrees."""
+    offsets = torch.arange(num_fed, device=batch.position.device)
+    window = (batch.position.unsqueeze(1) + offsets).clamp_(max=batch.num_pixels - 1)
+    fed = _guesses(batch.tokens, window, batch.guessed, row_length)
+    drawn = batch.draw(decoder.feed(fed, window, length), window)
+    batch.guessed.copy_(torch.maximum(batch.guessed, batch.position + num_fed))
+    agrees = (drawn[:, :-1] == fed[:, 1:]).cumprod(dim=1)
+    batch.position.add_(1 + agrees.sum(dim=1)).clamp_(max=batch.num_pixels)
 
 
 def _guesses(
