@@ -16,6 +16,7 @@ SETTINGS = RunSettings(
     rules=SamplingRules(temperature=0.9, top_k=3, min_p=0.1),
     file_format="png",
     batch_size=4,
+    compiled=False,
     num=23_456,
     version="0.1.0",
 )

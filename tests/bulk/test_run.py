@@ -11,8 +11,8 @@ import torch
 
 import imagegpt
 from imagegpt import ColorPalette
-from imagegpt.bulk import Workers, count_images, run
-from imagegpt.bulk.run import default_block, model_fingerprint
+from imagegpt.bulk import Workers, count_images, run, sample_many
+from imagegpt.bulk.run import default_block, model_fingerprint, pays_to_compile
 from imagegpt.files import atomic_write
 from imagegpt.sampling import SamplingRules, image_seed
 
@@ -353,3 +353,23 @@ def test_the_default_block_depends_on_the_model_alone(make_pipe):
     assert default_block(large) == 7  # and the noise
     large.model.config.n_positions = 1 << 20
     assert default_block(large) == 1
+
+
+def test_whether_a_run_is_compiled_is_settled_when_it_begins(make_pipe, tmp_path, monkeypatch):
+    pipe = make_pipe()
+    assert not pays_to_compile(pipe, 100, 128)
+    assert pays_to_compile(pipe, 10**8, 128)
+    pipe.sampler.compile = False
+    assert not pays_to_compile(pipe, 10**8, 128)
+    pipe.sampler.compile = True
+    drawn_with = []
+    generate = pipe.sampler.generate
+    monkeypatch.setattr(
+        pipe.sampler, "generate", lambda **how: drawn_with.append(pipe.sampler.compile) or generate(**how)
+    )
+    sample_many(pipe, 3, tmp_path / "run", batch_size=2)
+    pipe.sampler.compile = "always"
+    sample_many(pipe, 5, tmp_path / "run", batch_size=2)
+    assert drawn_with == [False] * 4
+    assert pipe.sampler.compile == "always"
+    assert '"compiled": false' in (tmp_path / "run" / "run.json").read_text()

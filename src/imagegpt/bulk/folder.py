@@ -39,6 +39,7 @@ class RunSettings:
         rules: how pixels are drawn.
         file_format: one of `FILE_FORMATS`.
         batch_size: images a block.
+        compiled: whether steps are compiled.
         num: images in all; the one setting that may grow.
         version: of this package.
     """
@@ -50,6 +51,7 @@ class RunSettings:
     rules: SamplingRules
     file_format: str
     batch_size: int
+    compiled: bool
     num: int
     version: str
 

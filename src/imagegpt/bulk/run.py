@@ -33,6 +33,7 @@ Progress = Callable[[float, int], None]
 # The default size of a block. Unlike the pipeline's it may not depend on the memory that happens to be free: it is part
 # of what makes a run repeatable. `digits` on two cores draws 80, 130 and 120 images/s in blocks of 64, 128 and 256.
 _CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
+_WORTH_COMPILING_S = 60.0
 _LARGEST_BLOCK = 128
 
 
@@ -83,7 +84,11 @@ def sample_many(
         else:
             settings = _agreed(folder, wanted, block_is_given, force, workers.wait_s)
         places.remove_temporaries(folder, settings, workers)
-        return _Run(pipe, folder, settings, workers, progress).draw()
+        compiling = pipe.sampler.compile
+        try:
+            return _Run(pipe, folder, settings, workers, progress).draw()
+        finally:
+            pipe.sampler.compile = compiling
 
 
 def _wanted(
@@ -101,6 +106,7 @@ def _wanted(
     if batch_size is not None:
         _check_count("batch_size", batch_size, 1 << 16)
     fingerprint = model_fingerprint(pipe)
+    block = default_block(pipe) if batch_size is None else batch_size
     return RunSettings(
         model=f"ImageGPT {fingerprint[:12]}" if name is None else name,
         fingerprint=fingerprint,
@@ -108,7 +114,8 @@ def _wanted(
         seed=seed,
         rules=rules,
         file_format=file_format,
-        batch_size=default_block(pipe) if batch_size is None else batch_size,
+        batch_size=block,
+        compiled=pays_to_compile(pipe, num, block),
         num=num,
         version=imagegpt.__version__,
     )
@@ -129,6 +136,16 @@ def default_block(pipe: ImageGPTPipeline) -> int:
     """Images a block, by the size of their keys and values: the same on all machines with the same kind of device."""
     room = _CACHE_BYTES.get(pipe.model.device.type, _CACHE_BYTES["cuda"])
     return max(1, min(_LARGEST_BLOCK, room // pipe.sampler.bytes_per_image))
+
+
+def pays_to_compile(pipe: ImageGPTPipeline, num: int, block: int) -> bool:
+    """Whether a run is long enough for the sampler to compile. It is settled once, for compiled steps may round other
+    than uncompiled ones and a run that goes on must go on alike.
+    """
+    if pipe.sampler.compile is False:
+        return False
+    seconds = pipe.sampler.uncompiled_s(block, pipe.model.config.n_positions) * -(-num // block)
+    return pipe.sampler.compile == "always" or seconds > _WORTH_COMPILING_S
 
 
 @contextlib.contextmanager
@@ -181,6 +198,7 @@ def _reconciled(there: RunSettings, now: RunSettings, block_is_given: bool) -> t
         now,
         model=there.model if there.fingerprint == now.fingerprint else now.model,
         batch_size=now.batch_size if block_is_given else there.batch_size,
+        compiled=there.compiled,
     )
     differences = places.differences(there, going_on)
     return (now if differences else going_on), differences
@@ -241,6 +259,7 @@ class _Run:
 
         seeds = [image_seed(self.settings.seed, index) for index in range(first, first + size)]
         told = tell if self._tells else None
+        self.pipe.sampler.compile = "always" if self.settings.compiled else False
         return self.pipe.sampler.generate(seeds=seeds, rules=self.settings.rules, on_progress=told).cpu().numpy()
 
     def _write(self, files: list[tuple[Path, range]], ids: Int64[np.ndarray, "n t"], first: int) -> None:

@@ -44,7 +44,8 @@ def bench(
 ) -> None:
     """Measure drawing on this machine: time, memory, and the share of the memory bandwidth that is put to use.
 
-    The named sizes have random weights. What compiling takes, once, is not counted. The last line of the output holds everything as JSON.
+    The named sizes have random weights. What compiling takes, once, is not counted. The last line of the output holds
+    everything as JSON.
     """
     _check_file(out)
     batches, precisions, decoders = _batches(batch), _words(precision), _words(decoder)
@@ -165,12 +166,10 @@ def _notes(result: "BenchResult", options: "BenchOptions") -> Iterator[str]:
 
 def _about_parallel(one: "Measurement") -> str:
     """What the parallel decoder did, in a sentence."""
-    lengths = one.run_lengths or {}
-    often = ", ".join(f"{lengths[length]} of {length}" for length in sorted(lengths))
-    faster = one.over_sequential
-    times = "" if faster is None else f", {faster['median']:.2f}x as fast as pixel by pixel"
-    times += "" if faster is None else f" ({faster['min']:.2f} - {faster['max']:.2f})"
-    return (
-        f"Parallel, {one.precision}, {one.batch} image{'' if one.batch == 1 else 's'}: {one.pixels_per_pass:.2f} pixels "
-        f"a pass{times}; passes by positions fed: {often}."
-    )
+    lengths, faster = one.run_lengths or {}, one.over_sequential
+    often = ", ".join(f"{count} of {length}" for length, count in lengths.items())
+    images = f"{one.batch} image{'' if one.batch == 1 else 's'}"
+    told = f"Parallel, {one.precision}, {images}: {one.pixels_per_pass:.2f} pixels a pass"
+    if faster is not None:
+        told += f", {faster['median']:.2f}x as fast as one by one ({faster['min']:.2f} - {faster['max']:.2f})"
+    return f"{told}; passes by positions fed: {often}."

@@ -8,6 +8,7 @@ one or several positions are fed, the source of the code it was made from, the p
 length of the cache and larger batches are arguments.
 """
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -30,7 +31,7 @@ Runner = Callable[[list[Tensor]], Tensor]
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = ("model/layers.py", "sampling/cache.py", "sampling/decoder.py", "sampling/projections.py")
+_SOURCES = ("model/layers.py", *(f"sampling/{name}.py" for name in ("cache", "compilation", "decoder", "projections")))
 _INDUCTOR_OPTIONS = {
     "size_asserts": False,  # they ask for strides, which packed weights do not have
     "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not as it had when it was compiled
@@ -66,7 +67,7 @@ class Compiler:
             then said why, once.
         """
         key = _key(kind, arguments, dynamic)
-        if key not in self._runners:
+        if self._runners.get(key) is None:  # one that was not there may have been made since, by another compiler
             self._runners[key] = self._find_or_compile(key, step, arguments, dynamic)
         return self._runners[key]
 
@@ -74,19 +75,22 @@ class Compiler:
         self, key: str, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
     ) -> Runner | None:
         path = self.folder / f"{key}.pt2"
-        runner = _load(path) if path.is_file() else None
+        runner = _load(path) if os.path.isfile(path) else None  # noqa: PTH113 - it is silent where we may not look
         if runner is not None or self.only_known:
             return runner
         try:
             logger.info("compiling for this machine, once; this takes about 20 seconds")
             self.folder.mkdir(parents=True, exist_ok=True)
             _compile_ahead(path, step, arguments, dynamic)
+            self.num_compilations += 1
+            runner = _load(path)
+            if runner is None:
+                raise RuntimeError(f"{path} was compiled, but cannot be loaded")
         except Exception as error:  # noqa: BLE001 - no compiler, no disk, a bug in it: all the same here
             warnings.warn(f"sampling goes on uncompiled and slower: {_reason(error)}", stacklevel=2)
             self.only_known = True  # the next graph would fail as this one did
             return None
-        self.num_compilations += 1
-        return _load(path)
+        return runner
 
 
 def default_folder() -> Path:
@@ -139,7 +143,8 @@ def _load(path: Path) -> Runner | None:
         run = torch._inductor.aoti_load_package(str(path)).loader.run
     except (RuntimeError, OSError):
         logger.info("%s is damaged and is made anew", path)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # in a folder that we may only read, it stays
+            path.unlink(missing_ok=True)
         return None
     return lambda tensors: run(tensors)[0]
 

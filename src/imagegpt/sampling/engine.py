@@ -32,10 +32,11 @@ OnProgress = Callable[[int], None]
 _PREFILLED_AT_ONCE = 4  # prompts; more are not faster on a CPU and take memory
 _TYPICAL_RUN = 16  # positions a pass of the parallel decoder feeds; decides how weights are laid out
 
-# When compiling pays: it takes about 20 s, and then a step takes about half as long. A step that is not compiled takes
-# what reading the weights takes, and 150 microseconds a block.
+# When compiling pays: it takes about 10 s, and then a step takes about half as long. A step that is not compiled takes
+# what reading the weights takes, or multiplying with them, and 150 microseconds a block.
 _WORTH_COMPILING_S = 20.0
 _BYTES_PER_S = 15e9
+_FLOPS_PER_S = 20e9
 _OVERHEAD_PER_BLOCK_S = 150e-6
 _SMALL_BYTES = 1 << 24  # weights that a GPU is not worth compiling for: a recorded step is short anyway
 
@@ -107,7 +108,7 @@ class Sampler:
         self.decoder: DecoderName = decoder
         self.max_memory = max_memory
         self.statistics = ParallelStatistics()  # of the last call, if the decoder is parallel
-        self._compile = compile
+        self.compile = compile
         self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
         self._cache_dtype = torch.bfloat16 if self.precision == "int8" else getattr(torch, self.precision)
         self._run_lengths: dict[int, RunLength] = {}
@@ -184,6 +185,12 @@ class Sampler:
         cache = cost.cache_bytes_per_pixel(config, self._cache_dtype.itemsize)
         return config.n_positions * (cache + config.num_colors * torch.float32.itemsize)
 
+    def uncompiled_s(self, num_images: int, num_pixels: int) -> float:
+        """A rough guess of the seconds that a batch takes on a CPU without compiling."""
+        flops = num_images * cost.step_flops(self.model.config, num_pixels // 2)
+        step_s = max(self._weight_bytes() / _BYTES_PER_S, flops / _FLOPS_PER_S)
+        return num_pixels * (step_s + self.model.config.n_layer * _OVERHEAD_PER_BLOCK_S)
+
     def _rows(
         self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int, row_length: int
     ) -> Iterator[FinishedRow]:
@@ -243,7 +250,7 @@ class Sampler:
         room = _Room(
             Decoder(self.model, num_images, self._cache_dtype, compiler),
             Batch(num_images, num_pixels, self.model.config.num_colors, rules, self.model.device),
-            Recorder(enabled=on_gpu and self._compile is not False),
+            Recorder(enabled=on_gpu and self.compile is not False),
         )
         if on_gpu:
             self._room = wanted, room
@@ -270,17 +277,16 @@ class Sampler:
                 here = (rows >= first) & (rows < first + len(part))
                 decoder.cache.fill(cache, images[here], rows[here] - first)
 
-    def _compiler_for(self, num_images: int, num_steps: int) -> Compiler | None:
-        """What compiles, if anything is to be compiled for so many steps."""
-        if self._compile is False or self.model.dtype != torch.float32:
+    def _compiler_for(self, num_images: int, num_pixels: int) -> Compiler | None:
+        """What compiles, if anything is to be compiled for such a batch."""
+        if self.compile is False or self.model.dtype != torch.float32:
             return None
-        if self._compile == "always":
+        if self.compile == "always":
             return self._compiler
         if self.model.device.type != "cpu":  # where a GPU is, images are drawn for hours
             return self._compiler if self._weight_bytes() > _SMALL_BYTES else self._known_graphs
-        read_s = self._weight_bytes() / _BYTES_PER_S * max(1.0, num_images / 8)
-        step_s = read_s + self.model.config.n_layer * _OVERHEAD_PER_BLOCK_S
-        return self._compiler if step_s * num_steps > _WORTH_COMPILING_S else self._known_graphs
+        long = self.uncompiled_s(num_images, num_pixels) > _WORTH_COMPILING_S
+        return self._compiler if long else self._known_graphs
 
     def _weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
