@@ -6,9 +6,9 @@
     python benchmarks/sampling.py --parallel             # parallel against sequential: digits, iGPT-S
     python benchmarks/sampling.py --parallel --model digits --repeats 9
 
-The first form puts our sequential decoder, compiled, beside transformers in float32 with its dynamic cache. All draw from
-the full distribution (temperature 1, top_k=0 where the default is 50), and before anything is timed both libraries draw
-the same likeliest pixels in float32. The roofline is the time it takes to read weights, keys and values once, at the
+The first form puts our sequential decoder, compiled, beside transformers in float32 with its dynamic cache. All draw
+from the full distribution (temperature 1, top_k=0 where the default is 50); before anything is timed both draw the same
+likeliest pixels in float32. The roofline is the time it takes to read weights, keys and values once, at the
 best bandwidth measured in this run. Memory is that of a process of its own, beside weights, keys and values.
 
 The second form draws images one at a time with both decoders, the same seeds for both in a round, compiled and not.

@@ -19,6 +19,16 @@ def _fresh_warnings():
     logging.Logger.warning_once.cache_clear()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_graphs(tmp_path_factory):
+    """The sampler finds no compiled graphs of the user's, and leaves none there; nor here, unless a test says where."""
+    caches = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(caches))
+        yield
+    assert not list(caches.glob("imagegpt/*/*")), "a test compiled that did not mean to"
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Tests that draw without a generator of their own draw the same numbers alone and in company."""

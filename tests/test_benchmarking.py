@@ -9,6 +9,7 @@ from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTFor
 from imagegpt.benchmarking import BenchOptions, contestants, memory, run, run_benchmark, timing
 from imagegpt.model import cost
 from imagegpt.sampling import Sampler
+from imagegpt.sampling.compilation import Compiler
 
 CONFIG = {"vocab_size": 11, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
 
@@ -23,7 +24,9 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Memory is read a megabyte at a time, and what processes take is told at once: who asked is kept."""
+    """Memory is read a megabyte at a time, nothing is compiled or drawn over and over, what processes take is told
+    at once: who asked is kept.
+    """
     asked = []
 
     def told(*arguments):
@@ -32,6 +35,8 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(timing.MemoryReader.__init__, "__defaults__", (1 << 20,))
     monkeypatch.setattr(run, "bytes_in_a_process", told)
+    monkeypatch.setattr(run, "_LEAST_S", 0.0)
+    monkeypatch.setattr(Compiler, "runner", lambda *_: None)
     return asked
 
 
@@ -58,6 +63,7 @@ def test_the_numbers_fit_each_other(tiny, quick):
         assert one.floor_ms == pytest.approx(1e3 * sum(in_the_middle) / 2 / rate)
         assert one.share == pytest.approx(one.floor_ms / one.ms_per_pixel)
         assert one.peak_bytes == 1000
+        assert (one.decoder, one.over_sequential, one.pixels_per_pass, one.run_lengths) == ("sequential", *3 * [None])
     for ours, theirs in zip(rows[:2] + rows[4:6], [rows[2:4]] * 2 + [rows[6:]] * 2, strict=True):
         best = min(theirs, key=lambda one: one.ms_per_pixel)
         ratios = sorted(a / b for a, b in zip(best.seconds, ours.seconds, strict=True))
@@ -102,15 +108,124 @@ def test_memory_is_read_several_times_a_run(monkeypatch):
     assert reader.bytes_per_s() == {"best": 16_000, "median": 4000}
 
 
+def test_a_contestant_may_warm_up_in_another_way_and_measure_its_own_time():
+    ran = []
+    contestants_of = {"a": lambda: ran.append("a") or timing.Seconds(7), "b": lambda: ran.append("b")}
+    seconds = timing.measure(contestants_of, 2, warm_ups={"b": lambda: ran.append("warm")})
+    assert ran == ["a", "warm", "a", "b", "a", "b"]
+    assert seconds["a"] == [7, 7]
+
+
 def test_both_draw_from_the_same_weights_and_all_colours():
     model = contestants.model_of(ImageGPTConfig(**CONFIG), torch.float32, "cpu")
     theirs = contestants.Contestant(who="transformers", precision="float32").make(model, "cpu")
-    assert contestants.same_greedy_pixels(model, theirs, 16)
-    other = ImageGPTForCausalImageModeling(ImageGPTConfig(**CONFIG)).eval()
-    assert not contestants.same_greedy_pixels(other, theirs, 16)
+    contestant = contestants.Contestant(who="imagegpt", precision="float32", compile=False)
+    ours = contestant.make(model, "cpu")
+    assert contestants.same_greedy_pixels([ours, theirs], 16)
+    other = contestant.make(ImageGPTForCausalImageModeling(ImageGPTConfig(**CONFIG)).eval(), "cpu")
+    assert not contestants.same_greedy_pixels([other, theirs], 16)
     assert theirs(2, 5).shape == (2, 5)
-    ours = contestants.Contestant(who="imagegpt", precision="float32").make(model, "cpu")
     assert torch.equal(ours(2, 5), Sampler(model).generate(None, seeds=[0, 1], num_pixels=5))
+    assert torch.equal(ours(2, 5, first_seed=1)[0], ours(2, 5)[1])
+
+
+@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 2), ("int8", 2)])
+def test_what_must_be_held(precision, size):
+    config = ImageGPTConfig(**CONFIG)
+    draw = contestants.Contestant(who="imagegpt", precision=precision, compile=False).make(config, "cpu")
+    assert draw.cache_bytes(3, 5) == 3 * 64 * cost.cache_bytes_per_pixel(config, size)  # a bucket
+    projections = sum(weight.numel() for name, weight in draw.sampler.model.named_buffers() if name.endswith("weight"))
+    saved = {"float32": 0, "bfloat16": 2, "int8": 3}[precision] * projections
+    scales = sum(scale.nbytes for name, scale in draw.sampler.model.named_buffers() if name.endswith("scale"))
+    assert draw.weight_bytes == cost.weight_bytes(config) - saved + scales
+    if precision != "int8":
+        theirs = contestants.Contestant(who="transformers", precision=precision).make(config, "cpu")
+        assert theirs.cache_bytes(3, 5) == 3 * 5 * cost.cache_bytes_per_pixel(config, size)
+
+
+def test_a_stretch_of_theirs_begins_behind_a_cache_that_is_full(monkeypatch):
+    theirs = contestants.Contestant(who="transformers", precision="float32").make(ImageGPTConfig(**CONFIG), "cpu")
+    fed = []
+
+    def note(module, arguments, options):
+        fed.append((arguments[0].shape, options["past_key_values"].get_seq_length()))
+
+    theirs.model.transformer.register_forward_pre_hook(note, with_kwargs=True)
+    assert theirs.step_s(3, 5, 2) > 0
+    assert fed == [((3, 1), 5), ((3, 1), 6), ((3, 1), 7)]  # the first is not timed
+    fed.clear()
+    theirs.step_s(3, 0, 2)
+    assert [before for _, before in fed] == [0, 1, 2]
+
+
+def test_stretches_are_interpolated():
+    class Draws:
+        def __init__(self):
+            self.starts = []
+
+        def step_s(self, batch, start, num_steps):
+            self.starts.append((batch, start, num_steps))
+            return 1 + (start + (num_steps + 1) / 2) / 100  # grows evenly, as a step does with what is cached
+
+    draws = Draws()
+    whole = run.by_stretches(draws, 4, 101, 4)
+    assert draws.starts == [(4, start, 4) for start in (0, 24, 48, 72, 96)]
+    assert whole == pytest.approx(sum(1 + pixel / 100 for pixel in range(101)), rel=1e-3)
+    assert isinstance(whole, timing.Seconds)
+
+
+def test_small_images_are_drawn_again_and_again_with_other_seeds(tiny, quick, monkeypatch):
+    seeds = []
+    original = contestants.OurDraw.__call__
+
+    def note(self, batch, num_pixels, *, first_seed=0, greedy=False):
+        seeds.append(first_seed)
+        return original(self, batch, num_pixels, first_seed=first_seed, greedy=greedy)
+
+    monkeypatch.setattr(contestants.OurDraw, "__call__", note)
+    monkeypatch.setattr(run, "_LEAST_S", 0.2)
+    run_benchmark(BenchOptions(model=tiny, batches=[2], num_pixels=4, repeats=1, compare=False))
+    first = seeds.index(run._SEEDS_A_RUN)
+    assert len(seeds) > first + 2
+    assert seeds[first:] == [run._SEEDS_A_RUN + 2 * turn for turn in range(len(seeds) - first)]
+
+
+def test_both_decoders_are_measured_side_by_side(tiny, quick):
+    decoders = ["sequential", "parallel"]
+    options = BenchOptions(model=tiny, decoders=decoders, num_pixels=16, repeats=2, compare=False, memory=False)
+    result = run_benchmark(options)
+    assert result.same_parallel_images is True
+    sequential, parallel = result.measurements
+    assert (sequential.decoder, parallel.decoder) == ("sequential", "parallel")
+    assert quick == []
+    assert (sequential.peak_bytes, sequential.over_sequential, sequential.pixels_per_pass) == (None, None, None)
+    ratios = sorted(a / b for a, b in zip(sequential.seconds, parallel.seconds, strict=True))
+    assert parallel.over_sequential == pytest.approx({"median": sum(ratios) / 2, "min": ratios[0], "max": ratios[1]})
+    # Two timed images of 16 pixels; what the warm-up took does not count.
+    assert parallel.pixels_per_pass == pytest.approx(32 / sum(parallel.run_lengths.values()))
+
+
+def test_decoders_that_disagree_are_told_of(tiny, quick, monkeypatch):
+    original = contestants.OurDraw.__call__
+
+    def wrong(self, *arguments, **options):
+        return original(self, *arguments, **options) + (self.sampler.decoder == "parallel")
+
+    monkeypatch.setattr(contestants.OurDraw, "__call__", wrong)
+    options = BenchOptions(model=tiny, decoders=["sequential", "parallel"], num_pixels=4, repeats=1, compare=False)
+    assert run_benchmark(options).same_parallel_images is False
+
+
+def test_the_reference_may_be_measured_in_stretches(tiny, quick, monkeypatch):
+    monkeypatch.setattr(contestants.TheirDraw, "step_s", lambda *_: 0.5)
+    options = BenchOptions(
+        model=tiny, precisions=["int8"], num_pixels=16, repeats=1, reference_precisions=["float32"], reference_pixels=3
+    )
+    result = run_benchmark(options)
+    assert [one.seconds for one in result.measurements if one.who == "transformers"] == [[8.0]]
+    assert result.same_greedy_pixels is True  # of a sampler in float32 that is not measured
+    with pytest.raises(ValueError, match="reference_pixels is 16: five such stretches are no part of an image"):
+        run_benchmark(BenchOptions(model=tiny, reference_pixels=16))
 
 
 def test_transformers_does_not_stop_at_its_fifty_best_colours():
@@ -156,6 +271,9 @@ def test_a_model_without_biases_is_measured_alone(tmp_path, quick):
         ({"batches": [2, 2]}, r"batches is \[2, 2\]: give at least one, and each once"),
         ({"repeats": 0}, "repeats has 0"),
         ({"num_pixels": True}, "num_pixels has True"),
+        ({"reference_pixels": 0}, "reference_pixels has 0"),
+        ({"decoders": ["both"]}, "decoders has 'both': choose from sequential, parallel"),
+        ({"reference_precisions": ["int8"]}, "reference_precisions has 'int8': choose from float32, bfloat16"),
         ({"precisions": ["float16"]}, "precisions has 'float16': choose from float32, bfloat16, int8"),
     ],
 )
@@ -180,18 +298,26 @@ def test_a_process_tells_what_its_model_adds(tmp_path):
     # 50 MB of weights, nearly all in the MLP, and a cache too small to see.
     config = ImageGPTConfig(**{**CONFIG, "n_layer": 1, "n_inner": 380_000})
     ImageGPTForCausalImageModeling(config).save_pretrained(tmp_path)
-    # transformers holds each weight once; our sampler may keep a second layout of them.
+    # Not ours: it lays weights out in blocks, which for so odd a matrix take twice the room.
     contestant = contestants.Contestant(who="transformers", precision="float32")
-    peak = memory.bytes_in_a_process(contestant, str(tmp_path), "cpu", 1, 2)
+    peak = memory.bytes_in_a_process(contestant, str(tmp_path), "cpu", 1, 3)
     weights = cost.weight_bytes(config)
     assert 0.9 * weights < peak < 1.5 * weights
     assert memory.in_use("cpu") <= memory.in_use("cpu", peak=True)
 
 
 def test_a_process_that_fails_is_told_of(tmp_path):
-    contestant = contestants.Contestant(who="imagegpt", precision="float32")
+    contestant = contestants.Contestant(who="imagegpt", precision="float32", compile=False)
     with pytest.raises(RuntimeError, match="there is no folder"):
         memory.bytes_in_a_process(contestant, str(tmp_path / "nothing"), "cpu", 1, 2)
+
+
+def test_a_process_that_compiled_is_asked_again(monkeypatch):
+    told = [{"bytes": 9000, "compiled": True}, {"bytes": 40, "compiled": False}]
+    monkeypatch.setattr(memory, "_told_by_a_process", lambda task: told.pop(0))
+    contestant = contestants.Contestant(who="imagegpt", precision="float32")
+    assert memory.bytes_in_a_process(contestant, "digits", "cpu", 1, 2) == 40
+    assert told == []
 
 
 def test_the_environment_names_versions_and_the_command(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from imagegpt.benchmarking import run as running
 from imagegpt.benchmarking import timing
+from imagegpt.sampling.compilation import Compiler
 
 QUICK = ("--pixels", 2, "--repeats", 1)
 
@@ -14,6 +15,8 @@ QUICK = ("--pixels", 2, "--repeats", 1)
 def _quick(monkeypatch):
     monkeypatch.setattr(timing.MemoryReader.__init__, "__defaults__", (1 << 20,))
     monkeypatch.setattr(running, "bytes_in_a_process", lambda *_: 12_300_000)
+    monkeypatch.setattr(running, "_LEAST_S", 0.0)
+    monkeypatch.setattr(Compiler, "runner", lambda *_: None)
 
 
 def test_a_table_and_a_line_of_json(run, workplace):
@@ -49,6 +52,16 @@ def test_alone_in_one_precision(run, workplace):
     assert (workplace / "bench.json").read_text() == f"before\n{out.splitlines()[-1]}\n"
 
 
+def test_both_decoders(run, workplace):
+    status, out, _ = run("bench", "./tiny", *QUICK, "--no-compare", "--decoder", "sequential,parallel")
+    assert status == 0
+    assert "│ imagegpt float32 parallel │" in out
+    assert "Parallel, float32, 1 image: " in out
+    assert "x as fast as one by one (" in out
+    assert "Both decoders drew the same pixels in float32." in out
+    assert [one["decoder"] for one in json.loads(out.splitlines()[-1])["measurements"]] == ["sequential", "parallel"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,6 +71,7 @@ def test_alone_in_one_precision(run, workplace):
         (["./tiny", "--pixels", "17"], "num_pixels is 17: this model's images have 16 pixels"),
         (["./tiny", "--pixels", "0"], "Invalid value for '--pixels'"),
         (["./tiny", "--precision", "float8"], "precisions has 'float8': choose from float32, bfloat16, int8"),
+        (["./tiny", "--decoder", "both"], "decoders has 'both': choose from sequential, parallel"),
         (["./tiny", "--device", "gpu"], "there is no device 'gpu' here"),
         (["./tiny", "--json", "tiny"], "--json is tiny, a folder: give the name of a file"),
         (["./tiny", "--json", "no/x.json"], "there is no folder no: make it first"),

@@ -4,13 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import VARIANTS, prompts_of, varied_model
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from imagegpt.sampling.cache import BUCKET, BlockCache, StaticCache
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.projections import freeze, lay_out
-from naive import VARIANTS, prompts_of, varied_model
+from imagegpt.sampling.prompts import num_shared_prompts
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -22,7 +23,8 @@ def no_grad():
 
 
 def decoder_for(model, num_images, cache_dtype=torch.float32, precision="float32"):
-    return Decoder(freeze(model, precision, in_place=False), num_images, cache_dtype, None)
+    frozen = freeze(model, precision, in_place=False)
+    return Decoder(frozen, StaticCache(frozen, num_images, cache_dtype), None)
 
 
 def tokens_of(model, num_images, seed=0):
@@ -50,9 +52,10 @@ def test_logits_are_the_models_own(variant, layout, monkeypatch):
     monkeypatch.setattr("imagegpt.sampling.projections._SMALL_WORK", 0 if layout == "packed" else 1 << 60)
     model = varied_model(variant, num_pixels=70)
     tokens = tokens_of(model, 3)
-    decoder = decoder_for(model, 3)
-    lay_out(decoder._model, 3, compiled=False)
-    assert {block.mlp.c_fc.layout for block in decoder._model.transformer.h} == {layout}
+    frozen = freeze(model, "float32", in_place=False)
+    lay_out(frozen, 3, compiled=False)
+    assert {block.mlp.c_fc.layout for block in frozen.transformer.h} == {layout}
+    decoder = Decoder(frozen, StaticCache(frozen, 3, torch.float32), None)
     expected = model.double()(tokens, use_cache=False).logits
     assert error(all_at_once(decoder, tokens), expected) < 2e-6
     one_by_one = [feed(decoder, tokens[:, [p]], torch.full((3, 1), p)) for p in range(70)]
@@ -153,39 +156,60 @@ def test_keys_and_values_are_stored_in_the_dtype_asked_for(cache_dtype, rounding
     assert wrong >= rounding / 16
 
 
+@pytest.mark.parametrize(("num_images", "num_prompts"), [(6, 1), (6, 2), (6, 3), (1, 1), (4, 4)])
+@pytest.mark.parametrize("num_fed", [1, 5])
+@pytest.mark.parametrize("num_given", [1, 70])
+def test_what_prompts_share_is_seen_by_the_images_that_continue_them(num_images, num_prompts, num_fed, num_given):
+    """As if each image had read its prompt itself; images of a prompt lie one after the other."""
+    model = varied_model("heads pruned", num_pixels=100)
+    tokens = tokens_of(model, num_images)
+    each = num_images // num_prompts
+    tokens[:, :num_given] = tokens[::each, :num_given].repeat_interleave(each, dim=0)
+    cache = StaticCache(model, num_images, torch.float32, num_given)
+    cache.share([prefilled(model, part) for part in tokens[::each, :num_given].split(2)])
+    decoder = Decoder(freeze(model, "float32", in_place=False), cache, None)
+    windows = torch.arange(num_given, 100).split(num_fed)
+    logits = [feed(decoder, tokens[:, window], window.expand(num_images, -1)) for window in windows]
+    assert error(torch.cat(logits, dim=1), model(tokens, use_cache=False).logits[:, num_given:]) < 2e-6
+
+
+def prefilled(model, tokens):
+    past = DynamicCache(config=model.config)
+    model.transformer(tokens, past_key_values=past, use_cache=True)
+    return past
+
+
 class TestStaticCache:
-    def test_lengths_are_rounded_up_to_buckets_as_far_as_there_is_room(self):
+    def test_lengths_are_rounded_up_to_whole_buckets(self):
         cache = StaticCache(varied_model(num_pixels=200), 1, torch.float32)
         lengths = [1, BUCKET - 1, BUCKET, BUCKET + 1, 128, 192, 193, 200]
-        assert [cache.rounded(length) for length in lengths] == [64, 64, 64, 128, 128, 192, 200, 200]
-        assert StaticCache(varied_model(), 1, torch.float32).rounded(1) == 16
+        assert [cache.rounded(length) for length in lengths] == [64, 64, 64, 128, 128, 192, 256, 256]
+        assert cache.slots.tolist() == list(range(256))
 
-    def test_what_is_seen_is_a_view(self):
-        cache = StaticCache(varied_model(num_pixels=200), 2, torch.float32)
-        keys, values = cache.seen(1, 128)
-        assert keys.shape == values.shape == (2, 4, 128, 8)
-        keys[1, 2, 127, 3] = 5
-        values[0, 0, 0, 0] = 6
-        assert cache.keys[1][1, 2, 127, 3] == 5
-        assert cache.values[1][0, 0, 0, 0] == 6
+    def test_room_is_made_for_what_images_do_not_share(self):
+        cache = StaticCache(varied_model(num_pixels=200), 1, torch.float32, 100, 180)
+        assert cache.slots.tolist() == list(range(100, 228))
+        assert [cache.rounded(length) for length in (101, 164, 165, 180)] == [64, 64, 128, 128]
+        assert cache.keys[0].shape == (1, 4, 128, 8)
 
     def test_there_is_room_for_the_heads_that_are_left(self):
-        cache = StaticCache(varied_model("heads pruned"), 2, torch.bfloat16)
-        assert [tensor.shape for tensor in cache.keys] == [(2, 2, 16, 8), (2, 4, 16, 8), (2, 3, 16, 8)]
-        assert cache.nbytes == 2 * 2 * (2 + 4 + 3) * 16 * 8 * 2
+        model = varied_model("heads pruned")
+        cache = StaticCache(model, 2, torch.bfloat16, 5)
+        assert [tensor.shape for tensor in cache.keys] == [(2, 2, 64, 8), (2, 4, 64, 8), (2, 3, 64, 8)]
+        assert cache.nbytes == 2 * 2 * (2 + 4 + 3) * 64 * 8 * 2
+        cache.share([prefilled(model, tokens_of(model, 1)[:, :5])])
+        assert cache.nbytes == 2 * (2 + 4 + 3) * (2 * 64 + 5) * 8 * 2
 
     @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
-    def test_prompts_are_shared_by_the_images_that_continue_them(self, cache_dtype):
+    def test_prompts_are_copied_to_the_images_that_continue_them(self, cache_dtype):
         model = varied_model()
-        tokens = tokens_of(model, 3)[:, :5]
-        prefilled = DynamicCache(config=model.config)
-        model.transformer(tokens, past_key_values=prefilled, use_cache=True)
+        past = prefilled(model, tokens_of(model, 3)[:, :5])
         cache = StaticCache(model, 6, cache_dtype)
-        cache.fill(prefilled, torch.tensor([4, 0, 5, 2]), torch.tensor([2, 0, 2, 1]))
+        cache.fill(past, torch.tensor([4, 0, 5, 2]), torch.tensor([2, 0, 2, 1]))
         for block in range(3):
             for stored, new in (
-                (cache.keys[block], prefilled.layers[block].keys),
-                (cache.values[block], prefilled.layers[block].values),
+                (cache.keys[block], past.layers[block].keys),
+                (cache.values[block], past.layers[block].values),
             ):
                 for image, row in ((4, 2), (0, 0), (5, 2), (2, 1)):
                     assert torch.equal(stored[image, :, :5], new[row].to(cache_dtype))
@@ -193,19 +217,34 @@ class TestStaticCache:
                 assert not stored[:, :, 5:].any()
 
 
-@pytest.mark.parametrize("positions", [[[2, 0], [1, 3]], [[3, 1]]])
+@pytest.mark.parametrize("positions", [[[12, 10], [11, 13]], [[13, 11]]])
 def test_new_keys_go_where_their_positions_say(positions):
-    positions = torch.tensor(positions)
+    """Ten positions are shared and lie elsewhere; four of the others are looked at."""
+    positions, slots = torch.tensor(positions), torch.arange(10, 14)
     num_images = len(positions)
     keys, values = torch.zeros(num_images, 2, 5, 3), torch.zeros(num_images, 2, 5, 3)
     new_keys, new_values = torch.randn(num_images, 2, 2, 3), torch.randn(num_images, 2, 2, 3)
-    given_keys, given_values = BlockCache(keys, values, positions).update(new_keys, new_values, 7)
-    assert given_keys is keys
-    assert given_values is values
-    for image, places in enumerate(positions.tolist()):
+    given_keys, given_values = BlockCache(keys, values, positions, slots).update(new_keys, new_values, 7)
+    assert torch.equal(given_keys, keys[:, :, :4])
+    assert torch.equal(given_values, values[:, :, :4])
+    for image, places in enumerate((positions - 10).tolist()):
         for index, place in enumerate(places):
             assert torch.equal(keys[image, :, place], new_keys[image, :, index])
             assert torch.equal(values[image, :, place], new_values[image, :, index])
         others = sorted(set(range(5)) - set(places))
         assert not keys[image][:, others].any()
         assert not values[image][:, others].any()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "num"),
+    [
+        ([], 0), ([""], 0), (["ab"], 0), (["", ""], 0), (["ab", "cd"], 0), (["ab", "ab"], 1), (["ab"] * 5, 1),
+        (["ab", "ab", "cd", "cd"], 2), (["ab", "ab", "cd", "cd", "ab", "ab"], 3), (["ab", "ab", "cd"], 0),
+        (["ab", "cd", "cd"], 0), (["ab", "ab", "cd", "cd", "cd", "cd"], 0), (["ab", "ab", "abc", "abc"], 0),
+        (["a", "a"], 0),
+    ],
+)  # fmt: skip
+def test_which_images_share_prompts(prompts, num):
+    """Equal numbers of images, in a row, for each prompt; a single pixel is not worth it."""
+    assert num_shared_prompts([torch.tensor([ord(letter) for letter in prompt]) for prompt in prompts]) == num

@@ -66,7 +66,7 @@ class Threes(RunLength):
     def choose(self):
         return 3
 
-    def observe(self, length, accepted, seconds):
+    def observe(self, *measured):
         pass
 
 

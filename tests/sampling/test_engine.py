@@ -6,7 +6,8 @@ import torch
 from imagegpt import ImageGPTForImageClassification, ImageGPTPipeline
 from imagegpt.checkpoints.registry import bundled_models
 from imagegpt.sampling import Sampler, SamplingRules, image_seed
-from imagegpt.sampling.decoder import Decoder
+from imagegpt.sampling.cache import StaticCache
+from imagegpt.sampling.prompts import num_shared_prompts
 from imagegpt.sampling.rules import draw, gumbel_noise, seed_tensor
 
 RULES = [
@@ -150,6 +151,47 @@ def test_equal_prompts_are_read_once(tiny_model, monkeypatch):
     assert fed == [[[10, 0, 0], [10, 5, 1]]]
 
 
+@pytest.mark.parametrize("decoder", ["sequential", "parallel"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("num_prompts", "images_of"), [(1, 2), (1, 5), (2, 3), (5, 2)])
+def test_images_that_continue_one_prompt_share_its_keys_and_values(
+    build_model, num_prompts, images_of, precision, decoder, monkeypatch
+):
+    model, caches = build_model(n_positions=150, vocab_size=5), []
+    monkeypatch.setattr(
+        "imagegpt.sampling.engine.StaticCache", lambda *how: caches.append(StaticCache(*how)) or caches[-1]
+    )
+    prompts = torch.randint(0, 4, (num_prompts, 80))
+    sampler, seeds = Sampler(model, precision=precision, decoder=decoder), seeds_of(num_prompts * images_of)
+    images = sampler.generate(prompts.repeat_interleave(images_of, dim=0), seeds=seeds)
+    (cache,) = caches
+    assert cache.shared[0][0].shape[:3] == (num_prompts, 2, 80)
+    assert cache.keys[0].shape[:3] == (num_prompts * images_of, 2, 128)  # the other 70, in whole buckets
+    alone = [sampler.generate(prompts[i // images_of].unsqueeze(0), seeds=seeds[i : i + 1]) for i in range(len(seeds))]
+    assert not any(cache.shared for cache in caches[1:])
+    same = (images == torch.cat(alone)).float().mean()
+    assert same == 1 if precision == "float32" else same > 0.9
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([], 0),
+        ([[]], 0),
+        ([[1, 2]], 0),
+        ([[1, 2], [1, 2]], 1),
+        ([[1, 2], [1, 2], [3, 2], [3, 2]], 2),
+        ([[1, 2], [1, 2], [3, 2]], 0),
+        ([[1, 2], [3, 2], [1, 2]], 0),
+        ([[3, 2], [1, 2], [1, 2]], 0),
+        ([[1, 2], [1, 2], [1, 2], [3, 2]], 0),
+        ([[1, 2], [1, 2], [1]], 0),
+    ],
+)
+def test_which_prompts_are_shared(prompts, expected):
+    assert num_shared_prompts([torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]) == expected
+
+
 def test_stream_gives_the_rows_of_the_images(tiny_model):
     sampler = Sampler(tiny_model)
     prompts = torch.randint(0, 10, (3, 6))
@@ -188,7 +230,9 @@ def test_max_memory_splits_batches_and_changes_nothing(build_model, decoder, mon
     image = 2 * 2 * 64 * 16 * 4 + 64 * 10 * 4  # keys and values of two blocks, noise
     sampler = Sampler(model, max_memory=weights + 2 * image + 100, decoder=decoder)
     sizes = []
-    monkeypatch.setattr("imagegpt.sampling.engine.Decoder", lambda m, n, *rest: sizes.append(n) or Decoder(m, n, *rest))
+    monkeypatch.setattr(
+        "imagegpt.sampling.engine.StaticCache", lambda m, n, *rest: sizes.append(n) or StaticCache(m, n, *rest)
+    )
     assert torch.equal(sampler.generate(seeds=seeds_of(5)), expected)
     assert sizes == [2, 2, 1]
     rows = list(sampler.stream(seeds=seeds_of(5)))
@@ -204,15 +248,15 @@ def test_running_out_of_memory_splits_the_batch_and_changes_nothing(tiny_model, 
         sizes.append(num_images)
         if num_images > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return Decoder(model, num_images, *rest)
+        return StaticCache(model, num_images, *rest)
 
-    monkeypatch.setattr("imagegpt.sampling.engine.Decoder", small_machine)
+    monkeypatch.setattr("imagegpt.sampling.engine.StaticCache", small_machine)
     sampler, seen = Sampler(tiny_model), []
     assert torch.equal(sampler.generate(seeds=seeds_of(7), on_progress=seen.append), expected)
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
     assert seen == sorted(seen)
     assert seen[-1] == 7 * 16
-    monkeypatch.setattr("imagegpt.sampling.engine.Decoder", lambda *_: small_machine(None, 3))
+    monkeypatch.setattr("imagegpt.sampling.engine.StaticCache", lambda *_: small_machine(None, 3))
     with pytest.raises(torch.OutOfMemoryError):
         sampler.generate(seeds=[1])
 

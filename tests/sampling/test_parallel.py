@@ -31,7 +31,7 @@ def digits():
 def test_digits_are_the_same_and_need_less_than_a_third_of_the_passes(digits, rules, seed):
     seeds = seeds_of(50, seed)
     sampler = Sampler(digits, decoder="parallel")
-    sampler._run_lengths[50] = Always(16, 64)
+    sampler._run_lengths[50, 64] = Always(16, 64)
     images = sampler.generate(seeds=seeds, rules=rules)
     assert torch.equal(images, Sampler(digits).generate(seeds=seeds, rules=rules))
     assert sampler.statistics.num_pixels == 50 * 64
@@ -44,7 +44,7 @@ def test_random_models_draw_the_same_with_any_run_and_prompt(build_model, rules,
     model = build_model(vocab_size=5, initializer_range=0.3)
     prompts = [torch.randint(0, 4, (given,)) for given in (0, 3, 16, 3, 15, 9)]
     sampler = Sampler(model, decoder="parallel")
-    sampler._run_lengths[6] = Always(length, 16)
+    sampler._run_lengths[6, 16] = Always(length, 16)
     images = sampler.generate(prompts, seeds=seeds_of(6), rules=rules)
     assert torch.equal(images, Sampler(model).generate(prompts, seeds=seeds_of(6), rules=rules))
 
@@ -71,7 +71,7 @@ def test_a_perfect_guesser_needs_one_pass_per_run(build_model, monkeypatch):
     told = torch.cat([torch.tensor([[10]]), expected], dim=1)  # what stands at each position
     monkeypatch.setattr(module, "_guesses", lambda tokens, window, guessed, row_length: told.gather(1, window))
     sampler = Sampler(model, decoder="parallel")
-    sampler._run_lengths[1] = Always(4, 16)
+    sampler._run_lengths[1, 16] = Always(4, 16)
     assert torch.equal(sampler.generate(seeds=[7]), expected)
     assert sampler.statistics.num_passes == 4
     assert sampler.statistics.pixels_per_pass == 4
@@ -88,7 +88,7 @@ def test_a_hopeless_guesser_is_as_good_as_drawing_one_by_one(build_model, monkey
 
     monkeypatch.setattr(module, "_guesses", guesses)
     sampler = Sampler(model, decoder="parallel")
-    sampler._run_lengths[1] = Always(4, 16)
+    sampler._run_lengths[1, 16] = Always(4, 16)
     assert torch.equal(sampler.generate(seeds=[7]), expected)
     assert sampler.statistics.num_passes == 16
 
@@ -119,7 +119,7 @@ class Always(RunLength):
     def choose(self):
         return self._length
 
-    def observe(self, length, accepted, seconds):
+    def observe(self, length, accepted, seconds, switch_s=0.0):
         pass
 
 
@@ -144,6 +144,19 @@ def test_the_run_length_becomes_one_when_no_guess_is_right_and_little_time_is_lo
     assert run_length.best == 1
     lost = sum(1 + n / 16 for n in chosen) / (1024 * (1 + 1 / 16)) - 1
     assert lost < 0.05
+
+
+def test_switching_layouts_is_rare_when_it_is_dear():
+    for best, speed in ((1, lambda n: (1.0, 1.0 + n / 16)), (4, lambda n: (min(n, 4) ** 0.5, 1.0 + max(0, n - 4) / 8))):
+        run_length, last, lost, spent = RunLength(1024), 16, 0.0, 0.0
+        for _ in range(20_000):
+            length = run_length.choose()
+            switch_s = 20.0 if (length == 1) != (last == 1) else 0.0
+            accepted, seconds = speed(length)
+            run_length.observe(length, accepted, seconds, switch_s)
+            last, lost, spent = length, lost + switch_s, spent + seconds
+        assert run_length.best == best
+        assert 0 < lost < 0.03 * spent
 
 
 def test_the_run_length_follows_when_things_change():

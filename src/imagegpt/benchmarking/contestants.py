@@ -18,6 +18,7 @@ from imagegpt.model import cost
 from imagegpt.model.layers import ImageGPTLayerNorm
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules
+from imagegpt.sampling.cache import BUCKET
 from imagegpt.sampling.parallel import ParallelStatistics
 
 Source = str | ImageGPTConfig | ImageGPTForCausalImageModeling
@@ -103,10 +104,11 @@ class OurDraw:
         rules = SamplingRules(temperature=0.0 if greedy else 1.0)
         return self.sampler.generate(None, seeds=seeds, rules=rules, num_pixels=num_pixels)
 
-    def cache_bytes(self, batch: int, num_pixels: int) -> int:  # there is room for whole images
-        """See `Draw`."""
-        config, number = self.sampler.model.config, 4 if self.sampler.precision == "float32" else 2
-        return batch * config.n_positions * cost.cache_bytes_per_pixel(config, number)
+    def cache_bytes(self, batch: int, num_pixels: int) -> int:
+        """See `Draw`; there is room for whole buckets."""
+        number = 4 if self.sampler.precision == "float32" else 2
+        room = -(-num_pixels // BUCKET) * BUCKET
+        return batch * room * cost.cache_bytes_per_pixel(self.sampler.model.config, number)
 
     @property
     def statistics(self) -> ParallelStatistics:

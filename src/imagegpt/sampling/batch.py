@@ -21,7 +21,7 @@ from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.recording import Recorder
 from imagegpt.sampling.rules import SamplingRules, draw, gumbel_noise, seed_tensor
 
-_NOISE_CHUNK = 1 << 18  # numbers computed at once: enough to hide the cost of a call, some MB while computing
+_NOISE_CHUNK = 1 << 16  # numbers computed at once: enough to hide the cost of a call, 5 MB while computing
 
 
 class LogitsNotFiniteError(ValueError):

@@ -99,18 +99,19 @@ def default_folder() -> Path:
     return caches / "imagegpt" / f"compiled-torch-{torch.__version__}"
 
 
-def varying(batch: int, num_positions: int, length_varies: bool) -> tuple[dict[int, str], ...]:
-    """Which axes vary, of hidden, keys, values and positions (see `decoder.BlockStep`).
+def varying(num_images: int, num_positions: int, is_shared: bool) -> tuple[dict[int, str], ...]:
+    """Which axes vary, of the first arguments of `decoder.BlockStep`.
 
     Args:
-        batch: images; few of them get a graph of their own, whose loops know how many they are.
+        num_images: few of them, and those that share prompts, get a graph of their own.
         num_positions: fed at once; one gets a graph of its own.
-        length_varies: whether the cache is looked at in several lengths.
+        is_shared: whether keys and values of prompts are among the arguments.
     """
-    images = {0: "batch"} if batch > ROWS_LIMIT else {}
+    images = {0: "images"} if num_images > ROWS_LIMIT and not is_shared else {}
     positions = {1: "positions"} if num_positions > 1 else {}
-    length = {2: "length"} if length_varies else {}
-    return {**images, **positions}, {**images, **length}, {**images, **length}, {**images, **positions}
+    cache = {**images, 2: "room"}
+    shared = [{2: "shared"}] * 2 if is_shared else []
+    return {**images, **positions}, cache, cache, {**images, **positions}, {0: "seen"}, *shared
 
 
 def _compile_ahead(path: Path, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]) -> None:
@@ -155,7 +156,7 @@ def _key(kind: str, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str
     for index, tensor in enumerate(arguments):
         varies = dynamic[index] if index < len(dynamic) else {}
         sizes = [varies.get(axis, size) for axis, size in enumerate(tensor.shape)]
-        strides = () if tensor.is_mkldnn else tensor.stride()[1:] if varies else tensor.stride()
+        strides = () if tensor.is_mkldnn or varies else tensor.stride()  # those that vary are contiguous
         signature.append(f"{sizes} {strides} {tensor.dtype} {tensor.layout} {tensor.device}")
     return hashlib.sha256(json.dumps(signature, default=str).encode()).hexdigest()[:24]
 

@@ -3,10 +3,11 @@
 The block is `ImageGPTBlock` itself, run through `torch.func.functional_call`: one compiled graph takes the weights of
 whichever block it is to be as arguments, so that all blocks share it.
 
-Axes: B images, n positions fed at once, S positions of the cache that are looked at, H heads, D head width, C channels,
-V colours.
+Axes: B images, G prompts, n positions fed at once, S positions of the cache that are looked at, R room in it, H heads,
+D head width, C channels, V colours.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.nn import functional
 
 from imagegpt.model.layers import ImageGPTBlock, at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling.cache import BUCKET, BlockCache, StaticCache
+from imagegpt.sampling.cache import BlockCache, Shared, StaticCache
 from imagegpt.sampling.compilation import Compiler, Runner, varying
+from imagegpt.sampling.projections import ROWS_LIMIT, lay_out
 
 
 def decoding_attention(
@@ -28,6 +30,7 @@ def decoding_attention(
     attention_mask: Bool[Tensor, "b 1 n s"],
     scaling: float,
     scale: Float32[Tensor, ""],
+    shared: Shared | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b n h d"], None]:
     """Attention of few queries over a static cache, in float32 at least, whatever the cache stores.
@@ -37,61 +40,86 @@ def decoding_attention(
     else share a graph.
     """
     dtype, compiling = at_least_float32(query.dtype), torch.compiler.is_compiling()
-    if not compiling and key.dtype == query.dtype == dtype:
+    if shared is None and not compiling and key.dtype == query.dtype == dtype:
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return mixed.transpose(1, 2), None
     single = compiling and query.shape[2] == 1
     scaled, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
     scores = (scaled * key).sum(-1).unsqueeze(2) if single else scaled @ key.transpose(-1, -2)
-    weights = scores.masked_fill(~attention_mask, torch.finfo(dtype).min).softmax(dim=-1)
-    mixed = (weights.transpose(2, 3) * value).sum(2, keepdim=True) if single else weights @ value
+    scores = scores.masked_fill(~attention_mask, torch.finfo(dtype).min)
+    if shared is not None:  # seen by all
+        scores = torch.cat([scores, _with_shared(scaled, shared.keys.to(dtype).transpose(-1, -2))], dim=-1)
+    weights = scores.softmax(dim=-1)
+    own, length = weights[..., : key.shape[2]], key.shape[2]
+    mixed = (own.transpose(2, 3) * value).sum(2, keepdim=True) if single else own @ value
+    if shared is not None:
+        mixed = mixed + _with_shared(weights[..., length:], shared.values.to(dtype))
     return mixed.transpose(1, 2).to(query.dtype), None
 
 
-class BlockStep(nn.Module):
-    """One block as a function of tensors alone."""
+def _with_shared(left: Float[Tensor, "b h n i"], right: Float[Tensor, "g h i j"]) -> Float[Tensor, "b h n j"]:
+    """Matrix products of all images with what their prompt has: the images of a prompt are rows of one product."""
+    num_prompts, num_positions = right.shape[0], left.shape[2]
+    grouped = left.unflatten(0, (num_prompts, -1)).transpose(1, 2).flatten(2, 3) @ right
+    return grouped.unflatten(2, (left.shape[0] // num_prompts, num_positions)).transpose(1, 2).flatten(0, 1)
 
-    def __init__(self, block: ImageGPTBlock) -> None:
+
+class BlockStep(nn.Module):
+    """One block as a function of tensors alone.
+
+    Args:
+        block: the block, whose weights do not matter.
+        is_shared: whether the images continue prompts that share a part of the cache.
+    """
+
+    def __init__(self, block: ImageGPTBlock, is_shared: bool) -> None:
         super().__init__()
         self._block = [block]  # hidden in a list: not a submodule, its weights come as arguments
+        self._num_shared = 2 if is_shared else 0
         self.names = [name for name, _ in block_tensors(block)]
 
     def forward(
         self,
         hidden: Float[Tensor, "b n c"],
-        keys: Float[Tensor, "b h s d"],
-        values: Float[Tensor, "b h s d"],
+        keys: Float[Tensor, "b h r d"],
+        values: Float[Tensor, "b h r d"],
         positions: Int64[Tensor, "b n"],
-        scale: Float32[Tensor, ""],
+        slots: Int64[Tensor, " s"],
         *tensors: Tensor,
     ) -> Float[Tensor, "b n c"]:
         """Carry the stream through the block, writing the cache.
 
         Args:
             hidden: the stream.
-            keys: those of the block, from position 0 to beyond the last of `positions`; written to.
+            keys: of the block; written to.
             values: likewise.
             positions: of what is fed, of each image.
-            scale: factor on the attention scores.
-            tensors: the weights of the block, in the order of `names`.
+            slots: the positions that `keys` holds from its beginning, as far as they are to be looked at.
+            tensors: keys and values of the prompts, if shared; the factor on the attention scores, (); the weights of
+                the block, in the order of `names`.
         """
-        weights = dict(zip(self.names, tensors, strict=True))
-        options = _options(keys, values, positions, seen_positions(positions, keys.shape[2]), scale)
-        return torch.func.functional_call(self._block[0], weights, (hidden,), options)
+        shared = Shared(*tensors[: self._num_shared]) if self._num_shared else None
+        scale, *weights = tensors[self._num_shared :]
+        options = block_options(keys, values, positions, slots, seen_slots(positions, slots), scale, shared)
+        named = dict(zip(self.names, weights, strict=True))
+        return torch.func.functional_call(self._block[0], named, (hidden,), options)
 
 
-def seen_positions(positions: Int64[Tensor, "b n"], length: int) -> Bool[Tensor, "b 1 n s"]:
+def seen_slots(positions: Int64[Tensor, "b n"], slots: Int64[Tensor, " s"]) -> Bool[Tensor, "b 1 n s"]:
     """Which positions of the cache a query sees: its own and those before."""
-    return (torch.arange(length, device=positions.device) <= positions.unsqueeze(-1)).unsqueeze(1)
+    return (slots <= positions.unsqueeze(-1)).unsqueeze(1)
 
 
-def _options(keys: Tensor, values: Tensor, positions: Tensor, seen: Tensor, scale: Tensor) -> dict[str, Any]:
+def block_options(
+    keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor, seen: Tensor, scale: Tensor, shared: Shared | None
+) -> dict[str, Any]:
     """How a block is to run: with this cache, seeing these positions."""
     return {
-        "past_key_values": BlockCache(keys, values, positions),
+        "past_key_values": BlockCache(keys, values, positions, slots),
         "attention_mask": seen,
         "attn_implementation": decoding_attention,
         "scale": scale,
+        "shared": shared,
     }
 
 
@@ -117,26 +145,35 @@ class Decoder:
 
     Args:
         model: frozen, see `projections.freeze`.
-        num_images: B.
-        cache_dtype: of keys and values.
+        cache: for the images to be fed; with what their prompts share, if anything, already in it.
         compiler: compiles the blocks; None runs them as they are.
     """
 
-    def __init__(
-        self,
-        model: ImageGPTForCausalImageModeling,
-        num_images: int,
-        cache_dtype: torch.dtype,
-        compiler: Compiler | None,
-    ) -> None:
-        self.cache = StaticCache(model, num_images, cache_dtype)
-        self._compiler = compiler
-        self._model = model
+    def __init__(self, model: ImageGPTForCausalImageModeling, cache: StaticCache, compiler: Compiler | None) -> None:
+        self.cache = cache
+        self._model, self._compiler = model, compiler
         self._embeddings = model.transformer.wte, model.transformer.wpe
         self._head = Head(model)
         self._blocks = [block for block in model.transformer.h if isinstance(block, ImageGPTBlock)]
-        self._constants = [[_scale(block), *(tensor for _, tensor in block_tensors(block))] for block in self._blocks]
+        self._constants = self._find_constants()
+        self._is_for_few: bool | None = None  # inputs at once; None while nobody has said
         self._runners: dict[bool, list[Runner | None]] = {}  # for one position, for several
+
+    def lay_out(self, num_rows: int) -> float:
+        """Bring the weights into the layout that is fastest for so many inputs at once.
+
+        Returns: the seconds that took, 0 if nothing was to be done.
+        """
+        if self._is_for_few == (num_rows <= ROWS_LIMIT):
+            return 0.0
+        started = time.perf_counter()
+        self._is_for_few = num_rows <= ROWS_LIMIT
+        changed = lay_out(self._model, num_rows, compiled=self._compiler is not None)
+        self._constants = self._find_constants()
+        return time.perf_counter() - started if changed else 0.0
+
+    def _find_constants(self) -> list[list[Tensor]]:
+        return [[_scale(block), *(tensor for _, tensor in block_tensors(block))] for block in self._blocks]
 
     def feed(
         self, tokens: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"], length: int
@@ -146,33 +183,41 @@ class Decoder:
         Args:
             tokens: what stands at `positions`: the start token at 0, pixel p - 1 at p.
             positions: of each image; what is cached at earlier positions is seen, at later ones not.
-            length: more than the last of `positions`, and one that `cache.rounded` gives; the cache is looked at up to
-                there.
+            length: how many of the images' own positions are looked at, from `cache.rounded`.
         """
         wte, wpe = self._embeddings
-        hidden = wte(tokens) + wpe(positions)
-        runners = self._runners.get(tokens.shape[1] == 1) or self._compile(hidden, positions, length)
-        seen = None
+        hidden, slots = wte(tokens) + wpe(positions), self.cache.slots[:length]
+        runners = self._runners.get(tokens.shape[1] == 1) or self._compile(hidden, positions, slots)
+        seen = None if None not in runners else seen_slots(positions, slots)
         for index, (block, run) in enumerate(zip(self._blocks, runners, strict=True)):
-            keys, values = self.cache.seen(index, length)
             if run is not None:
-                hidden = run([hidden, keys, values, positions, *self._constants[index]])
-            else:
-                seen = seen_positions(positions, keys.shape[2]) if seen is None else seen
-                hidden = block(hidden, **_options(keys, values, positions, seen, self._constants[index][0]))
+                hidden = run(self._arguments(index, hidden, positions, slots))
+                continue
+            assert seen is not None
+            shared = Shared(*self.cache.shared[index]) if self.cache.shared else None
+            keys, values, scale = self.cache.keys[index], self.cache.values[index], self._constants[index][0]
+            hidden = block(hidden, **block_options(keys, values, positions, slots, seen, scale, shared))
         return self._head(hidden)
 
+    def _arguments(self, index: int, hidden: Tensor, positions: Tensor, slots: Tensor) -> list[Tensor]:
+        """What `BlockStep` takes."""
+        shared = self.cache.shared[index] if self.cache.shared else ()
+        keys, values = self.cache.keys[index], self.cache.values[index]
+        return [hidden, keys, values, positions, slots, *shared, *self._constants[index]]
+
     def _compile(
-        self, hidden: Float[Tensor, "b n c"], positions: Int64[Tensor, "b n"], length: int
+        self, hidden: Float[Tensor, "b n c"], positions: Int64[Tensor, "b n"], slots: Int64[Tensor, " s"]
     ) -> list[Runner | None]:
         """A compiled function for each block, or None for those that run as they are."""
         runners: list[Runner | None] = []
-        varies = varying(*positions.shape, length_varies=self.cache.capacity > BUCKET)
+        is_shared = bool(self.cache.shared)
+        num_images, num_positions = positions.shape
+        varies = varying(num_images, num_positions, is_shared)
         for index, block in enumerate(self._blocks):
             run = None
             if self._compiler is not None and _is_plain(block):
-                arguments = [hidden, *self.cache.seen(index, length), positions, *self._constants[index]]
-                run = self._compiler.runner(BlockStep(block), _kind(block), arguments, varies)
+                step, kind = BlockStep(block, is_shared), f"{_kind(block)}, shared: {is_shared}"
+                run = self._compiler.runner(step, kind, self._arguments(index, hidden, positions, slots), varies)
             runners.append(run)
         self._runners[positions.shape[1] == 1] = runners
         return runners

@@ -18,11 +18,12 @@ from transformers.cache_utils import DynamicCache
 from imagegpt.model import cost
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.batch import Batch, draw_sequentially
+from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.compilation import Compiler
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.parallel import ParallelStatistics, RunLength, draw_in_parallel
-from imagegpt.sampling.projections import Precision, check_precision, freeze, lay_out
-from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts
+from imagegpt.sampling.projections import Precision, check_precision, freeze
+from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts, num_shared_prompts
 from imagegpt.sampling.recording import Recorder
 from imagegpt.sampling.rules import SamplingRules
 
@@ -30,7 +31,6 @@ DecoderName = Literal["sequential", "parallel"]
 OnProgress = Callable[[int], None]
 
 _PREFILLED_AT_ONCE = 4  # prompts; more are not faster on a CPU and take memory
-_TYPICAL_RUN = 16  # positions a pass of the parallel decoder feeds; decides how weights are laid out
 
 # When compiling pays: it takes about 10 s, and then a step takes about half as long. A step that is not compiled takes
 # what reading the weights takes, or multiplying with them, and 150 microseconds a block.
@@ -111,7 +111,7 @@ class Sampler:
         self.compile = compile
         self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
         self._cache_dtype = torch.bfloat16 if self.precision == "int8" else getattr(torch, self.precision)
-        self._run_lengths: dict[int, RunLength] = {}
+        self._run_lengths: dict[tuple[int, int], RunLength] = {}  # by images and pixels
         self._room: tuple[tuple[int, int, SamplingRules], _Room] | None = None
         if max_memory is not None:
             self._most_images()
@@ -229,53 +229,65 @@ class Sampler:
         self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int
     ) -> Iterator[tuple[Batch, int]]:
         """Draw one batch."""
-        decoder, batch, recorder = self._room_for(len(prompts), num_pixels, rules)
+        decoder, batch, recorder = self._room_for(prompts, num_pixels, rules)
         batch.start(prompts, seeds)
-        self._prefill(decoder, batch)
+        self._prefill(decoder.cache, batch)
         for done in self._decoding(decoder, batch, recorder):
             if done < num_pixels:
                 yield batch, done
         yield batch, num_pixels
 
-    def _room_for(self, num_images: int, num_pixels: int, rules: SamplingRules) -> _Room:
+    def _room_for(self, prompts: list[Tensor], num_pixels: int, rules: SamplingRules) -> _Room:
         """Where images are drawn; on a GPU the same as last time if it fits, so that what was recorded stays good."""
+        num_images, device = len(prompts), self.model.device
         wanted = (num_images, num_pixels, rules)
         if self._room is not None and self._room[0] == wanted:
             return self._room[1]
         self._room = None  # first make place
         compiler = self._compiler_for(num_images, num_pixels)
-        rows = num_images * (_TYPICAL_RUN if self.decoder == "parallel" else 1)
-        lay_out(self.model, rows, compiled=compiler is not None)
-        on_gpu = self.model.device.type == "cuda"
+        # What is recorded on a GPU is used for other prompts, too, so there every image has a copy of its prompt.
+        num_shared = len(prompts[0]) if device.type == "cpu" and num_shared_prompts(prompts) else 0
+        cache = StaticCache(self.model, num_images, self._cache_dtype, num_shared, num_pixels)
         room = _Room(
-            Decoder(self.model, num_images, self._cache_dtype, compiler),
-            Batch(num_images, num_pixels, self.model.config.num_colors, rules, self.model.device),
-            Recorder(enabled=on_gpu and self.compile is not False),
+            Decoder(self.model, cache, compiler),
+            Batch(num_images, num_pixels, self.model.config.num_colors, rules, device),
+            Recorder(enabled=device.type == "cuda" and self.compile is not False),
         )
-        if on_gpu:
+        if device.type == "cuda":
             self._room = wanted, room
         return room
 
     def _decoding(self, decoder: Decoder, batch: Batch, recorder: Recorder) -> Iterator[int]:
         if self.decoder == "sequential":
+            decoder.lay_out(len(batch.starts))
             return draw_sequentially(decoder, batch, recorder)
         side = math.isqrt(self.model.config.n_positions)
         row_length = side if side**2 == self.model.config.n_positions else 1
-        run_length = self._run_lengths.setdefault(len(batch.starts), RunLength(batch.num_pixels))
+        run_length = self._run_lengths.setdefault((len(batch.starts), batch.num_pixels), RunLength(batch.num_pixels))
         return draw_in_parallel(decoder, batch, recorder, run_length, self.statistics, row_length)
 
-    def _prefill(self, decoder: Decoder, batch: Batch) -> None:
+    def _prefill(self, cache: StaticCache, batch: Batch) -> None:
         """Feed all of the prompts but their last pixels: start token and pixels, each distinct beginning once."""
+        if cache.num_shared:
+            prompts = list(batch.tokens[1 : cache.num_shared + 1].t())
+            first_of_each = slice(None, None, len(prompts) // num_shared_prompts(prompts))
+            cache.share([past for _, past in self._read(batch.tokens[: cache.num_shared, first_of_each].t())])
+            return
         for start in sorted(set(batch.starts) - {0}):
             images = torch.tensor([index for index, given in enumerate(batch.starts) if given == start])
             images = images.to(batch.tokens.device)
             distinct, rows = torch.unique(batch.tokens[:start, images].t(), dim=0, return_inverse=True)
-            for first in range(0, len(distinct), _PREFILLED_AT_ONCE):
-                part = distinct[first : first + _PREFILLED_AT_ONCE]
-                cache = DynamicCache(config=self.model.config)
-                self.model.transformer(part, past_key_values=cache, use_cache=True)
-                here = (rows >= first) & (rows < first + len(part))
-                decoder.cache.fill(cache, images[here], rows[here] - first)
+            for first, past in self._read(distinct):
+                here = (rows >= first) & (rows < first + _PREFILLED_AT_ONCE)
+                cache.fill(past, images[here], rows[here] - first)
+
+    def _read(self, prompts: Int64[Tensor, "g p"]) -> Iterator[tuple[int, DynamicCache]]:
+        """Keys and values of prompts, some at a time, and the index of the first of them."""
+        for first in range(0, len(prompts), _PREFILLED_AT_ONCE):
+            past = DynamicCache(config=self.model.config)
+            part = prompts[first : first + _PREFILLED_AT_ONCE]
+            self.model.transformer(part.contiguous(), past_key_values=past, use_cache=True)
+            yield first, past
 
     def _compiler_for(self, num_images: int, num_pixels: int) -> Compiler | None:
         """What compiles, if anything is to be compiled for such a batch."""

@@ -1,0 +1,95 @@
+"""What rounded weights, keys and values cost: nats per pixel on the test images of the bundled digits."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from imagegpt import ImageGPTPipeline
+from imagegpt.evaluation.likelihood import mean_nll
+from imagegpt.sampling import Sampler
+from imagegpt.sampling.cache import StaticCache
+from imagegpt.sampling.decoder import Decoder
+from imagegpt.sampling.projections import FrozenProjection, freeze, is_exact, lay_out
+from imagegpt.training.data import load_digits
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ImageGPTPipeline.from_pretrained("digits", device="cpu").model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_digits().test.ids
+
+
+@pytest.fixture(scope="module")
+def exact(model, images):
+    return mean_nll(model, images)
+
+
+def decoded_nll(model, images, precision, cache_dtype, num_fed):
+    """Of the logits that sampling draws from, when it draws these images."""
+    frozen = freeze(model, precision, in_place=False)
+    decoder = Decoder(frozen, StaticCache(frozen, len(images), cache_dtype), None)
+    num_pixels = images.shape[1]
+    fed = functional.pad(images[:, :-1], (1, 0), value=model.config.sos_token_id)
+    with torch.inference_mode():
+        logits = [
+            decoder.feed(fed[:, window], window.expand(len(images), -1), decoder.cache.rounded(num_pixels))
+            for window in torch.arange(num_pixels).split(num_fed)
+        ]
+        by_class = torch.cat(logits, dim=1).double().transpose(1, 2)
+        return float(functional.cross_entropy(by_class, images))
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-6), ("bfloat16", 0.002), ("int8", 0.01)])
+def test_rounded_weights_cost_little(model, images, exact, precision, most):
+    cost = mean_nll(freeze(model, precision, in_place=False), images) - exact
+    assert abs(cost) <= most
+
+
+@pytest.mark.parametrize("num_fed", [64, 16, 1])
+@pytest.mark.parametrize(
+    ("precision", "cache_dtype", "most"),
+    [
+        ("float32", torch.float32, 1e-6),
+        ("float32", torch.bfloat16, 0.001),
+        ("bfloat16", torch.bfloat16, 0.002),
+        ("int8", torch.bfloat16, 0.01),
+    ],
+)
+def test_rounded_keys_and_values_cost_little(model, images, exact, precision, cache_dtype, most, num_fed):
+    """However many positions are fed at a time, which decides the kernels."""
+    cost = decoded_nll(model, images, precision, cache_dtype, num_fed) - exact
+    assert abs(cost) <= most
+
+
+@pytest.mark.parametrize("layout", ["rows", "packed"])
+def test_a_model_that_was_frozen_before_is_frozen_anew(model, images, exact, layout):
+    """The precision was once ignored for the model of a pipeline, and a packed one could not be copied."""
+    for num_rows in ((1 << 20) if layout == "packed" else 1, 1):
+        lay_out(model, num_rows, compiled=False)
+        before = model.transformer.h[0].mlp.c_fc
+        sampler = Sampler(model, precision="int8")
+        assert sampler.model.transformer.h[0].mlp.c_fc.weight.dtype == torch.int8
+        assert not is_exact(sampler.model)
+        assert type(before) is FrozenProjection
+        again = freeze(freeze(sampler.model, "float32", in_place=False), "auto", in_place=False)
+        assert again.transformer.h[0].mlp.c_fc.weight.dtype == torch.float32
+        assert not is_exact(again), "what was rounded stays rounded"
+        assert mean_nll(again, images) == pytest.approx(mean_nll(sampler.model, images), abs=1e-4)
+        assert mean_nll(freeze(model, "auto", in_place=False), images) == pytest.approx(exact, abs=1e-6)
+        assert is_exact(model)
+
+
+def test_the_bounds_would_notice_a_coarser_rounding(model, images, exact):
+    """Weights of three bits cost more than is allowed for eight."""
+    coarse = freeze(model, "float32", in_place=False)
+    with torch.no_grad():
+        for block in coarse.transformer.h:
+            for projection in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                projection.lay_out("rows")
+                step = projection.weight.abs().amax(dim=1, keepdim=True) / 3
+                projection.weight.copy_((projection.weight / step).round() * step)
+    assert mean_nll(coarse, images) - exact > 0.01
