@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from naive import RULES, VARIANTS, naive, prompts_of, seeds_of, varied_model
 
 from imagegpt.sampling import Sampler, SamplingRules, projections
 from imagegpt.sampling import compilation as module
@@ -22,6 +21,7 @@ from imagegpt.sampling.compilation import Compiler, default_folder, varying
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.parallel import RunLength
 from imagegpt.sampling.projections import freeze
+from naive import RULES, VARIANTS, OneForAll, naive, prompts_of, seeds_of, varied_model
 
 NUM_PIXELS = 200  # four lengths of the cache, the last of them no whole bucket
 
@@ -67,7 +67,7 @@ class Runs(RunLength):
 
 def compiled(model, decoder="sequential", **options):
     sampler = Sampler(model, compile="always", decoder=decoder, **options)
-    sampler._run_lengths = {num: Runs(5, 16, 1) for num in range(1, 9)}
+    sampler._run_lengths = OneForAll(Runs(5, 16, 1))
     return sampler
 
 
@@ -126,7 +126,7 @@ def test_packed_batches_of_any_size_with_runs_of_any_length_share_a_graph(model,
     prompts = prompts_of([70, 140, 196, 199, 200, 64 + 128, 130, 196])
     prompts[7] = prompts[2].clone()
     sampler = compiled(model, "parallel")
-    sampler._run_lengths = {(num, 200): Runs(5, 16) for num in range(1, 9)}
+    sampler._run_lengths = OneForAll(Runs(5, 16))
     for rules in RULES:
         first = 0 if rules == RULES[0] else 2  # the longest ones only once: the naive loop is slow
         expected = naive(model, prompts[first:], seeds_of(8)[first:], rules)
@@ -178,7 +178,7 @@ def test_every_kind_of_block_compiles(variant, own_graphs):
     prompts = prompts_of([0, 70, 3])
     expected = naive(model, prompts, seeds_of(3), RULES[0])
     one, three = compiled(model), compiled(model, "parallel")
-    three._run_lengths = {3: Runs(5)}
+    three._run_lengths = OneForAll(Runs(5))
     assert torch.equal(one.generate(prompts[:1], seeds=seeds_of(1)), expected[:1])
     assert torch.equal(three.generate(prompts, seeds=seeds_of(3)), expected)
     assert one._compiler.num_compilations == three._compiler.num_compilations == (3 if "pruned" in variant else 1)

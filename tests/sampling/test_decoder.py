@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import VARIANTS, prompts_of, varied_model
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
@@ -12,6 +11,7 @@ from imagegpt.sampling.cache import BUCKET, BlockCache, StaticCache
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.projections import freeze, lay_out
 from imagegpt.sampling.prompts import num_shared_prompts
+from naive import VARIANTS, prompts_of, varied_model
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -12,6 +12,7 @@ from imagegpt.sampling import Sampler, SamplingRules
 from imagegpt.sampling import batch as module
 from imagegpt.sampling.parallel import RunLength
 from imagegpt.sampling.rules import filter_logits, gumbel_noise
+from naive import OneForAll
 
 NUM_COLORS, NUM_PIXELS, NUM_SAMPLES = 3, 4, 20_000
 IMAGES = torch.tensor(list(itertools.product(range(NUM_COLORS), repeat=NUM_PIXELS)))  # all 81
@@ -56,7 +57,7 @@ def p_value(images, probabilities):
 def drawn(model, rules, decoder):
     sampler = Sampler(model, decoder=decoder, compile=False)
     if decoder == "parallel":
-        sampler._run_lengths[NUM_SAMPLES] = Threes(NUM_PIXELS)
+        sampler._run_lengths = OneForAll(Threes(NUM_PIXELS))
     return sampler.generate(seeds=range(NUM_SAMPLES), rules=rules)
 
 

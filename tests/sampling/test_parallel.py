@@ -7,6 +7,7 @@ from imagegpt import ImageGPTPipeline
 from imagegpt.sampling import Sampler, SamplingRules, image_seed
 from imagegpt.sampling import parallel as module
 from imagegpt.sampling.parallel import RunLength
+from naive import OneForAll
 
 RULES = [
     SamplingRules(),
@@ -31,7 +32,7 @@ def digits():
 def test_digits_are_the_same_and_need_less_than_a_third_of_the_passes(digits, rules, seed):
     seeds = seeds_of(50, seed)
     sampler = Sampler(digits, decoder="parallel")
-    sampler._run_lengths[50, 64] = Always(16, 64)
+    sampler._run_lengths = OneForAll(Always(16, 64))
     images = sampler.generate(seeds=seeds, rules=rules)
     assert torch.equal(images, Sampler(digits).generate(seeds=seeds, rules=rules))
     assert sampler.statistics.num_pixels == 50 * 64
@@ -44,7 +45,7 @@ def test_random_models_draw_the_same_with_any_run_and_prompt(build_model, rules,
     model = build_model(vocab_size=5, initializer_range=0.3)
     prompts = [torch.randint(0, 4, (given,)) for given in (0, 3, 16, 3, 15, 9)]
     sampler = Sampler(model, decoder="parallel")
-    sampler._run_lengths[6, 16] = Always(length, 16)
+    sampler._run_lengths = OneForAll(Always(length, 16))
     images = sampler.generate(prompts, seeds=seeds_of(6), rules=rules)
     assert torch.equal(images, Sampler(model).generate(prompts, seeds=seeds_of(6), rules=rules))
 
@@ -71,7 +72,7 @@ def test_a_perfect_guesser_needs_one_pass_per_run(build_model, monkeypatch):
     told = torch.cat([torch.tensor([[10]]), expected], dim=1)  # what stands at each position
     monkeypatch.setattr(module, "_guesses", lambda tokens, window, guessed, row_length: told.gather(1, window))
     sampler = Sampler(model, decoder="parallel")
-    sampler._run_lengths[1, 16] = Always(4, 16)
+    sampler._run_lengths = OneForAll(Always(4, 16))
     assert torch.equal(sampler.generate(seeds=[7]), expected)
     assert sampler.statistics.num_passes == 4
     assert sampler.statistics.pixels_per_pass == 4
@@ -88,7 +89,7 @@ def test_a_hopeless_guesser_is_as_good_as_drawing_one_by_one(build_model, monkey
 
     monkeypatch.setattr(module, "_guesses", guesses)
     sampler = Sampler(model, decoder="parallel")
-    sampler._run_lengths[1, 16] = Always(4, 16)
+    sampler._run_lengths = OneForAll(Always(4, 16))
     assert torch.equal(sampler.generate(seeds=[7]), expected)
     assert sampler.statistics.num_passes == 16
 
