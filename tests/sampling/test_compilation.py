@@ -296,6 +296,7 @@ def test_a_damaged_graph_is_made_anew(model, shared_graphs, tmp_path, damage, mo
     path = folder / f"{key}.pt2"
     path.write_bytes(damage(whole))
     assert torch.equal(Sampler(model).generate(seeds=[5]), naive(model, prompts_of([0]), [5], RULES[0]))
+    assert not path.exists(), "or every run would try it"
     path.write_bytes(damage(whole))
     sampler = compiled(model)
     assert torch.equal(sampler.generate(seeds=[5]), naive(model, prompts_of([0]), [5], RULES[0]))

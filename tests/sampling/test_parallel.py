@@ -4,22 +4,10 @@ import pytest
 import torch
 
 from imagegpt import ImageGPTPipeline
-from imagegpt.sampling import Sampler, SamplingRules, image_seed
+from imagegpt.sampling import Sampler
 from imagegpt.sampling import parallel as module
 from imagegpt.sampling.parallel import RunLength
-from naive import OneForAll
-
-RULES = [
-    SamplingRules(),
-    SamplingRules(temperature=0),
-    SamplingRules(top_k=3, temperature=1.3),
-    SamplingRules(top_p=0.8),
-    SamplingRules(temperature=0.7, top_k=6, top_p=0.9, min_p=0.05),
-]
-
-
-def seeds_of(num, seed=0):
-    return [image_seed(seed, index) for index in range(num)]
+from naive import RULES, OneForAll, seeds_of
 
 
 @pytest.fixture(scope="module")
