@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from imagegpt.sampling import kernels
+from imagegpt.sampling.compilation import default_folder
 
 
 @pytest.fixture
@@ -26,3 +28,28 @@ def build_model():
 @pytest.fixture
 def tiny_model(build_model):
     return build_model()
+
+
+@pytest.fixture(scope="session")
+def shared_caches(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared-caches")
+
+
+@pytest.fixture
+def shared_graphs(shared_caches, monkeypatch):
+    """Where the graphs are that tests share."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_caches))
+    return default_folder()
+
+
+@pytest.fixture
+def own_graphs(tmp_path, monkeypatch):
+    """Where no graph is yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return default_folder()
+
+
+@pytest.fixture(scope="session")
+def with_kernels(shared_caches):
+    """The kernels in C++ can be called; compiled once a session."""
+    assert kernels.load(shared_caches / "kernels", build=True)

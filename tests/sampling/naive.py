@@ -1,11 +1,14 @@
-"""What sampling is compared with: the whole model, for every pixel, one image at a time; and models of many shapes."""
+"""What sampling is compared with: the whole model, for every pixel, one image at a time; models and samplers for it."""
 
 import torch
 
 from helpers import randomize
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.sampling import SamplingRules, image_seed
+from imagegpt.sampling import Sampler, SamplingRules, image_seed
+from imagegpt.sampling.parallel import RunLength
 from imagegpt.sampling.rules import draw, gumbel_noise, seed_tensor
+
+NUM_PIXELS = 200  # four lengths of the cache, the last of them no whole bucket
 
 RULES = [
     SamplingRules(),
@@ -30,7 +33,7 @@ VARIANTS = {
 }
 
 
-def varied_model(variant="plain", num_pixels=16, width=32):
+def varied_model(variant="plain", num_pixels=16, width=64):
     """A random model of three blocks with four heads, and 16 colours that depend on all that came before."""
     fields = {"vocab_size": 17, "n_positions": num_pixels, "n_embd": width, "n_layer": 3, "n_head": 4}
     config = ImageGPTConfig(**{**fields, **VARIANTS[variant]})
@@ -73,3 +76,24 @@ class OneForAll(dict):
 
     def setdefault(self, key, default=None):
         return self._run_length
+
+
+class Runs(RunLength):
+    """Runs of these lengths in turn, whatever the clock says."""
+
+    def __init__(self, *lengths):
+        super().__init__(NUM_PIXELS)
+        self._turns = list(lengths)
+
+    def choose(self):
+        self._turns.append(self._turns.pop(0))
+        return self._turns[-1]
+
+    def observe(self, *measured):
+        pass
+
+
+def compiled(model, decoder="sequential", **options):
+    sampler = Sampler(model, compile="always", decoder=decoder, **options)
+    sampler._run_lengths = OneForAll(Runs(5, 16, 1))
+    return sampler

@@ -45,15 +45,14 @@ def error(logits, expected):
     return ((logits - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("layout", ["rows", "packed"])
+@pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_the_models_own(variant, layout, monkeypatch):
+def test_logits_are_the_models_own(variant, layout, with_kernels):
     """Rounding was 1e-7 to 4e-7 of the logits' norm; any of the variants taken for another is off by 1e-2 and more."""
-    monkeypatch.setattr("imagegpt.sampling.projections._SMALL_WORK", 0 if layout == "packed" else 1 << 60)
     model = varied_model(variant, num_pixels=70)
     tokens = tokens_of(model, 3)
     frozen = freeze(model, "float32", in_place=False)
-    lay_out(frozen, 3, compiled=False)
+    lay_out(frozen, layout)
     assert {block.mlp.c_fc.layout for block in frozen.transformer.h} == {layout}
     decoder = Decoder(frozen, StaticCache(frozen, 3, torch.float32), None)
     expected = model.double()(tokens, use_cache=False).logits
@@ -190,15 +189,15 @@ class TestStaticCache:
         cache = StaticCache(varied_model(num_pixels=200), 1, torch.float32, 100, 180)
         assert cache.slots.tolist() == list(range(100, 228))
         assert [cache.rounded(length) for length in (101, 164, 165, 180)] == [64, 64, 128, 128]
-        assert cache.keys[0].shape == (1, 4, 128, 8)
+        assert cache.keys[0].shape == (1, 4, 128, 16)
 
     def test_there_is_room_for_the_heads_that_are_left(self):
         model = varied_model("heads pruned")
         cache = StaticCache(model, 2, torch.bfloat16, 5)
-        assert [tensor.shape for tensor in cache.keys] == [(2, 2, 64, 8), (2, 4, 64, 8), (2, 3, 64, 8)]
-        assert cache.nbytes == 2 * 2 * (2 + 4 + 3) * 64 * 8 * 2
+        assert [tensor.shape for tensor in cache.keys] == [(2, 2, 64, 16), (2, 4, 64, 16), (2, 3, 64, 16)]
+        assert cache.nbytes == 2 * 2 * (2 + 4 + 3) * 64 * 16 * 2
         cache.share([prefilled(model, tokens_of(model, 1)[:, :5])])
-        assert cache.nbytes == 2 * (2 + 4 + 3) * (2 * 64 + 5) * 8 * 2
+        assert cache.nbytes == 2 * (2 + 4 + 3) * (2 * 64 + 5) * 16 * 2
 
     @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
     def test_prompts_are_copied_to_the_images_that_continue_them(self, cache_dtype):

@@ -5,33 +5,10 @@ import torch
 
 from imagegpt import ImageGPTForImageClassification, ImageGPTPipeline
 from imagegpt.checkpoints.registry import bundled_models
-from imagegpt.sampling import Sampler, SamplingRules, image_seed
+from imagegpt.sampling import Sampler, SamplingRules
 from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.prompts import num_shared_prompts
-from imagegpt.sampling.rules import draw, gumbel_noise, seed_tensor
-
-RULES = [
-    SamplingRules(),
-    SamplingRules(temperature=0),
-    SamplingRules(top_k=3, temperature=1.3),
-    SamplingRules(top_p=0.8),
-    SamplingRules(temperature=0.7, top_k=6, top_p=0.9, min_p=0.05),
-]
-
-
-def seeds_of(num, seed=0):
-    return [image_seed(seed, index) for index in range(num)]
-
-
-@torch.no_grad()
-def naive(model, prompts, seeds, rules):
-    """No cache: all pixels so far through the model, to draw one more."""
-    ids = torch.cat([torch.full((len(seeds), 1), model.config.sos_token_id), prompts], dim=1)
-    for pixel in range(prompts.shape[1], model.config.n_positions):
-        logits = model(ids, use_cache=False).logits[:, -1].float()
-        noise = gumbel_noise(seed_tensor(seeds), torch.tensor([pixel]), model.config.num_colors)[:, 0]
-        ids = torch.cat([ids, draw(logits, noise, rules).unsqueeze(1)], dim=1)
-    return ids[:, 1:]
+from naive import RULES, naive, seeds_of
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
@@ -224,10 +201,10 @@ def test_rows_that_do_not_fit_are_refused_before_anything_is_drawn(tiny_model, b
 
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 def test_max_memory_splits_batches_and_changes_nothing(build_model, decoder, monkeypatch):
-    model = build_model(n_positions=64)
+    model = build_model(n_positions=64, n_embd=32)  # outputs by 32, so that no tile of a weight is filled up
     expected = Sampler(model).generate(seeds=seeds_of(5))
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    image = 2 * 2 * 64 * 16 * 4 + 64 * 10 * 4  # keys and values of two blocks, noise
+    image = 2 * 2 * 64 * 32 * 4 + 64 * 10 * 4  # keys and values of two blocks, noise
     sampler = Sampler(model, max_memory=weights + 2 * image + 100, decoder=decoder)
     sizes = []
     monkeypatch.setattr(

@@ -5,12 +5,12 @@ import torch
 from torch.nn import functional
 
 from imagegpt import ImageGPTPipeline
+from imagegpt.data.digits import load_digits
 from imagegpt.evaluation.likelihood import mean_nll
 from imagegpt.sampling import Sampler
 from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.projections import FrozenProjection, freeze, is_exact, lay_out
-from imagegpt.training.data import load_digits
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,10 @@ def test_rounded_keys_and_values_cost_little(model, images, exact, precision, ca
     assert abs(cost) <= most
 
 
-@pytest.mark.parametrize("layout", ["rows", "packed"])
-def test_a_model_that_was_frozen_before_is_frozen_anew(model, images, exact, layout):
-    """The precision was once ignored for the model of a pipeline, and a packed one could not be copied."""
-    for num_rows in ((1 << 20) if layout == "packed" else 1, 1):
-        lay_out(model, num_rows, compiled=False)
+def test_a_model_that_was_frozen_before_is_frozen_anew(model, images, exact, with_kernels):
+    """The precision was once ignored for the model of a pipeline."""
+    for layout in ("rows", "tiles", "rows"):
+        lay_out(model, layout)
         before = model.transformer.h[0].mlp.c_fc
         sampler = Sampler(model, precision="int8")
         assert sampler.model.transformer.h[0].mlp.c_fc.weight.dtype == torch.int8

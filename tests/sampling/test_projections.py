@@ -5,12 +5,12 @@ import torch
 
 from imagegpt.model.layers import Projection
 from imagegpt.sampling import Sampler
-from imagegpt.sampling.projections import FrozenProjection, can_pack, freeze, is_exact, lay_out
+from imagegpt.sampling.projections import FrozenProjection, freeze, is_exact, lay_out
 
 
-def projection(bias=True, dtype=torch.float32):
+def projection(bias=True, in_features=24):
     torch.manual_seed(0)
-    made = Projection(24, 40, bias=bias).to(dtype)
+    made = Projection(in_features, 40, bias=bias)
     with torch.no_grad():
         made.weight.normal_()
         if bias:
@@ -18,10 +18,10 @@ def projection(bias=True, dtype=torch.float32):
     return made
 
 
-@pytest.mark.parametrize("layout", ["rows", "packed"])
+@pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bfloat16", 4e-3), ("int8", 8e-3)])
-def test_every_precision_and_layout_computes_the_map(precision, tolerance, bias, layout):
+def test_every_precision_and_layout_computes_the_map(precision, tolerance, bias, layout, with_kernels):
     original = projection(bias)
     frozen = FrozenProjection(original, precision)
     frozen.lay_out(layout)
@@ -50,26 +50,26 @@ def test_rows_of_zeros_stay_zeros_in_int8():
     assert torch.equal(frozen(torch.randn(2, 24))[:, 3], torch.zeros(2))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_packing_and_back_changes_no_bit(precision):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_tiling_and_back_changes_no_bit(precision):
     frozen = FrozenProjection(projection(), precision)
-    before = frozen.weight.clone()
-    frozen.lay_out("packed")
-    assert frozen.is_packed == frozen.weight.is_mkldnn == can_pack(before)
-    frozen.lay_out("packed")
+    before, dense = frozen.weight.clone(), frozen.dense_weight()
+    frozen.lay_out("tiles")
+    assert frozen.layout == "tiles"
+    assert frozen.weight.shape != before.shape
+    assert torch.equal(frozen.dense_weight(), dense)
+    frozen.lay_out("tiles")
     frozen.lay_out("rows")
     assert torch.equal(frozen.weight, before)
 
 
-def test_few_rows_and_many_are_laid_out_differently(build_model):
-    model = freeze(build_model(n_embd=512, n_head=8, n_layer=1), "float32", in_place=False)
-    fc = model.transformer.h[0].mlp.c_fc
-    for rows, compiled, layout in ((1, True, "rows"), (2, True, "rows"), (3, True, "packed"), (1, False, "packed")):
-        lay_out(model, rows, compiled)
-        assert fc.layout == layout
-    small = freeze(build_model(), "float32", in_place=False)
-    lay_out(small, 16, compiled=False)
-    assert small.transformer.h[0].mlp.c_fc.layout == "rows"
+def test_what_the_kernel_cannot_multiply_with_stays_in_rows():
+    original = projection(in_features=23)
+    frozen = FrozenProjection(original, "float32")
+    frozen.lay_out("tiles")
+    assert frozen.layout == "rows"
+    x = torch.randn(2, 23)
+    torch.testing.assert_close(frozen(x), original(x))
 
 
 def test_freezing_copies_and_leaves_the_model_alone(build_model):
@@ -102,7 +102,7 @@ def test_frozen_float32_weights_are_saved_as_they_were(build_model, tmp_path):
     model = build_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     frozen = freeze(model, "auto", in_place=True)
-    lay_out(frozen, 100, compiled=False)
+    lay_out(frozen, "tiles")
     frozen.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).state_dict()
     assert again.keys() == before.keys()

@@ -25,15 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagegpt.sampling.projections import ROWS_LIMIT
+from imagegpt.sampling import kernels
+from imagegpt.sampling.projections import FEW
 
 Runner = Callable[[list[Tensor]], Tensor]
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = ("model/layers.py", *(f"sampling/{name}.py" for name in ("cache", "compilation", "decoder", "projections")))
+_SOURCES = (
+    "model/layers.py",
+    *(f"sampling/{name}.py" for name in ("cache", "compilation", "decoder", "kernels", "projections")),
+)
 _INDUCTOR_OPTIONS = {
-    "size_asserts": False,  # they ask for strides, which packed weights do not have
     "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not as it had when it was compiled
 }
 
@@ -71,6 +74,16 @@ class Compiler:
             self._runners[key] = self._find_or_compile(key, step, arguments, dynamic)
         return self._runners[key]
 
+    def has_kernels(self, device: torch.device) -> bool:
+        """Whether our own kernels can be used on a device; compiles them if need be, or says why not, once."""
+        if device.type != "cpu":
+            return False
+        try:
+            return kernels.load(self.folder, build=not self.only_known)
+        except Exception as error:  # noqa: BLE001 - as below
+            self._give_up(error)
+            return False
+
     def _find_or_compile(
         self, key: str, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
     ) -> Runner | None:
@@ -87,10 +100,13 @@ class Compiler:
             if runner is None:
                 raise RuntimeError(f"{path} was compiled, but cannot be loaded")
         except Exception as error:  # noqa: BLE001 - no compiler, no disk, a bug in it: all the same here
-            warnings.warn(f"sampling goes on uncompiled and slower: {_reason(error)}", stacklevel=2)
-            self.only_known = True  # the next graph would fail as this one did
+            self._give_up(error)
             return None
         return runner
+
+    def _give_up(self, error: Exception) -> None:
+        warnings.warn(f"sampling goes on uncompiled and slower: {_reason(error)}", stacklevel=2)
+        self.only_known = True  # the next graph would fail as this one did
 
 
 def default_folder() -> Path:
@@ -107,7 +123,7 @@ def varying(num_images: int, num_positions: int, is_shared: bool) -> tuple[dict[
         num_positions: fed at once; one gets a graph of its own.
         is_shared: whether keys and values of prompts are among the arguments.
     """
-    images = {0: "images"} if num_images > ROWS_LIMIT and not is_shared else {}
+    images = {0: "images"} if num_images > FEW and not is_shared else {}
     positions = {1: "positions"} if num_positions > 1 else {}
     cache = {**images, 2: "room"}
     shared = [{2: "shared"}] * 2 if is_shared else []
@@ -152,17 +168,17 @@ def _load(path: Path) -> Runner | None:
 
 def _key(kind: str, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]) -> str:
     gpu = torch.cuda.get_device_name(arguments[0].device) if arguments[0].is_cuda else ""
-    signature = [kind, _machine(), gpu, _sources()]
+    signature = [kind, machine(), gpu, _sources()]
     for index, tensor in enumerate(arguments):
         varies = dynamic[index] if index < len(dynamic) else {}
         sizes = [varies.get(axis, size) for axis, size in enumerate(tensor.shape)]
-        strides = () if tensor.is_mkldnn or varies else tensor.stride()  # those that vary are contiguous
+        strides = () if varies else tensor.stride()  # those that vary are contiguous
         signature.append(f"{sizes} {strides} {tensor.dtype} {tensor.layout} {tensor.device}")
     return hashlib.sha256(json.dumps(signature, default=str).encode()).hexdigest()[:24]
 
 
 @functools.cache
-def _machine() -> str:
+def machine() -> str:
     """What code that was compiled here needs: the processor's abilities, the libraries."""
     flags = platform.processor()
     try:

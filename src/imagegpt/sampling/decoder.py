@@ -7,8 +7,7 @@ Axes: B images, G prompts, n positions fed at once, S positions of the cache tha
 D head width, C channels, V colours.
 """
 
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
@@ -17,9 +16,10 @@ from torch.nn import functional
 
 from imagegpt.model.layers import ImageGPTBlock, at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.sampling import kernels
 from imagegpt.sampling.cache import BlockCache, Shared, StaticCache
 from imagegpt.sampling.compilation import Compiler, Runner, varying
-from imagegpt.sampling.projections import ROWS_LIMIT, lay_out
+from imagegpt.sampling.projections import lay_out
 
 
 def decoding_attention(
@@ -30,16 +30,20 @@ def decoding_attention(
     attention_mask: Bool[Tensor, "b 1 n s"],
     scaling: float,
     scale: Float32[Tensor, ""],
+    lengths: Int64[Tensor, "b n"] | None = None,
     shared: Shared | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b n h d"], None]:
     """Attention of few queries over a static cache, in float32 at least, whatever the cache stores.
 
-    One query is a product and a sum each way, which compiles to loops that read the cache once; a library's kernel for
-    it would convert and copy the cache first. `scale` is `scaling` as a tensor, so that blocks which differ in nothing
-    else share a graph.
+    On a CPU our kernel does it, given `lengths`. Otherwise, one query is a product and a sum each way, which compiles
+    to loops that read the cache once; a library's kernel for it would convert and copy the cache first. `scale` is
+    `scaling` as a tensor, so that blocks which differ in nothing else share a graph.
     """
     dtype, compiling = at_least_float32(query.dtype), torch.compiler.is_compiling()
+    if lengths is not None and dtype == torch.float32 and kernels.can_attend(query, key):
+        past = (None, None) if shared is None else shared
+        return kernels.cached_attention(query.to(dtype) * scale, key, value, lengths, *past).to(query.dtype), None
     if shared is None and not compiling and key.dtype == query.dtype == dtype:
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return mixed.transpose(1, 2), None
@@ -70,10 +74,12 @@ class BlockStep(nn.Module):
     Args:
         block: the block, whose weights do not matter.
         is_shared: whether the images continue prompts that share a part of the cache.
+        with_kernels: whether `kernels` may be called.
     """
 
-    def __init__(self, block: ImageGPTBlock, is_shared: bool) -> None:
+    def __init__(self, block: ImageGPTBlock, is_shared: bool, with_kernels: bool) -> None:
         super().__init__()
+        self._with_kernels = with_kernels
         self._block = [block]  # hidden in a list: not a submodule, its weights come as arguments
         self._num_shared = 2 if is_shared else 0
         self.names = [name for name, _ in block_tensors(block)]
@@ -100,25 +106,40 @@ class BlockStep(nn.Module):
         """
         shared = Shared(*tensors[: self._num_shared]) if self._num_shared else None
         scale, *weights = tensors[self._num_shared :]
-        options = block_options(keys, values, positions, slots, seen_slots(positions, slots), scale, shared)
+        seen = Seen.of(positions, slots, self._with_kernels)
+        options = block_options(keys, values, positions, slots, seen, scale, shared)
         named = dict(zip(self.names, weights, strict=True))
         return torch.func.functional_call(self._block[0], named, (hidden,), options)
 
 
-def seen_slots(positions: Int64[Tensor, "b n"], slots: Int64[Tensor, " s"]) -> Bool[Tensor, "b 1 n s"]:
-    """Which positions of the cache a query sees: its own and those before."""
-    return (slots <= positions.unsqueeze(-1)).unsqueeze(1)
+class Seen(NamedTuple):
+    """Which positions of the cache a query sees: its own and those before.
+
+    Attributes:
+        mask: of all that are looked at.
+        lengths: how many they are, if `kernels` may be called.
+    """
+
+    mask: Bool[Tensor, "b 1 n s"]
+    lengths: Int64[Tensor, "b n"] | None
+
+    @classmethod
+    def of(cls, positions: Int64[Tensor, "b n"], slots: Int64[Tensor, " s"], with_kernels: bool) -> "Seen":
+        """What queries at these positions see of the slots."""
+        lengths = positions - slots[0] + 1 if with_kernels else None
+        return cls((slots <= positions.unsqueeze(-1)).unsqueeze(1), lengths)
 
 
 def block_options(
-    keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor, seen: Tensor, scale: Tensor, shared: Shared | None
+    keys: Tensor, values: Tensor, positions: Tensor, slots: Tensor, seen: Seen, scale: Tensor, shared: Shared | None
 ) -> dict[str, Any]:
     """How a block is to run: with this cache, seeing these positions."""
     return {
         "past_key_values": BlockCache(keys, values, positions, slots),
-        "attention_mask": seen,
+        "attention_mask": seen.mask,
         "attn_implementation": decoding_attention,
         "scale": scale,
+        "lengths": seen.lengths,
         "shared": shared,
     }
 
@@ -152,28 +173,14 @@ class Decoder:
     def __init__(self, model: ImageGPTForCausalImageModeling, cache: StaticCache, compiler: Compiler | None) -> None:
         self.cache = cache
         self._model, self._compiler = model, compiler
+        self._with_kernels = compiler is not None and compiler.has_kernels(model.device)
+        if self._with_kernels:
+            lay_out(model, "tiles")
         self._embeddings = model.transformer.wte, model.transformer.wpe
         self._head = Head(model)
         self._blocks = [block for block in model.transformer.h if isinstance(block, ImageGPTBlock)]
-        self._constants = self._find_constants()
-        self._is_for_few: bool | None = None  # inputs at once; None while nobody has said
+        self._constants = [[_scale(block), *(tensor for _, tensor in block_tensors(block))] for block in self._blocks]
         self._runners: dict[bool, list[Runner | None]] = {}  # for one position, for several
-
-    def lay_out(self, num_rows: int) -> float:
-        """Bring the weights into the layout that is fastest for so many inputs at once.
-
-        Returns: the seconds that took, 0 if nothing was to be done.
-        """
-        if self._is_for_few == (num_rows <= ROWS_LIMIT):
-            return 0.0
-        started = time.perf_counter()
-        self._is_for_few = num_rows <= ROWS_LIMIT
-        changed = lay_out(self._model, num_rows, compiled=self._compiler is not None)
-        self._constants = self._find_constants()
-        return time.perf_counter() - started if changed else 0.0
-
-    def _find_constants(self) -> list[list[Tensor]]:
-        return [[_scale(block), *(tensor for _, tensor in block_tensors(block))] for block in self._blocks]
 
     def feed(
         self, tokens: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"], length: int
@@ -188,7 +195,7 @@ class Decoder:
         wte, wpe = self._embeddings
         hidden, slots = wte(tokens) + wpe(positions), self.cache.slots[:length]
         runners = self._runners.get(tokens.shape[1] == 1) or self._compile(hidden, positions, slots)
-        seen = None if None not in runners else seen_slots(positions, slots)
+        seen = None if None not in runners else Seen.of(positions, slots, self._with_kernels)
         for index, (block, run) in enumerate(zip(self._blocks, runners, strict=True)):
             if run is not None:
                 hidden = run(self._arguments(index, hidden, positions, slots))
@@ -216,7 +223,8 @@ class Decoder:
         for index, block in enumerate(self._blocks):
             run = None
             if self._compiler is not None and _is_plain(block):
-                step, kind = BlockStep(block, is_shared), f"{_kind(block)}, shared: {is_shared}"
+                step = BlockStep(block, is_shared, self._with_kernels)
+                kind = f"{_kind(block)}, shared: {is_shared}, kernels: {self._with_kernels}"
                 run = self._compiler.runner(step, kind, self._arguments(index, hidden, positions, slots), varies)
             runners.append(run)
         self._runners[positions.shape[1] == 1] = runners

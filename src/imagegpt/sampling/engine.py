@@ -259,7 +259,6 @@ class Sampler:
 
     def _decoding(self, decoder: Decoder, batch: Batch, recorder: Recorder) -> Iterator[int]:
         if self.decoder == "sequential":
-            decoder.lay_out(len(batch.starts))
             return draw_sequentially(decoder, batch, recorder)
         side = math.isqrt(self.model.config.n_positions)
         row_length = side if side**2 == self.model.config.n_positions else 1

@@ -29,7 +29,6 @@ _LENGTHS = (1, 4, 8, 16, 32, 64)
 _FIRST_LENGTH = 16
 _MEASURED_PASSES = 2  # passes of a length before its speed is believed
 _FIRST_PATIENCE, _LAST_PATIENCE = 16, 256  # passes between looks at a neighbouring length, which double
-_WORTH_SWITCHING = 100  # how many times longer than switching layouts must be what lies between two looks across
 _MEMORY, _LOOK_MEMORY = 0.8, 0.5  # what is left of a running mean after one more measurement, and after a look
 
 
@@ -60,9 +59,6 @@ class RunLength:
     It climbs: from the best length known, neighbours that were not measured are tried first, then the best is used and
     a neighbour looked at again from time to time. The images do not depend on it.
 
-    Between one position a pass and several, weights may have to be laid out anew, which takes as long as some passes;
-    so looks across that line are rare.
-
     Args:
         most: pixels of an image.
     """
@@ -71,7 +67,6 @@ class RunLength:
         self.lengths = [length for length in _LENGTHS if length <= most]
         self._speeds = {length: _Speed() for length in self.lengths}
         self._patience, self._since_look, self._upwards = _FIRST_PATIENCE, 0, True
-        self._switch_s, self._since_switch_s = 0.0, 0.0
 
     def choose(self) -> int:
         """The length of the next pass."""
@@ -87,9 +82,7 @@ class RunLength:
         self._since_look = 0
         self._patience = min(2 * self._patience, _LAST_PATIENCE)
         self._upwards = not self._upwards
-        neighbour = self._neighbours(best)[-1 if self._upwards else 0]
-        across = (best == 1) != (neighbour == 1)
-        return best if across and self._since_switch_s < _WORTH_SWITCHING * self._switch_s else neighbour
+        return self._neighbours(best)[-1 if self._upwards else 0]
 
     @property
     def best(self) -> int:
@@ -99,18 +92,14 @@ class RunLength:
             return min(_FIRST_LENGTH, self.lengths[-1])
         return max(measured, key=lambda length: self._speeds[length].pixels_per_second)
 
-    def observe(self, length: int, accepted: float, seconds: float, switch_s: float = 0.0) -> None:
+    def observe(self, length: int, accepted: float, seconds: float) -> None:
         """What a pass of some length gave.
 
         Args:
             length: positions fed.
             accepted: pixels of an image, on average.
             seconds: it took.
-            switch_s: seconds that laying weights out for it took before, if it was necessary.
         """
-        self._since_switch_s += seconds
-        if switch_s:
-            self._switch_s, self._since_switch_s = switch_s, 0.0
         best = self.best
         self._speeds[length].add(accepted, seconds, _MEMORY if length == best else _LOOK_MEMORY)
         if self.best != best:
@@ -171,7 +160,6 @@ def draw_in_parallel(
     num_pixels, done = batch.num_pixels, list(batch.starts)
     while min(done) < num_pixels:
         num_fed = run_length.choose()
-        switch_s = decoder.lay_out(len(done) * num_fed)
         started = time.perf_counter()
         length = decoder.cache.rounded(min(max(done) + num_fed, num_pixels))
         recorder.run(
@@ -181,7 +169,7 @@ def draw_in_parallel(
         before, done = done, batch.position.tolist()  # waits for the device
         accepted = sum(done) - sum(before)
         active = sum(pixels < num_pixels for pixels in before)
-        run_length.observe(num_fed, accepted / active, time.perf_counter() - started, switch_s)
+        run_length.observe(num_fed, accepted / active, time.perf_counter() - started)
         statistics.add(accepted, active, num_fed)
         yield min(done)
     batch.check_finite()

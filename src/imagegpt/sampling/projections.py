@@ -4,9 +4,8 @@ Sampling reads every weight once a pixel and does next to nothing with it, so wh
 and how they lie. The maths of the model stays where it is: only its `Projection` modules are swapped, and what is
 swapped in computes the same affine map, float32 in and out, sums in float32.
 
-Two layouts. "rows": a contiguous row for each output, which a compiled loop reads at memory speed for one input or two.
-"packed": oneDNN's blocked order, for many inputs at once. On two cores that read 26-31 GB/s, all projections of iGPT-S
-in float32 took 10 ms as rows for one input, where oneDNN took 14; for 16 inputs oneDNN took 18 ms, a plain product 42.
+Two layouts. "rows": a contiguous row for each output, which torch's own products take. "tiles": the order in which our
+kernel reads them (`kernels`), where it can be compiled.
 """
 
 import contextlib
@@ -21,12 +20,12 @@ from torch.nn import functional
 
 from imagegpt.model.layers import Projection
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.sampling import kernels
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
-Layout = Literal["rows", "packed"]
+Layout = Literal["rows", "tiles"]
 
-ROWS_LIMIT = 2  # inputs up to which the loop over rows wins; beyond, the blocked product does
-_SMALL_WORK = 1 << 19  # multiplications that a loop does in the time it takes to call a library
+FEW = 2  # inputs that get loops of their own where a graph multiplies with rows
 _INT8_RANGE = 127
 
 
@@ -47,7 +46,6 @@ class FrozenProjection(nn.Module):
         super().__init__()
         self.in_features, self.out_features = projection.in_features, projection.out_features
         self.precision, self.layout = precision, "rows"
-        self.is_packed = False  # not asked of the weight: while tracing it does not know
         is_frozen = isinstance(projection, FrozenProjection)
         given = projection.dense_weight() if is_frozen else projection.weight.detach()
         weight, scale = _stored(given.t(), precision)
@@ -57,17 +55,16 @@ class FrozenProjection(nn.Module):
         self.is_exact = given.dtype == weight.dtype and not (is_frozen and not projection.is_exact)
 
     def lay_out(self, layout: Layout) -> None:
-        """Bring the weight into a layout; where oneDNN cannot pack it, "packed" is an ordinary matrix product."""
-        self.layout = layout
-        if layout == "packed" and not self.is_packed and can_pack(self.weight):
-            self.weight, self.is_packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None), True
-        elif layout == "rows" and self.is_packed:
-            self.weight, self.is_packed = self.weight.to_dense().contiguous(), False
+        """Bring the weight into a layout; what the kernel cannot multiply with stays in rows."""
+        if layout == "tiles" and self.layout == "rows" and kernels.can_tile(self.weight):
+            self.weight, self.layout = kernels.tiled(self.weight), "tiles"
+        elif layout == "rows" and self.layout == "tiles":
+            self.weight, self.layout = self._rows(), "rows"
 
     def forward(self, x: Float[Tensor, "*lead i"]) -> Float[Tensor, "*lead o"]:
         """Map (..., in) to (..., out), in the dtype of `x`."""
         flat = x.reshape(-1, self.in_features)
-        if not self.is_packed and not torch.compiler.is_compiling() and self.weight.dtype == x.dtype:
+        if self.layout == "rows" and not torch.compiler.is_compiling() and self.weight.dtype == x.dtype:
             return functional.linear(flat, self.weight, self.bias).view(*x.shape[:-1], self.out_features)
         out = self._product(flat)
         if self.bias is not None:
@@ -75,9 +72,9 @@ class FrozenProjection(nn.Module):
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _product(self, x: Float[Tensor, "m i"]) -> Float[Tensor, "m o"]:
-        if self.is_packed:
-            return torch.ops.imagegpt.packed_linear(x.to(self.weight.dtype), self.weight).float()
-        if torch.compiler.is_compiling() and isinstance(x.shape[0], int) and x.shape[0] <= ROWS_LIMIT:
+        if self.layout == "tiles":
+            return kernels.tiled_linear(x.float(), self.weight, self.scale, self.out_features)
+        if torch.compiler.is_compiling() and isinstance(x.shape[0], int) and x.shape[0] <= FEW:
             # A sum for each input: the loops that are generated for them are fused, and read the weight once. One sum
             # over all inputs would be vectorised along these, and take ten times as long.
             weight = self.weight.float()
@@ -90,9 +87,12 @@ class FrozenProjection(nn.Module):
             out = functional.linear(x.to(self.weight.dtype), self.weight).float()
         return out if self.scale is None else out * self.scale
 
+    def _rows(self) -> Tensor:
+        return kernels.untiled(self.weight, self.out_features) if self.layout == "tiles" else self.weight
+
     def dense_weight(self) -> Float[Tensor, "i o"]:
         """The weight as a `Projection` stores it, (in, out); of int8, what it stands for in float32."""
-        rows = self.weight.to_dense() if self.is_packed else self.weight
+        rows = self._rows()
         if self.scale is not None:
             rows = rows.float() * self.scale.unsqueeze(1)
         return rows.t().contiguous()
@@ -102,14 +102,6 @@ class FrozenProjection(nn.Module):
         destination[prefix + "weight"] = self.dense_weight()
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied or pickled: torch can do neither with a packed weight, so the copy lies in rows."""
-        state = self.__dict__.copy()
-        if self.is_packed:
-            state["_buffers"] = {**self._buffers, "weight": self.weight.to_dense().contiguous()}
-            state["is_packed"], state["layout"] = False, "rows"
-        return state
 
     def extra_repr(self) -> str:
         """Sizes, precision and layout, for `print(model)`."""
@@ -149,19 +141,11 @@ def freeze(
     return model.eval()
 
 
-def lay_out(model: nn.Module, num_rows: int, compiled: bool) -> bool:
-    """Bring the projections of a frozen model into the layout that is fastest for so many inputs at once.
-
-    Returns: whether a weight had to be moved.
-    """
-    moved = False
+def lay_out(model: nn.Module, layout: Layout) -> None:
+    """Bring the projections of a frozen model into a layout, one after the other."""
     for module in model.modules():
         if isinstance(module, FrozenProjection):
-            work, was_packed = num_rows * module.in_features * module.out_features, module.is_packed
-            few = work <= _SMALL_WORK or (compiled and num_rows <= ROWS_LIMIT)
-            module.lay_out("rows" if few else "packed")
-            moved |= module.is_packed != was_packed
-    return moved
+            module.lay_out(layout)
 
 
 def is_exact(model: nn.Module) -> bool:
@@ -173,11 +157,6 @@ def check_precision(precision: str) -> None:
     """Raise ValueError unless it is one we know."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}: choose one of {', '.join(get_args(Precision))}")
-
-
-def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN can pack and multiply this weight on this machine."""
-    return weight.device.type == "cpu" and weight.dtype != torch.int8 and _is_fast(weight.dtype, weight.device)
 
 
 def _is_fast(dtype: torch.dtype, device: torch.device) -> bool:
@@ -211,22 +190,3 @@ def _return_freed_memory() -> None:
 def _replace(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, part)
-
-
-# A name of our own for oneDNN's product: Inductor takes the one it knows only for weights that are constants of the
-# graph, and ours are arguments, so that one graph serves all blocks.
-_library = torch.library.Library("imagegpt", "FRAGMENT")
-_library.define("packed_linear(Tensor x, Tensor weight) -> Tensor", tags=(torch.Tag.flexible_layout,))
-
-
-def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-for _key in ("CPU", "MkldnnCPU"):
-    _library.impl("packed_linear", _packed_linear, _key)
-
-
-@torch.library.register_fake("imagegpt::packed_linear")
-def _packed_linear_shape(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
