@@ -19,7 +19,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/codespell README.md CHANGELOG.md docs src tests benchmarks examples
+	$(BIN)/codespell README.md CHANGELOG.md docs src tests benchmarks examples scripts
 
 format: $(VENV)/.installed-dev  ## put the code into its format
 	$(BIN)/ruff check --fix .

@@ -11,9 +11,9 @@ from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImag
 
 import imagegpt
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+from imagegpt.data.digits import load_digits
 from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
 from imagegpt.evaluation.likelihood import mean_nll
-from imagegpt.training.data import load_digits
 
 FOLDER = Path(imagegpt.__file__).parent / "pretrained" / "digits"
 EXAMPLES = Path(__file__).parents[1] / "examples" / "digits"

@@ -20,7 +20,7 @@ WATCHED = [
     "imagegpt.evaluation.likelihood",
     "imagegpt.evaluation.baselines",
     "imagegpt.training.objectives",
-    "imagegpt.training.data",
+    "imagegpt.data.digits",
 ]
 
 PREAMBLE = f"""
@@ -37,7 +37,7 @@ from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
 from imagegpt.evaluation.likelihood import mean_nll, pixel_nll
 from imagegpt.sampling import Sampler, SamplingRules
 from imagegpt.sampling.rules import draw, filter_logits, gumbel_noise, seed_tensor
-from imagegpt.training.data import load_digits
+from imagegpt.data.digits import load_digits
 from imagegpt.training.objectives import autoregressive_loss
 """
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 _PAPER, _INK, _FAINT, _FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 122), (205, 208, 214)
@@ -16,6 +17,7 @@ _CELL = 96  # pixels an image is enlarged to, as nearly as a whole factor can
 _GAP, _GROUP_GAP, _MARGIN = 6, 18, 16
 _CAPTION_SIZE = 15
 _COLUMNS = 8  # completions in a row
+_PALETTE_COLUMNS, _SWATCH = 32, 16  # colours in a row, and the pixels a side of each
 _STEPS = 64  # of an animation, at most
 _FRAME_MS, _LAST_FRAME_MS = 80, 2000
 
@@ -96,6 +98,49 @@ def sample_grid(
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         sheet.paste(image, _MARGIN + column * step_x, _MARGIN + row * step_y, num_shown)
+    return sheet.canvas
+
+
+def palette_picture(rgb: UInt8[np.ndarray, "v 3"]) -> Image.Image:
+    """Draw the colours of a palette as squares, 32 in a row, in their order.
+
+    Args:
+        rgb: the colours, `ColorPalette.rgb`.
+    Returns: an RGB image.
+    """
+    columns = min(_PALETTE_COLUMNS, len(rgb))
+    lines = -(-len(rgb) // columns)
+    step = _SWATCH + 1
+    canvas = Image.new("RGB", (2 * _MARGIN + columns * step - 1, 2 * _MARGIN + lines * step - 1), _PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for index, color in enumerate(rgb.tolist()):
+        line, column = divmod(index, columns)
+        left, top = _MARGIN + column * step, _MARGIN + line * step
+        pen.rectangle((left, top, left + _SWATCH - 1, top + _SWATCH - 1), fill=tuple(color))
+    return canvas
+
+
+def before_after_grid(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> Image.Image:
+    """Draw images above what became of them, 8 pairs in a row.
+
+    Args:
+        before: images of one size.
+        after: for each of them another, of the same size.
+    Returns: an RGB image.
+    Raises: ValueError if there is nothing to draw or the counts or sizes differ.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} images before and {len(after)} after were given: give as many of both")
+    _check_sizes([*before, *after])
+    columns = min(_COLUMNS, len(before))
+    sheet = _Sheet(before[0].size)
+    step_x, step_y = sheet.cell[0] + _GAP, 2 * sheet.cell[1] + _GROUP_GAP
+    lines = -(-len(before) // columns)
+    sheet.open(2 * _MARGIN + columns * step_x - _GAP, 2 * _MARGIN + lines * step_y - _GROUP_GAP)
+    for index, pair in enumerate(zip(before, after, strict=True)):
+        line, column = divmod(index, columns)
+        for row, image in enumerate(pair):
+            sheet.paste(image, _MARGIN + column * step_x, _MARGIN + line * step_y + row * sheet.cell[1])
     return sheet.canvas
 
 

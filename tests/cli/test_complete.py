@@ -233,6 +233,10 @@ BAD_INPUTS = {
     "out cannot be written": (["cat.png", "--out", "/proc/x.png"], "/proc cannot be written to (No such file"),
     "singles is a file": (["cat.png", "--singles", "notes.txt"], "notes.txt is a file: --singles wants a folder"),
     "singles is nowhere": (["cat.png", "--singles", "no/where"], "there is no folder no: make it first, or choose"),
+    "out is a single": (
+        ["cat.png", "--singles", ".", "--out", "cat_0.png"],
+        "--out is cat_0.png, which is also the name of a single completion: choose another name",
+    ),
     "singles exist": (["cat.png", "--singles", "notes"], "notes/cat_0.png exists already: give --force to overwrite"),
 }
 

@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 from imagegpt.cli import main
+from imagegpt.data.encoding import encode_images
 
 
 def run(*words):
@@ -55,7 +57,7 @@ def test_unknown_names(capsys):
     assert run("evaluate", "digist") == 2
     assert "digist" in capsys.readouterr().err
     assert run("evaluate", "digits", "mnist") == 2
-    assert "there is no data set 'mnist': choose one of digits" in " ".join(capsys.readouterr().err.split())
+    assert "there are no images at 'mnist': check the path" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_palette_is_refused(tmp_path, capsys):
@@ -77,3 +79,32 @@ def test_a_bidirectional_model_is_refused(tmp_path, capsys):
     ImageGPTImageProcessor(palette=ColorPalette.grey(17), size=8).save_pretrained(tmp_path)
     assert run("evaluate", tmp_path) == 2
     assert "only a causal model has an exact likelihood" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:9"])
+def test_a_device_that_is_not_there(capsys, device):
+    assert run("evaluate", "digits", "digits", "--device", device) == 2
+    assert device in capsys.readouterr().err
+
+
+def test_a_users_own_pictures(tmp_path, capsys):
+    """Encoded or not, with splits or without: the same images, the same numbers."""
+    palette = ColorPalette.grey(17)
+    folder = save(tmp_path / "m", palette)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    (tmp_path / "split").mkdir()
+    for name, rows in (("train", slice(0, 40)), ("val", slice(40, 50)), ("test", slice(50, 60))):
+        np.save(tmp_path / "split" / f"{name}.npy", pixels[rows])
+    np.save(tmp_path / "whole.npy", pixels)
+    processor = ImageGPTImageProcessor(palette=palette, size=8)
+    told = {}
+    for name in ("split", "whole.npy"):
+        encode_images(tmp_path / name, tmp_path / f"{name}.encoded", processor)
+        for place in (tmp_path / name, tmp_path / f"{name}.encoded"):
+            assert run("evaluate", folder, place) == 0
+            told[place.name] = " ".join(capsys.readouterr().out.split()).partition("predicted by")
+    for place, title in (("split", "10 test images of"), ("whole.npy", "2 held-out images of")):
+        assert told[place][0].startswith(title)
+        assert told[f"{place}.encoded"][0].startswith(title)
+        assert told[place][2] == told[f"{place}.encoded"][2]
+        assert "2.8332" in told[place][2]

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from imagegpt.data.digits import load_digits
 from imagegpt.evaluation.baselines import STRENGTHS, NeighbourModel, PositionHistogram
-from imagegpt.training.data import load_digits
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """The kernels in C++, against the same sums in float64."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,6 +42,16 @@ def test_inputs_are_rounded_to_bfloat16_at_most(precision):
     exact = x.double() @ rows.double().t() * factor
     rounded = x.bfloat16().double() @ rows.double().t() * factor
     assert min(error(out, exact), error(out, rounded)) < 1e-6
+
+
+def test_inputs_are_rounded_as_torch_rounds_them():
+    """Halves to even; and a number that is none stays none, whatever its bits."""
+    halves = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-20, 3e38, 1e-40, 0.0, -0.0]).repeat(2)
+    rows = torch.eye(16, dtype=torch.bfloat16)
+    out = kernels.tiled_linear(halves.unsqueeze(0), kernels.tiled(rows), None, 16)[0]
+    assert torch.equal(out, halves) or torch.equal(out[:5], halves.bfloat16().float()[:5])
+    nan = torch.tensor([0x7FFFFFFF] * 2, dtype=torch.int32).view(torch.float32)
+    assert kernels.tiled_linear(nan.unsqueeze(0), kernels.tiled(torch.ones(3, 2).bfloat16()), None, 3).isnan().all()
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.int8], ids=str)
@@ -93,6 +106,47 @@ def test_attention(cache_dtype, width, batch, queries, prompts, num_shared):
     assert error(out, attention_in_float64(query, keys, values, lengths, *past)) < 1e-6
 
 
+def restored(vectors):
+    """What `quantized` vectors stand for."""
+    return vectors[..., :-4].double() * vectors[..., -4:].contiguous().view(torch.float32).double()
+
+
+@pytest.mark.parametrize("shape", [(16,), (3, 64), (2, 3, 5, 48), (0, 16)])
+def test_vectors_of_int8_are_the_nearest_of_255_steps(shape):
+    rows = torch.randn(shape) * 10 ** torch.randn((*shape[:-1], 1))
+    vectors = kernels.quantized(rows)
+    assert vectors.shape == (*shape[:-1], shape[-1] + 4)
+    largest = rows.abs().amax(dim=-1, keepdim=True)
+    assert ((restored(vectors) - rows).abs() <= largest / 127 / 2 * 1.0001).all()
+    assert not rows.numel() or vectors[..., :-4].abs().amax() == 127
+
+
+def test_vectors_of_int8_from_a_view():
+    rows = torch.randn(16, 6).t()
+    assert torch.equal(kernels.quantized(rows), kernels.quantized(rows.contiguous()))
+
+
+def test_vectors_of_zeros_and_of_what_is_no_number():
+    assert not kernels.quantized(torch.zeros(2, 16))[:, :-4].any()
+    rows = torch.ones(2, 16)
+    rows[0, 3] = torch.inf
+    assert restored(kernels.quantized(rows))[0].isnan().all()
+    assert torch.equal(restored(kernels.quantized(rows))[1].float(), rows[1])
+
+
+@pytest.mark.parametrize("width", [16, 64, 192])
+@pytest.mark.parametrize("prompts", [0, 2])
+def test_attention_over_int8(width, prompts):
+    query = torch.randn(4, 3, 2, width) * 5 / width**0.5
+    keys, values = (kernels.quantized(torch.randn(4, 3, 128, width))[:, :, :100] for _ in range(2))
+    lengths = torch.randint(1, 101, (4, 2))
+    past = [kernels.quantized(torch.randn(prompts, 3, 21, width)) for _ in range(2)] if prompts else [None, None]
+    out = kernels.cached_attention(query, keys, values, lengths, *past)
+    exact = [None if vectors is None else restored(vectors) for vectors in (keys, values, *past)]
+    expected = attention_in_float64(query, exact[0], exact[1], lengths, *exact[2:])
+    assert error(out, expected) < 1e-6
+
+
 def test_what_is_beyond_the_length_does_not_matter():
     query, room = torch.randn(1, 2, 1, 16), torch.randn(2, 1, 2, 64, 16)
     lengths = torch.tensor([[37]])
@@ -136,8 +190,11 @@ def test_what_is_no_number_stays_none(where):
 def test_what_the_kernels_do_not_know():
     assert not kernels.can_tile(torch.zeros(4, 3))
     assert not kernels.can_tile(torch.zeros(4, 2, dtype=torch.float64))
-    assert not kernels.can_attend(torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 1, 8))
-    assert not kernels.can_attend(torch.zeros(1, 1, 1, 16), torch.zeros(1, 1, 1, 16, dtype=torch.float16))
+    cpu = torch.device("cpu")
+    assert kernels.can_attend(16, torch.int8, cpu)
+    assert not kernels.can_attend(8, torch.float32, cpu)
+    assert not kernels.can_attend(16, torch.float16, cpu)
+    assert not kernels.can_attend(16, torch.float32, torch.device("meta"))
 
 
 # Where they come from.
@@ -187,10 +244,22 @@ def test_damaged_kernels_are_made_anew(not_loaded, build):
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
-    source = tmp_path / "broken.cpp"
-    source.write_text("#include <no_such_file.h>\n")
-    monkeypatch.setattr(kernels, "_SOURCE", source)
+    (tmp_path / "cpp").mkdir()
+    (tmp_path / "cpp" / "kernels.cpp").write_text("#include <no_such_file.h>\n")
+    monkeypatch.setattr(kernels, "_FOLDER", tmp_path / "cpp")
     monkeypatch.setattr(kernels, "_is_loaded", False)
     with pytest.raises(RuntimeError, match=r"cannot compile the kernels \(.*no_such_file"):
+        kernels.load(tmp_path / "made", build=True)
+    assert not list((tmp_path / "made").iterdir())
+
+
+def test_a_compiler_that_is_stopped_leaves_nothing_behind(monkeypatch, tmp_path):
+    def stopped(command, **_):
+        Path(command[command.index("-o") + 1]).write_bytes(b"half")
+        raise subprocess.TimeoutExpired(command, 1)
+
+    monkeypatch.setattr(kernels, "_is_loaded", False)
+    monkeypatch.setattr(kernels.subprocess, "run", stopped)
+    with pytest.raises(subprocess.TimeoutExpired):
         kernels.load(tmp_path / "made", build=True)
     assert not list((tmp_path / "made").iterdir())

@@ -1,11 +1,14 @@
 """Parallel decoding gives the image that drawing pixel after pixel gives, in fewer passes, however it guesses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from imagegpt import ImageGPTPipeline
-from imagegpt.sampling import Sampler
+from imagegpt.sampling import Sampler, SamplingRules
 from imagegpt.sampling import parallel as module
+from imagegpt.sampling.batch import Batch
 from imagegpt.sampling.parallel import RunLength
 from naive import RULES, OneForAll, seeds_of
 
@@ -89,6 +92,17 @@ def test_first_guesses_are_the_nearest_pixel_above_that_was_drawn():
     fed = module._guesses(tokens, window, guessed, 4)
     #                            x4   x5   over x6, x7: x2, x3 ... x8, x9: x4, x5; x10, x11 two rows up: x2, x3
     assert fed.tolist() == [[105, 106, 103, 104, 105, 106, 103, 104]]
+
+
+def test_what_was_guessed_far_ahead_is_remembered_after_a_short_run():
+    """A guess that was drawn is better than the pixel above, however long ago it was drawn."""
+    batch = Batch(1, 40, 4, SamplingRules(temperature=0), torch.device("cpu"))
+    batch.start([torch.empty(0, dtype=torch.int64)], [1])
+    decoder = SimpleNamespace(feed=lambda fed, window, length: torch.randn(*window.shape, 4))
+    module._draw_run(decoder, batch, 16, 64, 8)
+    assert batch.guessed.tolist() == [16]
+    module._draw_run(decoder, batch, 1, 64, 8)
+    assert batch.guessed.tolist() == [16]
 
 
 def test_broken_weights_are_reported(tiny_model):

@@ -9,6 +9,7 @@ from imagegpt.data.digits import load_digits
 from imagegpt.evaluation.likelihood import mean_nll
 from imagegpt.sampling import Sampler
 from imagegpt.sampling.cache import StaticCache
+from imagegpt.sampling.compilation import Compiler
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.projections import FrozenProjection, freeze, is_exact, lay_out
 
@@ -28,10 +29,20 @@ def exact(model, images):
     return mean_nll(model, images)
 
 
-def decoded_nll(model, images, precision, cache_dtype, num_fed):
+class KernelsOnly(Compiler):
+    """Compiles no block."""
+
+    def has_kernels(self, device):
+        return True
+
+    def runner(self, *_):
+        return None
+
+
+def decoded_nll(model, images, precision, cache_dtype, num_fed, compiler=None):
     """Of the logits that sampling draws from, when it draws these images."""
     frozen = freeze(model, precision, in_place=False)
-    decoder = Decoder(frozen, StaticCache(frozen, len(images), cache_dtype), None)
+    decoder = Decoder(frozen, StaticCache(frozen, len(images), cache_dtype), compiler)
     num_pixels = images.shape[1]
     fed = functional.pad(images[:, :-1], (1, 0), value=model.config.sos_token_id)
     with torch.inference_mode():
@@ -60,9 +71,38 @@ def test_rounded_weights_cost_little(model, images, exact, precision, most):
     ],
 )
 def test_rounded_keys_and_values_cost_little(model, images, exact, precision, cache_dtype, most, num_fed):
-    """However many positions are fed at a time, which decides the kernels."""
+    """However many positions are fed at a time, which decides torch's kernels."""
     cost = decoded_nll(model, images, precision, cache_dtype, num_fed) - exact
     assert abs(cost) <= most
+
+
+@pytest.mark.parametrize("num_fed", [16, 1])
+@pytest.mark.parametrize(
+    ("precision", "cache_dtype", "most"),
+    [
+        ("float32", torch.float32, 1e-6),
+        ("float32", torch.int8, 0.001),
+        ("bfloat16", torch.bfloat16, 0.002),
+        ("int8", torch.int8, 0.01),
+    ],
+)
+def test_rounding_costs_little_with_our_kernels(
+    model, images, exact, precision, cache_dtype, most, num_fed, with_kernels
+):
+    cost = decoded_nll(model, images, precision, cache_dtype, num_fed, KernelsOnly()) - exact
+    assert abs(cost) <= most
+
+
+def test_the_sampler_keeps_keys_in_int8_where_the_kernels_read_them(model, tiny_model, with_kernels, monkeypatch):
+    dtypes = []
+    made = lambda model, num, dtype, *rest: dtypes.append(dtype) or StaticCache(model, num, dtype, *rest)  # noqa: E731
+    monkeypatch.setattr("imagegpt.sampling.engine.StaticCache", made)
+    for options in ({}, {"compile": False}):
+        sampler = Sampler(model, precision="int8", **options)
+        sampler.generate(seeds=[1], num_pixels=2)
+        assert sampler.bytes_per_image == 64 * (2 * 4 * 4 * ((16 + 4) if not options else 2 * 16) + 17 * 4)
+    Sampler(tiny_model, precision="int8").generate(seeds=[1], num_pixels=2)  # heads of 8, which they do not know
+    assert dtypes == [torch.int8, torch.bfloat16, torch.bfloat16]
 
 
 def test_a_model_that_was_frozen_before_is_frozen_anew(model, images, exact, with_kernels):

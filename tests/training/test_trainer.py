@@ -1,237 +1,397 @@
+import json
 import math
-from itertools import chain, pairwise
 
-import numpy as np
 import pytest
 import torch
 
-from helpers import tiny_config
-from imagegpt import ImageGPTForCausalImageModeling
-from imagegpt.training import trainer
-from imagegpt.training.objectives import autoregressive_loss
-from imagegpt.training.trainer import TrainingOptions, batch_indices, learning_rate, train
+from imagegpt.training import trainer as module
+from imagegpt.training.objectives import Loss, autoregressive_loss
+from imagegpt.training.order import batch_indices
+from imagegpt.training.trainer import Progress
+from stripes import (
+    STRIPES,
+    make_loss,
+    make_recipe,
+    make_trainer,
+    same_weights,
+    stop_after,
+    weights_of,
+)
 
-STRIPES = torch.arange(16).repeat(24, 1).roll(1, dims=1).add(torch.arange(24)[:, None]) % 16
-
-
-def fresh_model(**overrides):
-    torch.manual_seed(7)
-    return ImageGPTForCausalImageModeling(tiny_config(init_scheme="openai", resid_pdrop=0.1, **overrides))
-
-
-def run(model=None, callback=lambda _: None, validate=None, **options):
-    model = model or fresh_model()
-    settings = {"num_steps": 12, "batch_size": 8, "warmup_steps": 2, "validate_every": 5, "average_decay": 0.5}
-
-    def held_out(averaged):
-        return autoregressive_loss(averaged, STRIPES[:4]).item()
-
-    result = train(
-        model,
-        STRIPES,
-        TrainingOptions(**{**settings, **options}),
-        objective=autoregressive_loss,
-        validate=validate or held_out,
-        callback=callback,
-    )
-    return model, result
+LN16 = math.log(16)
 
 
-def same_weights(a, b):
-    return all(x.equal(y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+def run(recipe=None, *, loss=None, **options):
+    """The model after a run, and how it ended."""
+    loss = loss or make_loss()
+    outcome = make_trainer(recipe, loss=loss, **options).run()
+    return loss.model, outcome
+
+
+def training(**fields):
+    return make_recipe(training=fields)
 
 
 def test_the_loss_goes_down():
-    seen = []
-    model, result = run(callback=seen.append, num_steps=60)
-    assert seen[0].loss == pytest.approx(math.log(16), abs=1e-6)
-    assert seen[-1].loss < 0.5 * seen[0].loss
-    assert result.best_nll < 0.5 * math.log(16)
-    assert autoregressive_loss(model, STRIPES[:4]).item() == result.best_nll
+    told = []
+    model, outcome = run(training(num_steps=60), on_step=told.append)
+    assert told[0].metrics["total"] == pytest.approx(LN16, abs=1e-6)
+    assert told[-1].metrics["total"] < 0.5 * LN16
+    assert outcome.how == "done"
+    assert outcome.progress.best["total"] < 0.5 * LN16
     assert not model.training
 
 
-def test_progress_tells_every_step():
-    seen = []
-    _, result = run(callback=seen.append)
-    assert [progress.step for progress in seen] == list(range(1, 13))
-    assert [progress.step for progress in seen if progress.validation_nll is not None] == [5, 10, 12]
-    assert all(progress.num_steps == 12 for progress in seen)
-    times = [progress.elapsed_s for progress in seen]
+def test_each_step_is_told():
+    told = []
+    run(on_step=told.append)
+    assert [step.step for step in told] == list(range(1, 13))
+    assert [step.step for step in told if step.validation is not None] == [5, 10, 12]
+    assert [step.images for step in told] == [8 * step for step in range(1, 13)]
+    times = [step.elapsed_s for step in told]
     assert times == sorted(times)
-    assert result.final_nll == seen[-1].validation_nll
-    assert result.elapsed_s >= times[-1]
+    assert told[1].learning_rate == 0.003 > told[2].learning_rate * 0.999 > told[3].learning_rate
+    assert all(step.grad_norm > 0 for step in told)
 
 
 def test_a_seed_means_the_same_bits():
     first, _ = run()
     torch.manual_seed(99)  # of no consequence
     again, _ = run()
-    other, _ = run(seed=1)
+    other, _ = run(training(seed=1))
     assert same_weights(first, again)
     assert not same_weights(first, other)
 
 
+def drawing(extra):
+    """An objective that draws as dropout does, and then some, and what it drew."""
+    drawn = []
+
+    def objective(model, batch):
+        drawn.append(torch.rand(()).item())
+        torch.rand(extra)
+        return {"total": autoregressive_loss(model, batch.ids)}
+
+    return Loss(make_loss().model, objective), drawn
+
+
 def test_dropout_is_a_function_of_seed_and_step():
-    """A stand-in objective draws as dropout does: what it gets must not depend on what was drawn before the step."""
+    """What is drawn must not depend on what was drawn before the step."""
+    first, second, third = drawing(1), drawing(5), drawing(1)
+    run(training(num_steps=3), loss=first[0])
+    run(training(num_steps=3), loss=second[0])
+    run(training(num_steps=3, seed=1), loss=third[0])
+    assert first[1] == second[1]
+    assert len({*first[1], *third[1]}) == 6
 
-    def draws(seed, extra):
-        seen = []
 
-        def objective(model, ids):
-            seen.append(torch.rand(()).item())
-            torch.rand(extra)
-            return autoregressive_loss(model, ids)
-
-        options = TrainingOptions(num_steps=3, batch_size=4, seed=seed)
-        train(fresh_model(), STRIPES, options, objective=objective, validate=lambda _: 0.0)
-        return seen
-
-    assert draws(seed=0, extra=1) == draws(seed=0, extra=5)
-    assert len({*draws(seed=0, extra=1), *draws(seed=1, extra=1)}) == 6
+def test_the_parts_of_a_step_have_dropout_of_their_own():
+    loss, drawn = drawing(1)
+    run(training(num_steps=2, warmup_steps=0, micro_batch=2), loss=loss)
+    assert len(set(drawn)) == 8
 
 
 def test_the_callers_random_numbers_are_left_alone():
-    model = fresh_model()
+    loss = make_loss()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    run(model)
+    run(loss=loss)
     assert torch.rand(3).equal(expected)
 
 
-def test_the_best_weights_are_kept():
-    nats = iter([3.0, 1.0, 2.0])
-    moments = []
+def test_the_best_validation_is_told_with_its_weights_in_place():
+    nats, moments = iter([3.0, 1.0, 2.0]), []
+    loss = make_loss()
 
-    def validate(averaged):
-        moments.append([weight.clone() for weight in averaged.parameters()])
-        return next(nats)
+    def see(scores, is_best):
+        moments.append((scores["total"], is_best, weights_of(loss.model), loss.model.training))
 
-    model, result = run(validate=validate)
-    assert (result.best_step, result.best_nll, result.final_nll) == (10, 1.0, 2.0)
-    assert all(a.equal(b) for a, b in zip(model.parameters(), moments[1], strict=True))
-    assert not all(a.equal(b) for a, b in zip(moments[1], moments[2], strict=True))
+    seen = []
+    trainer = make_trainer(loss=loss, validate=lambda: {"total": next(nats)}, on_validation=see, on_step=seen.append)
+    outcome = trainer.run()
+    assert [moment[:2] for moment in moments] == [(3.0, True), (1.0, True), (2.0, False)]
+    assert [step.validation for step in seen if step.validation] == [{"total": 3.0}, {"total": 1.0}, {"total": 2.0}]
+    assert not any(moment[3] for moment in moments)
+    assert (outcome.progress.best_step, outcome.progress.best, outcome.progress.last) == (
+        10,
+        {"total": 1.0},
+        {"total": 2.0},
+    )
+    assert same_weights(moments[2][2], trainer.average.weights)
+    assert not same_weights(moments[2][2], loss.model)  # the run itself goes on with its own
 
 
-def test_the_average_is_of_the_weights_of_each_step():
-    """Decay 0.5, and (1 + s) / (10 + s) while that is less: 0.1, 2/11, 3/12."""
-    model = fresh_model()
-    mean = model.lm_head.weight.detach().clone()
-    final = []
+def test_training_goes_on_with_its_own_weights_after_a_validation():
+    assert same_weights(run()[0], run(make_recipe(watch={"validate_every": 1}))[0])
 
-    def follow(progress):
-        decay = min(0.5, progress.step / (9 + progress.step))
-        mean.mul_(decay).add_(model.lm_head.weight.detach(), alpha=1 - decay)
-        if progress.step == 3:
-            final.append(model.lm_head.weight.detach().clone())
 
-    run(model, callback=follow, num_steps=3, warmup_steps=0)
-    torch.testing.assert_close(model.lm_head.weight.detach(), mean, rtol=1e-5, atol=1e-7)
-    assert not torch.allclose(final[0], mean, atol=1e-4)
+def test_the_average_follows_every_step():
+    loss, mean = make_loss(), []
+
+    def follow(step):
+        weight = loss.model.lm_head.weight.detach()
+        decay = min(0.5, step.step / (9 + step.step))
+        mean.append(weight * (1 - decay) + decay * (mean[-1] if mean else start))
+
+    start = loss.model.lm_head.weight.detach().clone()
+    trainer = make_trainer(training(num_steps=3), loss=loss, on_step=follow)
+    trainer.run()
+    torch.testing.assert_close(trainer.average.weights["lm_head.weight"], mean[-1], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(loss.model.lm_head.weight.detach(), mean[-1], atol=1e-4)
 
 
 def test_a_callback_can_stop_the_run():
-    def stop(progress):
-        if progress.step == 2:
+    def stop(step):
+        if step.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(callback=stop)
+        run(on_step=stop)
 
 
 def test_bfloat16_keeps_float32_weights():
-    model, result = run(bfloat16=True, num_steps=40)
+    model, outcome = run(training(precision="bfloat16", num_steps=40))
     assert next(model.parameters()).dtype == torch.float32
-    assert result.best_nll < 0.7 * math.log(16)
-    assert result.best_nll != run(num_steps=40)[1].best_nll  # the option does something
-
-
-def test_rate_rises_and_falls():
-    options = TrainingOptions(num_steps=110, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate(step, options) for step in range(110)]
-    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[60] == pytest.approx(0.5)
-    assert 0 < rates[-1] < 0.001
-    assert all(a > b for a, b in pairwise(rates[10:]))
-
-
-def test_batches_go_through_all_images_again_and_again():
-    def batch(step, seed=0):
-        return batch_indices(step, num_images=10, batch_size=4, seed=seed).tolist()
-
-    drawn = list(chain.from_iterable(batch(step) for step in range(5)))
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert drawn[:10] != drawn[10:]
-    assert batch(3) == batch(3)
-    assert batch(0) != batch(0, seed=1)
-    large = batch_indices(0, num_images=3, batch_size=7, seed=0)
-    assert np.bincount(large, minlength=3).min() >= 2
-
-
-def test_decay_is_for_matrices_only():
-    model = fresh_model()
-    decayed, rest = trainer._build_optimizer(model, TrainingOptions(num_steps=1, weight_decay=0.3)).param_groups
-    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
-    assert (decayed["betas"], rest["betas"]) == ((0.9, 0.95), (0.9, 0.95))
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    assert {names[id(weight)] for weight in decayed["params"]} == {
-        "lm_head.weight",
-        *(
-            f"transformer.h.{block}.{name}.weight"
-            for block in range(2)
-            for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-        ),
-    }
-    assert len(decayed["params"]) + len(rest["params"]) == len(names)
+    assert outcome.progress.best["total"] < 0.7 * LN16
+    assert outcome.progress.best != run(training(num_steps=40))[1].progress.best  # the option does something
 
 
 def test_long_gradients_are_shortened(monkeypatch):
-    limits = []
-    clip = trainer.clip_grad_norm_
-    monkeypatch.setattr(trainer, "clip_grad_norm_", lambda weights, limit: limits.append(limit) or clip(weights, limit))
-    run(num_steps=2, max_grad_norm=0.25)
+    limits, told = [], []
+    clip = module.clip_grad_norm_
+    monkeypatch.setattr(module, "clip_grad_norm_", lambda weights, limit: limits.append(limit) or clip(weights, limit))
+    run(training(num_steps=2, warmup_steps=0, max_grad_norm=0.25), on_step=told.append)
     assert limits == [0.25, 0.25]
+    assert told[0].grad_norm > 0.25  # before it was shortened
+
+
+def losses_and_weights(recipe, **config):
+    told = []
+    model, _ = run(recipe, loss=make_loss(**{"resid_pdrop": 0.0, **config}), on_step=told.append)
+    return [step.metrics["total"] for step in told], model
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch):
+    expected, whole = losses_and_weights(training(num_steps=50))
+    losses, parts = losses_and_weights(training(num_steps=50, micro_batch=micro_batch))
+    assert losses == pytest.approx(expected, abs=1e-4)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)  # Adam divides by the square of rounding, at first
+
+
+def gradients(checkpointing):
+    recipe = training(gradient_checkpointing=checkpointing)
+    loss = make_loss()  # with dropout: what is computed again must drop the same units
+    trainer = make_trainer(recipe, loss=loss)
+    trainer._gradients(next(trainer._batches()))
+    assert loss.model.transformer.gradient_checkpointing is checkpointing
+    return [weight.grad for weight in loss.model.parameters()]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    assert all(a.equal(b) for a, b in zip(gradients(False), gradients(True), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # torch's, while it compiles
+def test_compiled_blocks_compute_the_same():
+    expected, _ = losses_and_weights(training(num_steps=50))
+    losses, model = losses_and_weights(training(num_steps=50, compile=True))
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert all(block._compiled_call_impl is not None for block in model.transformer.h)
+
+
+def broken_loss():
+    loss = make_loss()
+    with torch.no_grad():
+        loss.model.lm_head.weight.fill_(math.nan)
+    return loss
 
 
 def test_a_loss_that_is_no_number_ends_the_run():
-    model = fresh_model()
-    with torch.no_grad():
-        model.lm_head.weight.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="the loss of step 1 is nan: lower the learning rate"):
-        run(model)
+    with pytest.raises(FloatingPointError, match=r"the loss of step 1 is nan: lower training\.learning_rate"):
+        run(loss=broken_loss())
 
 
-def test_no_images():
-    with pytest.raises(ValueError, match="no images to train on"):
-        train(
-            fresh_model(),
-            STRIPES[:0],
-            TrainingOptions(num_steps=1),
-            objective=autoregressive_loss,
-            validate=lambda _: 0.0,
+class TestPatience:
+    RECIPE = make_recipe(training={"num_steps": 40}, watch={"validate_every": 2, "patience": 3})
+
+    @staticmethod
+    def scores(*values):
+        given = iter(values)
+        return lambda: {"total": next(given)}
+
+    def test_it_ends_when_validation_gets_no_better(self, tmp_path):
+        validate = self.scores(5.0, 4.0, 4.0, 3.0, 3.5, 3.1, 3.0)
+        _, outcome = run(self.RECIPE, validate=validate, folder=tmp_path)
+        assert outcome.how == "early"
+        assert (outcome.progress.step, outcome.progress.best_step) == (14, 8)
+
+    def test_a_run_that_ended_does_not_go_on(self, tmp_path):
+        run(self.RECIPE, validate=self.scores(1.0, 2.0, 2.0, 2.0), folder=tmp_path)
+        trainer = make_trainer(self.RECIPE, loss=make_loss(), folder=tmp_path)
+        assert trainer.resume()
+        outcome = trainer.run()
+        assert (outcome.how, outcome.progress.step) == ("early", 8)
+
+
+class TestResuming:
+    RECIPE = make_recipe(watch={"checkpoint_every": 4})
+
+    def undisturbed(self):
+        loss, told = make_loss(), []
+        trainer = make_trainer(self.RECIPE, loss=loss, on_step=told.append)
+        outcome = trainer.run()
+        return loss.model, trainer.average.weights, outcome.progress, told
+
+    @pytest.mark.parametrize("step", [1, 4, 5, 7, 11, 12])
+    def test_a_stopped_run_goes_on_to_the_same_bits(self, step, tmp_path):
+        model, average, progress, told = self.undisturbed()
+        _, outcome = run(self.RECIPE, folder=tmp_path, **stop_after(step))
+        assert (outcome.how, outcome.progress.step) == ("stopped", step)
+        torch.manual_seed(step)  # another process
+        loss, rest = make_loss(seed=1), []
+        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path, on_step=rest.append)
+        assert trainer.resume()
+        after = trainer.run().progress
+        assert same_weights(model, loss.model)
+        assert same_weights(average, trainer.average.weights)
+        assert [one.metrics for one in rest] == [one.metrics for one in told[step:]]
+        assert [one.validation for one in rest] == [one.validation for one in told[step:]]
+        forget_time = {"trained_s": 0}
+        assert {**after.as_json(), **forget_time} == {**progress.as_json(), **forget_time}
+
+    def test_a_killed_run_goes_on_from_its_last_checkpoint(self, tmp_path):
+        def die(step):
+            if step.step == 11:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(self.RECIPE, folder=tmp_path, on_step=die)
+        loss, told = make_loss(), []
+        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path, on_step=told.append)
+        trainer.resume()
+        trainer.run()
+        assert [step.step for step in told] == [9, 10, 11, 12]
+        assert same_weights(self.undisturbed()[0], loss.model)
+
+    def test_without_a_checkpoint_it_begins(self, tmp_path):
+        assert not make_trainer(folder=tmp_path).resume()
+        assert not make_trainer().resume()
+
+    def test_stopped_before_it_began_it_does_nothing(self, tmp_path):
+        loss = make_loss()
+        before = weights_of(loss.model)
+        _, outcome = run(loss=loss, folder=tmp_path, should_stop=lambda: True)
+        assert (outcome.how, outcome.progress.step) == ("stopped", 0)
+        assert same_weights(before, loss.model)
+
+    def test_progress_survives_json(self):
+        progress = Progress(step=3, best_step=2, best={"total": 1.5}, worse=1, skipped=4, rollbacks=1)
+        progress.recent.extend([1.0, 2.0])
+        again = Progress.from_json(json.loads(json.dumps(progress.as_json())))
+        assert again == progress
+        assert again.recent.maxlen == 100
+
+
+def batch_names(num):
+    """Which step a batch of the default recipe belongs to, by the first colours of its images."""
+    steps = [batch_indices(step, num_images=24, batch_size=8, seed=0) for step in range(num)]
+    names = {tuple(STRIPES[torch.from_numpy(indices), 0].tolist()): step for step, indices in enumerate(steps)}
+    assert len(names) == num
+    return names
+
+
+class TestSpikes:
+    RECIPE = make_recipe(
+        training={"num_steps": 20}, watch={"checkpoint_every": 4, "spike_nats": 1.0, "max_rollbacks": 2}
+    )
+
+    @staticmethod
+    def spiking(*spikes):
+        """A loss that is infinite for the batches that come at some places of the order, and the order seen."""
+        seen, names = [], batch_names(30)
+
+        def objective(model, batch):
+            seen.append(names[tuple(batch.ids[:, 0].tolist())])
+            total = autoregressive_loss(model, batch.ids)
+            return {"total": total * (math.inf if seen[-1] in spikes else 1.0)}
+
+        return Loss(make_loss().model, objective), seen
+
+    def test_it_goes_back_and_on_with_other_images(self, tmp_path):
+        loss, seen = self.spiking(10)
+        told = []
+        _, outcome = run(self.RECIPE, loss=loss, folder=tmp_path, on_step=told.append)
+        # Images 8 to 10 come no more: after the checkpoint at step 8 the images of what would be step 11 are next.
+        assert seen == [*range(11), *range(11, 23)]
+        assert [step.step for step in told] == [*range(1, 11), *range(9, 21)]
+        assert (outcome.how, outcome.progress.rollbacks, outcome.progress.skipped) == ("done", 1, 3)
+        assert all(math.isfinite(step.metrics["total"]) for step in told)
+
+    def test_the_weights_are_those_of_the_checkpoint(self, tmp_path):
+        loss, seen = self.spiking(10)
+        after, before = [], {}
+
+        def remember(module, _):
+            before[len(seen)] = weights_of(module.model)
+
+        loss.register_forward_pre_hook(remember)
+        run(self.RECIPE, loss=loss, folder=tmp_path, on_step=lambda _: after.append(weights_of(loss.model)))
+        assert seen[11] == 11  # the first batch after the spike
+        assert same_weights(before[11], after[7])
+        assert not same_weights(before[11], after[9])
+
+    def test_a_spike_before_the_first_checkpoint_leads_back_to_the_beginning(self, tmp_path):
+        loss, seen = self.spiking(1)
+        _, outcome = run(self.RECIPE, loss=loss, folder=tmp_path)
+        assert seen == list(range(22))
+        assert (outcome.progress.step, outcome.progress.skipped) == (20, 2)
+
+    def test_a_run_that_stepped_over_goes_on_to_the_same_bits(self, tmp_path):
+        whole, _ = self.spiking(10)
+        run(self.RECIPE, loss=whole, folder=tmp_path / "whole")
+        stopped, _ = self.spiking(10)
+        run(self.RECIPE, loss=stopped, folder=tmp_path / "parts", **stop_after(15))
+        rest, seen = self.spiking(10)
+        trainer = make_trainer(self.RECIPE, loss=rest, folder=tmp_path / "parts")
+        trainer.resume()
+        trainer.run()
+        assert seen == list(range(18, 23))
+        assert same_weights(whole.model, rest.model)
+
+    def test_too_many_spikes_end_the_run(self, tmp_path):
+        loss, _ = self.spiking(5, 7, 9)
+        with pytest.raises(
+            FloatingPointError, match=r"the loss of step \d+ is inf, spike number 3, of which .* allows 2"
+        ):
+            run(self.RECIPE, loss=loss, folder=tmp_path)
+
+    def test_a_loss_far_above_the_recent_ones_is_a_spike(self):
+        trainer = make_trainer(self.RECIPE)
+        assert not trainer._is_spike(100.0)  # nothing to compare with yet
+        trainer.progress.recent.extend([2.0] * 100)
+        assert not trainer._is_spike(2.99)
+        assert trainer._is_spike(3.01)
+
+    def test_the_first_checkpoint_changes_nothing(self, tmp_path):
+        """Torch makes a step of its own with an optimiser that has no moments yet, and Adam would count it."""
+        plain, _ = run()
+        saved, _ = run(make_recipe(watch={"spike_nats": 5.0}), folder=tmp_path)
+        assert same_weights(plain, saved)
+
+    def test_the_best_model_that_was_kept_stays_the_best(self, tmp_path):
+        """Validation at step 10 is undone by a spike at step 11, but its model is in the folder."""
+        loss, _ = self.spiking(11)
+        nats = iter([3.0, 1.0, *[2.0] * 5])
+        _, outcome = run(
+            make_recipe(
+                training={"num_steps": 20}, watch={"validate_every": 5, "checkpoint_every": 8, "spike_nats": 1.0}
+            ),
+            loss=loss,
+            folder=tmp_path,
+            validate=lambda: {"total": next(nats)},
         )
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"),
-    [
-        ("num_steps", 0, "at least 1"),
-        ("batch_size", 0, "at least 1"),
-        ("validate_every", -1, "at least 1"),
-        ("learning_rate", 0.0, "greater than 0"),
-        ("learning_rate", math.nan, "greater than 0"),
-        ("max_grad_norm", -1.0, "greater than 0"),
-        ("warmup_steps", -1, "at least 0"),
-        ("weight_decay", -0.1, "at least 0"),
-        ("weight_decay", math.inf, "finite"),
-        ("seed", -1, "at least 0"),
-        ("beta1", 1.0, r"in \[0, 1\)"),
-        ("beta2", -0.1, r"in \[0, 1\)"),
-        ("average_decay", 1.0, r"in \[0, 1\)"),
-    ],
-)
-def test_options_that_make_no_sense(name, value, allowed):
-    with pytest.raises(ValueError, match=rf"^{name} is {value}: it must .*{allowed}"):
-        TrainingOptions(**{"num_steps": 1, name: value})
+        assert (outcome.progress.best, outcome.progress.best_step) == ({"total": 1.0}, 10)

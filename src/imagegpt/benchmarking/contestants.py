@@ -106,9 +106,7 @@ class OurDraw:
 
     def cache_bytes(self, batch: int, num_pixels: int) -> int:
         """See `Draw`; there is room for whole buckets."""
-        number = 4 if self.sampler.precision == "float32" else 2
-        room = -(-num_pixels // BUCKET) * BUCKET
-        return batch * room * cost.cache_bytes_per_pixel(self.sampler.model.config, number)
+        return batch * -(-num_pixels // BUCKET) * BUCKET * self.sampler.cache_bytes_per_pixel
 
     @property
     def statistics(self) -> ParallelStatistics:

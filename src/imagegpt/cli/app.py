@@ -15,11 +15,13 @@ from rich.console import Console
 
 from imagegpt.cli.bench import bench
 from imagegpt.cli.complete import complete
+from imagegpt.cli.encode import encode
 from imagegpt.cli.evaluate import evaluate
 from imagegpt.cli.info import info
 from imagegpt.cli.models import models
+from imagegpt.cli.palette import palette_app
 from imagegpt.cli.sample import sample
-from imagegpt.cli.train import train_app
+from imagegpt.cli.train import train
 
 app = typer.Typer(
     name="imagegpt",
@@ -32,9 +34,11 @@ app.command(no_args_is_help=True)(complete)
 app.command()(sample)
 app.command(no_args_is_help=True)(info)
 app.command()(models)
+app.command(no_args_is_help=True)(encode)
 app.command()(evaluate)
 app.command()(bench)
-app.add_typer(train_app, name="train")
+app.add_typer(palette_app, name="palette")
+app.command(no_args_is_help=True)(train)
 
 
 def _show_version(wanted: bool) -> None:

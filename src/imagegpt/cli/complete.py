@@ -49,6 +49,8 @@ def complete(
     _output.check_png(out, force)
     _output.check_gif(gif, force)
     places = _output.check_singles(singles, _single_names(images, num), force)
+    if out.absolute() in {place.absolute() for place in places}:
+        raise ValueError(f"--out is {out}, which is also the name of a single completion: choose another name")
     for path in [*images, mask] if mask is not None else images:
         if not path.is_file():
             raise FileNotFoundError(f"there is no image {path}: check the path")

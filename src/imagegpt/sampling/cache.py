@@ -15,12 +15,13 @@ looked at, R room for such positions, D head width.
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from imagegpt.model.layers import ImageGPTAttention
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.sampling.kernels import SCALE_BYTES, quantized
 
 BUCKET = 64  # positions by which the part that attention reads grows
 
@@ -31,7 +32,7 @@ class StaticCache:
     Args:
         model: whose shapes count.
         num_images: B.
-        dtype: of the keys and values stored.
+        dtype: of the keys and values stored; torch.int8 is for `kernels`, with a scale behind each vector.
         num_shared: P.
         num_positions: of whole images, shared ones included.
 
@@ -53,13 +54,14 @@ class StaticCache:
         self.slots: Int64[Tensor, " r"] = torch.arange(
             num_shared, num_shared + -(-(num_positions - num_shared) // BUCKET) * BUCKET, device=model.device
         )
-        self.shared: list[tuple[Float[Tensor, "g h p d"], Float[Tensor, "g h p d"]]] = []
-        self.keys: list[Float[Tensor, "b h r d"]] = []
-        self.values: list[Float[Tensor, "b h r d"]] = []
+        self.shared: list[tuple[Shaped[Tensor, "g h p d"], Shaped[Tensor, "g h p d"]]] = []
+        self.keys: list[Shaped[Tensor, "b h r d"]] = []
+        self.values: list[Shaped[Tensor, "b h r d"]] = []
         self._dtype = dtype
         for module in model.modules():
             if isinstance(module, ImageGPTAttention):
-                shape = (num_images, len(module.kept_heads), len(self.slots), module.head_dim)
+                width = module.head_dim + (SCALE_BYTES if dtype == torch.int8 else 0)
+                shape = (num_images, len(module.kept_heads), len(self.slots), width)
                 # Zeros, not whatever was there: a masked position counts nothing, unless it is not a number.
                 self.keys.append(torch.zeros(shape, dtype=dtype, device=model.device))
                 self.values.append(torch.zeros(shape, dtype=dtype, device=model.device))
@@ -74,7 +76,7 @@ class StaticCache:
         """
         for layer, keys, values in zip(prefilled.layers, self.keys, self.values, strict=True):
             for stored, new in zip((keys, values), _keys_and_values(layer), strict=True):
-                stored[images, :, : new.shape[2]] = new[rows].to(stored.dtype)
+                stored[images, :, : new.shape[2]] = _as_stored(new[rows], stored.dtype)
 
     def share(self, prefilled: list[DynamicCache]) -> None:
         """Keep what the prompts left for all images that continue them.
@@ -84,7 +86,8 @@ class StaticCache:
         """
         for layers in zip(*(cache.layers for cache in prefilled), strict=True):
             keys, values = zip(*map(_keys_and_values, layers), strict=True)
-            self.shared.append((torch.cat(keys).to(self._dtype), torch.cat(values).to(self._dtype)))
+            kept = _as_stored(torch.cat(keys), self._dtype), _as_stored(torch.cat(values), self._dtype)
+            self.shared.append(kept)
 
     def rounded(self, length: int) -> int:
         """How many of the images' own positions to look at to see all before position `length`: whole buckets."""
@@ -130,11 +133,15 @@ class BlockCache:
         """What transformers' caches do, for this block only."""
         for stored, new in ((self._keys, key_states), (self._values, value_states)):
             if new.shape[0] == 1:
-                stored.index_copy_(2, self._places[0], new.to(stored.dtype))
+                stored.index_copy_(2, self._places[0], _as_stored(new, stored.dtype))
             else:
                 images = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
-                stored[images, :, self._places] = new.transpose(1, 2).to(stored.dtype)
+                stored[images, :, self._places] = _as_stored(new, stored.dtype).transpose(1, 2)
         return self._keys[:, :, : self._num_seen], self._values[:, :, : self._num_seen]
+
+
+def _as_stored(new: Float[Tensor, "b h n d"], dtype: torch.dtype) -> Shaped[Tensor, "b h n d2"]:
+    return quantized(new.float()) if dtype == torch.int8 else new.to(dtype)
 
 
 def _keys_and_values(layer: object) -> tuple[Float[Tensor, "g h p d"], Float[Tensor, "g h p d"]]:

@@ -41,7 +41,7 @@ def decoding_attention(
     `scaling` as a tensor, so that blocks which differ in nothing else share a graph.
     """
     dtype, compiling = at_least_float32(query.dtype), torch.compiler.is_compiling()
-    if lengths is not None and dtype == torch.float32 and kernels.can_attend(query, key):
+    if lengths is not None and dtype == torch.float32 and kernels.can_attend(query.shape[3], key.dtype, query.device):
         past = (None, None) if shared is None else shared
         return kernels.cached_attention(query.to(dtype) * scale, key, value, lengths, *past).to(query.dtype), None
     if shared is None and not compiling and key.dtype == query.dtype == dtype:

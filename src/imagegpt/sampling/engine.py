@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from imagegpt.model import cost
+from imagegpt.model.layers import ImageGPTBlock
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.sampling import kernels
 from imagegpt.sampling.batch import Batch, draw_sequentially
 from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.compilation import Compiler
@@ -73,8 +75,9 @@ class Sampler:
 
     Args:
         model: a causal model of ours. It is copied as it is now, without dropout; see `in_place`.
-        precision: of the projections' weights. "float32", "bfloat16" (keys and values too) or "int8" (with keys and
-            values in bfloat16); all sums and everything else are in float32. "auto" is the model's own dtype.
+        precision: of the projections' weights, and of keys and values: "float32", "bfloat16" or "int8" (keys and values
+            in bfloat16 where our kernels cannot be used); all sums and everything else are in float32. "auto" is the
+            model's own dtype.
         decoder: "sequential" draws pixel after pixel, "parallel" guesses several and keeps those that are right. The
             images are the same; see `imagegpt.sampling.parallel`.
         compile: True runs compiled graphs that are known, and compiles where the images asked for take longer than
@@ -110,7 +113,7 @@ class Sampler:
         self.statistics = ParallelStatistics()  # of the last call, if the decoder is parallel
         self.compile = compile
         self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
-        self._cache_dtype = torch.bfloat16 if self.precision == "int8" else getattr(torch, self.precision)
+        self._cache_dtype = self._dtype_of_cache(None)  # what will be used is known when something is drawn
         self._run_lengths: dict[tuple[int, int], RunLength] = {}  # by images and pixels
         self._room: tuple[tuple[int, int, SamplingRules], _Room] | None = None
         if max_memory is not None:
@@ -182,8 +185,15 @@ class Sampler:
     def bytes_per_image(self) -> int:
         """Memory that an image takes while it is drawn: keys, values and noise."""
         config = self.model.config
-        cache = cost.cache_bytes_per_pixel(config, self._cache_dtype.itemsize)
-        return config.n_positions * (cache + config.num_colors * torch.float32.itemsize)
+        return config.n_positions * (self.cache_bytes_per_pixel + config.num_colors * torch.float32.itemsize)
+
+    @property
+    def cache_bytes_per_pixel(self) -> int:
+        """Of an image: keys and values, as they were stored when something was drawn last."""
+        config = self.model.config
+        numbers = cost.cache_bytes_per_pixel(config, self._cache_dtype.itemsize)
+        num_vectors = cost.cache_bytes_per_pixel(config, 1) // (config.n_embd // config.n_head)
+        return numbers + (kernels.SCALE_BYTES * num_vectors if self._cache_dtype == torch.int8 else 0)
 
     def uncompiled_s(self, num_images: int, num_pixels: int) -> float:
         """A rough guess of the seconds that a batch takes on a CPU without compiling."""
@@ -245,6 +255,7 @@ class Sampler:
             return self._room[1]
         self._room = None  # first make place
         compiler = self._compiler_for(num_images, num_pixels)
+        self._cache_dtype = self._dtype_of_cache(compiler)
         # What is recorded on a GPU is used for other prompts, too, so there every image has a copy of its prompt.
         num_shared = len(prompts[0]) if device.type == "cpu" and num_shared_prompts(prompts) else 0
         cache = StaticCache(self.model, num_images, self._cache_dtype, num_shared, num_pixels)
@@ -298,6 +309,15 @@ class Sampler:
             return self._compiler if self._weight_bytes() > _SMALL_BYTES else self._known_graphs
         long = self.uncompiled_s(num_images, num_pixels) > _WORTH_COMPILING_S
         return self._compiler if long else self._known_graphs
+
+    def _dtype_of_cache(self, compiler: Compiler | None) -> torch.dtype:
+        """In which keys and values are kept: int8 only where our kernels read it."""
+        if self.precision != "int8":
+            return getattr(torch, self.precision)
+        widths = {block.attn.head_dim for block in self.model.transformer.h if isinstance(block, ImageGPTBlock)}
+        device = self.model.device
+        known = all(kernels.can_attend(width, torch.int8, device) for width in widths)
+        return torch.int8 if known and compiler is not None and compiler.has_kernels(device) else torch.bfloat16
 
     def _weight_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))

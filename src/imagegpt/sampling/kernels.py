@@ -1,6 +1,6 @@
-"""Two kernels in C++ for what a pixel costs on a CPU: products with few inputs, and attention of few queries.
+"""Kernels in C++ for what a pixel costs on a CPU: products with few inputs, and attention of few queries.
 
-They are in kernels.cpp, are compiled by the machine's own C++ compiler when they are first wanted, which takes some
+They are in the folder cpp, are compiled by the machine's own C++ compiler when they are first wanted, which takes some
 seconds, and kept on disk. Where there is no compiler everything runs without them.
 
 Axes: M inputs, I and O their and the outputs' features, T tiles; B images, n queries, H heads, D head width, S
@@ -17,13 +17,14 @@ import threading
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int8, Int64, Shaped
 from torch import Tensor
 
 TILE = 32  # outputs computed together
+SCALE_BYTES = 4  # behind each vector of int8 in a cache
 _LANES = 16
 _HEAD_WIDTHS = {_LANES * number for number in (1, 2, 3, 4, 5, 6, 7, 8, 12)}
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FOLDER = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=gnu++17", "-ffp-contract=fast", "-shared", "-fPIC")
 _TIMEOUT_S = 300
 
@@ -99,25 +100,30 @@ def tiled_linear(
     return torch.ops.imagegpt.tiled_linear(x, weight, scale, num_outputs)
 
 
-def can_attend(query: Tensor, keys: Tensor) -> bool:
+def can_attend(head_width: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernels know how to attend over such a cache."""
-    kinds = (torch.float32, torch.bfloat16)
-    return query.device.type == "cpu" and keys.dtype in kinds and query.shape[3] in _HEAD_WIDTHS
+    kinds = (torch.float32, torch.bfloat16, torch.int8)
+    return device.type == "cpu" and dtype in kinds and head_width in _HEAD_WIDTHS
+
+
+def quantized(rows: Float32[Tensor, "*lead d"]) -> Int8[Tensor, "*lead d4"]:
+    """Vectors as int8, the largest number of each becoming 127, and behind them four bytes of scale; needs `load`."""
+    return torch.ops.imagegpt.quantized_rows(rows)
 
 
 def cached_attention(
     query: Float32[Tensor, "b h n d"],
-    keys: Float[Tensor, "b h s d"],
-    values: Float[Tensor, "b h s d"],
+    keys: Shaped[Tensor, "b h s d"],
+    values: Shaped[Tensor, "b h s d"],
     lengths: Int64[Tensor, "b n"],
-    shared_keys: Float[Tensor, "g h p d"] | None,
-    shared_values: Float[Tensor, "g h p d"] | None,
+    shared_keys: Shaped[Tensor, "g h p d"] | None,
+    shared_values: Shaped[Tensor, "g h p d"] | None,
 ) -> Float32[Tensor, "b n h d"]:
     """Attention over a cache, which is read once, as far as it is seen; needs `load`.
 
     Args:
         query: scaled.
-        keys: of each image.
+        keys: of each image, in float32, bfloat16 or as `quantized`.
         values: likewise.
         lengths: how many of its image's positions each query sees, from the first, at least one.
         shared_keys: of prompts, each seen whole by B / G images, one after the other.
@@ -136,7 +142,7 @@ def _build(path: Path) -> None:
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp.so")
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
     places = [*(f"-I{folder}" for folder in include_paths()), *(f"-L{folder}" for folder in library_paths())]
-    command = [compiler, *_FLAGS, native, "-fopenmp", *places, str(_SOURCE), "-o", str(temporary)]
+    command = [compiler, *_FLAGS, native, "-fopenmp", *places, str(_FOLDER / "kernels.cpp"), "-o", str(temporary)]
     try:
         done = subprocess.run(
             [*command, "-ltorch", "-ltorch_cpu", "-lc10"],
@@ -157,9 +163,9 @@ def _key() -> str:
     """What the compiled kernels depend on."""
     from imagegpt.sampling.compilation import machine
 
-    return hashlib.sha256(b"\n".join([machine().encode(), repr(_FLAGS).encode(), _SOURCE.read_bytes()])).hexdigest()[
-        :24
-    ]
+    sources = [path.read_bytes() for path in sorted(_FOLDER.iterdir())]
+    facts = [machine().encode(), repr(_FLAGS).encode(), *sources]
+    return hashlib.sha256(b"\n".join(facts)).hexdigest()[:24]
 
 
 def _register_shapes() -> None:
@@ -173,3 +179,7 @@ def _register_shapes() -> None:
     def _(query: Tensor, *_: Tensor | None) -> Tensor:
         batch, heads, queries, width = query.shape
         return query.new_empty(batch, queries, heads, width)
+
+    @torch.library.register_fake("imagegpt::quantized_rows")
+    def _(x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], x.shape[-1] + SCALE_BYTES, dtype=torch.int8)

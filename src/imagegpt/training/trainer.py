@@ -1,194 +1,283 @@
-"""The training loop, on plain torch: AdamW, warm-up and cosine, an average of the weights, the best of its moments.
+"""The training loop, on plain torch.
 
-What is random in step s, which images and which units drop out, is a function of (seed, s): nothing else need be
-remembered to continue a run, and two runs with one seed (and one number of threads) end in the same bits.
+What is random in step s is a function of (seed, s), see `order`; everything else that a run is made of is in its
+checkpoints. So a run that is killed and started again ends in the same bits, on a CPU and with one number of processes.
 
-Axis letters: N images, B images of a step, T pixels in raster order.
+Axis letters: B images of a step.
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Int, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.training.checkpoints import Checkpoints
+from imagegpt.training.feed import Steps, feed
+from imagegpt.training.objectives import Batch, Loss
+from imagegpt.training.optimization import AveragedWeights, build_optimizer, learning_rate, whole
+from imagegpt.training.order import dropout_seed
+from imagegpt.training.parallelism import prepare, synchronised
+from imagegpt.training.recipes import Recipe
+from imagegpt.training.world import World
 
-Objective = Callable[[ImageGPTForCausalImageModeling, Tensor], Tensor]
-Score = Callable[[ImageGPTForCausalImageModeling], float]
+_RECENT_STEPS = 100  # whose mean loss a spike is measured against
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How to train. Everything but the number of steps has the paper's value, or what suits a small data set."""
-
-    num_steps: int  # updates of the weights
-    batch_size: int = 128  # images in a step
-    learning_rate: float = 0.003  # at its highest, after the warm-up
-    warmup_steps: int = 100  # over which the rate rises linearly from 0; then it falls to 0 along a cosine
-    beta1: float = 0.9  # of AdamW
-    beta2: float = 0.95  # of AdamW; the paper saw loss spikes at 0.999
-    weight_decay: float = 0.01  # of AdamW, on matrices; not on embeddings, biases and gains
-    max_grad_norm: float = 1.0  # longer gradients are shortened to this
-    average_decay: float = 0.99  # of the running average of the weights, per step; the average is what is kept
-    validate_every: int = 100  # steps between two validations
-    bfloat16: bool = False  # compute in bfloat16; weights and sums stay in float32
-    seed: int = 0  # of the order of the images and of dropout
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0, and finite")
-        for name in ("warmup_steps", "weight_decay", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0, and finite")
-        for name in ("beta1", "beta2", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is, told after each step."""
+class Step:
+    """What is told after each step.
 
-    step: int  # steps done, from 1
-    num_steps: int  # steps in all
-    loss: float  # of this step's images, in nats per pixel, dropout on
-    validation_nll: float | None  # of the averaged weights, in nats per pixel, when this step ended with a validation
-    elapsed_s: float  # since the first step began
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What became of a run."""
-
-    best_step: int  # steps done when validation was best
-    best_nll: float  # validation then, in nats per pixel
-    final_nll: float  # validation after the last step, in nats per pixel
-    elapsed_s: float  # the whole run, validation included
-
-
-def learning_rate(step: int, options: TrainingOptions) -> float:
-    """The rate of step 0, 1, ...: up a line to the highest, then down half a cosine, which ends at 0."""
-    if step < options.warmup_steps:
-        return options.learning_rate * (step + 1) / options.warmup_steps
-    left = (options.num_steps - step) / max(1, options.num_steps - options.warmup_steps)
-    return options.learning_rate * 0.5 * (1 - math.cos(math.pi * left))
-
-
-def batch_indices(step: int, *, num_images: int, batch_size: int, seed: int) -> Int64[np.ndarray, " b"]:
-    """Which images step 0, 1, ... is made of: each pass over the data is a fresh shuffle, and steps run across passes.
-
-    Returns: B indices below `num_images`, a function of the arguments alone.
+    Attributes:
+        step: steps done, from 1.
+        metrics: of the step's images, dropout on; "total" is what is minimised.
+        validation: of the averaged weights, if this step ended with a validation.
+        learning_rate: of this step.
+        grad_norm: before it was shortened.
+        elapsed_s: since this process began to train.
+        images: seen since then.
     """
-    wanted = np.arange(step * batch_size, (step + 1) * batch_size)
-    passes = wanted // num_images
-    shuffles = {p: np.random.default_rng((seed, p)).permutation(num_images) for p in np.unique(passes).tolist()}
-    return np.array([shuffles[p][i] for p, i in zip(passes.tolist(), wanted % num_images, strict=True)], np.int64)
+
+    step: int
+    metrics: Metrics
+    validation: Metrics | None
+    learning_rate: float
+    grad_norm: float
+    elapsed_s: float = 0.0
+    images: int = 0
 
 
-def train(
-    model: ImageGPTForCausalImageModeling,
-    ids: Int[Tensor, "n t"],
-    options: TrainingOptions,
-    *,
-    objective: Objective,
-    validate: Score,
-    callback: Callable[[Progress], None] = lambda _: None,
-) -> TrainingResult:
-    """Train `model` in place; it ends with the averaged weights of the moment that validated best, in eval mode.
+@dataclass
+class Progress:
+    """What a run has come to, beside its tensors; goes through JSON.
+
+    Attributes:
+        step: steps done.
+        best_step: after which validation was best.
+        best: what it was then; "total" is infinite before the first.
+        last: the last validation.
+        worse: validations since.
+        skipped: by how many steps the order of the images is ahead, because spikes were stepped over.
+        rollbacks: spikes so far.
+        recent: losses of the last steps.
+        trained_s: seconds that all processes before this one trained.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best: Metrics = field(default_factory=lambda: {"total": math.inf})
+    last: Metrics = field(default_factory=dict)
+    worse: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+    trained_s: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {**asdict(self), "recent": list(self.recent)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Progress":
+        """From a checkpoint."""
+        return cls(**{**content, "recent": deque(content["recent"], maxlen=_RECENT_STEPS)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: "done", "stopped" by a signal, or "early" because validation got no better."""
+
+    how: Literal["done", "stopped", "early"]
+    progress: Progress
+
+
+class Trainer:
+    """A run: a model, an objective, images, and where checkpoints go.
 
     Args:
-        model: float32 weights, on the device to train on.
-        ids: the images.
-        options: see there.
-        objective: a scalar to minimise, from the model and some images, such as `autoregressive_loss`.
-        validate: nats per pixel of a model on images held out for this; called with the averaged weights every
-            `validate_every` steps and after the last.
-        callback: called after each step; what it raises ends the run.
-    Raises: ValueError if there are no images; FloatingPointError if the loss is no longer finite.
+        loss: the model, on any device, with its objective; the model is changed in place.
+        recipe: what to do.
+        world: the processes that do it.
+        steps: the batches of each step.
+        validate: metrics of the model as it is, from all processes; called with the averaged weights in place.
+        checkpoints: where they go; None saves none, and cannot step over spikes.
+        on_validation: called after each validation, on every process, the averaged weights still in place, with
+            the metrics and whether they are the best so far.
+        on_step: called after each step, on every process.
+        should_stop: asked after each step whether to save and end.
     """
-    if not len(ids):
-        raise ValueError("there are no images to train on: give at least one")
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    best = {name: weight.clone() for name, weight in average.state_dict().items()}
-    best_step, best_nll, nll = 0, math.inf, math.inf
-    optimizer = _build_optimizer(model, options)
-    start = time.perf_counter()
-    model.train()
-    with torch.random.fork_rng():
-        for step in range(options.num_steps):
-            indices = batch_indices(step, num_images=len(ids), batch_size=options.batch_size, seed=options.seed)
-            loss = _update(model, optimizer, ids[torch.from_numpy(indices)].to(model.device), objective, step, options)
-            _blend(average, model, options.average_decay, step)
-            done = step + 1
-            validated = done % options.validate_every == 0 or done == options.num_steps
-            if validated:
-                nll = validate(average)
-                if nll < best_nll:
-                    best_step, best_nll = done, nll
-                    best = {name: weight.clone() for name, weight in average.state_dict().items()}
-            callback(
-                Progress(
-                    step=done,
-                    num_steps=options.num_steps,
-                    loss=loss,
-                    validation_nll=nll if validated else None,
-                    elapsed_s=time.perf_counter() - start,
+
+    def __init__(
+        self,
+        loss: Loss,
+        recipe: Recipe,
+        world: World,
+        steps: Steps,
+        *,
+        validate: Callable[[], Metrics],
+        checkpoints: Checkpoints | None = None,
+        on_validation: Callable[[Metrics, bool], None] = lambda *_: None,
+        on_step: Callable[[Step], None] = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._recipe, self._world, self._steps = recipe, world, steps
+        self._validate, self._checkpoints = validate, checkpoints
+        self._on_validation, self._on_step, self._should_stop = on_validation, on_step, should_stop
+        self._loss, self._model = prepare(loss, recipe.training, world), loss.model
+        self._optimizer = build_optimizer(self._model, recipe.training)
+        self.average = AveragedWeights(self._model, recipe.training.average_decay)
+        self.progress = Progress()
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint that is whole; False if there is none."""
+        path = None if self._checkpoints is None else self._checkpoints.newest()
+        if path is None:
+            return False
+        self._load(path)
+        return True
+
+    def run(self) -> Outcome:
+        """Train to the end, or until there is a reason to stop; then the last checkpoint is where it ended.
+
+        Raises: FloatingPointError if the loss is no longer finite, or spikes too often.
+        """
+        watch, num_steps, progress = self._recipe.watch, self._recipe.training.num_steps, self.progress
+        started, before_s, first = time.perf_counter(), progress.trained_s, progress.step
+        how = self._reason_to_stop()  # a run that ended early does not go on when it is started again
+        if how == "done" and watch.spike_nats is not None and progress.step == 0:
+            self._save()  # what a spike may lead back to
+        with torch.random.fork_rng():
+            batches = self._batches()
+            while self.progress.step < num_steps and how == "done":
+                step = self._step(next(batches))
+                if step is None:
+                    batches = self._batches()
+                    continue
+                elapsed_s = time.perf_counter() - started
+                self.progress.trained_s = before_s + elapsed_s
+                self._on_step(replace(step, elapsed_s=elapsed_s, images=self._images_since(first)))
+                how = self._reason_to_stop()
+                if how != "done" or step.step % watch.checkpoint_every == 0 or step.step == num_steps:
+                    self._save()
+        self._model.eval()
+        return Outcome(how=how, progress=self.progress)
+
+    def _step(self, parts: Sequence[Batch]) -> Step | None:
+        """One update and what belongs to it; None if the loss spiked, and the run was taken back."""
+        recipe, number = self._recipe, self.progress.step
+        metrics = self._gradients(parts)
+        if self._is_spike(metrics["total"]):
+            self._step_over(metrics["total"])
+            return None
+        rate = learning_rate(number, recipe.training)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        grad_norm = clip_grad_norm_(self._model.parameters(), recipe.training.max_grad_norm)
+        self._optimizer.step()
+        self.average.update(number)
+        self.progress.step = number + 1
+        self.progress.recent.append(metrics["total"])
+        validates = (
+            self.progress.step % recipe.watch.validate_every == 0 or self.progress.step == recipe.training.num_steps
+        )
+        return Step(
+            step=self.progress.step,
+            metrics=metrics,
+            validation=self._validation() if validates else None,
+            learning_rate=rate,
+            grad_norm=float(whole(grad_norm)),
+        )
+
+    def _gradients(self, parts: Sequence[Batch]) -> Metrics:
+        """The gradients of a step, summed up in the weights, and the metrics of all its images."""
+        recipe, device = self._recipe.training, self._world.device
+        self._model.train()
+        self._optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            # Seeded anew each time, so that dropout depends on nothing before it.
+            torch.manual_seed(dropout_seed(recipe.seed, self._order(), self._world.rank, index))
+            with synchronised(self._loss, is_last=index == len(parts) - 1):
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                    losses = self._loss(part.to(device))
+                (losses["total"] / len(parts)).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
+        values = self._world.sum(torch.stack(list(sums.values()))) / (len(parts) * self._world.size)
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _validation(self) -> Metrics:
+        self._model.eval()
+        with self.average.in_place():
+            scores, progress = self._validate(), self.progress
+            is_best = scores["total"] < progress.best["total"]
+            progress.last, progress.worse = scores, 0 if is_best else progress.worse + 1
+            if is_best:
+                progress.best, progress.best_step = scores, progress.step
+            self._on_validation(scores, is_best)
+        return scores
+
+    def _reason_to_stop(self) -> Literal["done", "stopped", "early"]:
+        """Why the run shall not go on; "done" is none."""
+        patience = self._recipe.watch.patience
+        if self._world.any(self._should_stop()):
+            return "stopped"
+        return "early" if patience is not None and self.progress.worse >= patience else "done"
+
+    def _is_spike(self, loss: float) -> bool:
+        limit, recent = self._recipe.watch.spike_nats, self.progress.recent
+        if limit is None:
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss of step {self.progress.step + 1} is {loss}: lower training.learning_rate, or set "
+                    "watch.spike_nats to step over such images"
                 )
+            return False
+        full = len(recent) == recent.maxlen
+        return not math.isfinite(loss) or (full and loss > sum(recent) / len(recent) + limit)
+
+    def _step_over(self, loss: float) -> None:
+        """Go back to the last checkpoint, and on with the images that come after those of the spike."""
+        spiked, rollbacks = self.progress.step, self.progress.rollbacks + 1
+        ahead = self.progress.skipped + spiked + 1
+        path = None if self._checkpoints is None else self._checkpoints.newest()
+        if rollbacks > self._recipe.watch.max_rollbacks or path is None:
+            raise FloatingPointError(
+                f"the loss of step {spiked + 1} is {loss:.4g}, spike number {rollbacks}, of which "
+                f"watch.max_rollbacks allows {self._recipe.watch.max_rollbacks}: lower training.learning_rate"
             )
-    model.load_state_dict(best)
-    model.eval()
-    return TrainingResult(best_step=best_step, best_nll=best_nll, final_nll=nll, elapsed_s=time.perf_counter() - start)
+        best, best_step = self.progress.best, self.progress.best_step
+        self._load(path)
+        # The best weights so far were kept, even if the steps that led to them are undone.
+        self.progress.best, self.progress.best_step = best, best_step
+        self.progress.rollbacks, self.progress.skipped = rollbacks, ahead - self.progress.step
 
+    def _order(self) -> int:
+        """The number of the next step in the order of the images."""
+        return self.progress.step + self.progress.skipped
 
-def _build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW over two groups: the projections' matrices, which decay, and the rest, which does not."""
-    decayed, rest = [], []
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            (decayed if weight.ndim > 1 and not isinstance(module, nn.Embedding) else rest).append(weight)
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=True)
+    def _batches(self) -> Iterator[list[Batch]]:
+        last = self._recipe.training.num_steps + self.progress.skipped
+        workers = self._recipe.data.num_workers
+        return feed(self._steps, self._order(), last, num_workers=workers, pin_memory=self._world.device.type == "cuda")
 
+    def _images_since(self, step: int) -> int:
+        return (self.progress.step - step) * self._recipe.training.batch_size
 
-def _update(
-    model: ImageGPTForCausalImageModeling,
-    optimizer: torch.optim.Optimizer,
-    ids: Int[Tensor, "b t"],
-    objective: Objective,
-    step: int,
-    options: TrainingOptions,
-) -> float:
-    """One step; its loss."""
-    # Seeded anew at each step, so that dropout too depends on nothing before it.
-    torch.manual_seed(int(np.random.SeedSequence((options.seed, step)).generate_state(1, np.uint64)[0] >> 1))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, options)
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=options.bfloat16):
-        loss = objective(model, ids)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss of step {step + 1} is {value}: lower the learning rate")
-    optimizer.zero_grad()
-    loss.backward()
-    clip_grad_norm_(model.parameters(), options.max_grad_norm)
-    optimizer.step()
-    return value
+    def _save(self) -> None:
+        if self._checkpoints is not None:
+            progress = self.progress.as_json()
+            self._checkpoints.save(self.progress.step, self._model, self._optimizer, self.average.weights, progress)
 
-
-@torch.no_grad()
-def _blend(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the weights; early on by more, so that it forgets how they were drawn."""
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(weight, share)
+    def _load(self, path: Path) -> None:
+        assert self._checkpoints is not None, "it is where the path comes from"
+        content = self._checkpoints.load(path, self._model, self._optimizer, self.average.weights)
+        self.progress = Progress.from_json(content)

@@ -1,4 +1,4 @@
-"""Data to train on: images as pixel ids, in three fixed parts.
+"""The handwritten digits of scikit-learn as pixel ids, in three fixed parts.
 
 So far one data set: the handwritten digits that scikit-learn brings along, 1,797 grey images of 8x8 pixels with the
 values 0 to 16. Seventeen levels make an exact palette, so a likelihood of the ids is a likelihood of the images.

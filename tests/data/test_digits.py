@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from imagegpt.training.data import load_data, load_digits
+from imagegpt.data.digits import load_data, load_digits
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,135 @@
+"""How fast do 60,000 pictures become ids on disk? Decode, resize, quantise and write, from four kinds of source.
+
+    python benchmarks/encode_dataset.py                 # CIFAR-10 of ../shared/data, two workers
+    python benchmarks/encode_dataset.py --num-images 6000 --workers 1 --repeats 3
+
+The pictures are first written, untimed, as PNG files in parquet, a folder of PNG files, an .npz file and CIFAR's binary
+files. Then each is encoded from beginning to end, starting the workers included, in a new folder each time; the ids of
+all must be the same. `datasets` turns parquet into its cache in the first round only; that round is reported by itself.
+Without the data the pictures are noise, which compresses worse. Ends with one JSON line.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TARGET = 3000  # images/s on two cores
+
+
+def cifar_images(num: int) -> tuple[np.ndarray, np.ndarray]:
+    from PIL import Image
+
+    paths = [*sorted((DATA / "cifar10").glob("train_*.webp")), *sorted((DATA / "cifar10").glob("test_*.webp"))]
+    sheets = []
+    for path in paths[: -(-num // 1000)]:
+        sheet = np.asarray(Image.open(path).convert("RGB")).reshape(25, 32, 40, 32, 3)
+        sheets.append(sheet.transpose(0, 2, 1, 3, 4).reshape(1000, 32, 32, 3))
+    return np.concatenate(sheets)[:num], np.load(DATA / "cifar10" / "labels.npy")[:num].astype(np.int64)
+
+
+def noise(num: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (num, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, num)
+
+
+def write_sources(place: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, Path]:
+    """The same pictures as four kinds of source; the folder's are all in one, so that the order is the same."""
+    import pyarrow
+    from PIL import Image
+    from pyarrow import parquet
+
+    files = []
+    (place / "folder").mkdir()
+    for index, image in enumerate(images):
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        files.append(content.getvalue())
+        (place / "folder" / f"{index:06d}.png").write_bytes(files[-1])
+    cells = [{"bytes": content, "path": f"{index}.png"} for index, content in enumerate(files)]
+    table = pyarrow.table({"img": cells, "label": labels})
+    parquet.write_table(table, place / "images.parquet", row_group_size=1000)
+    np.savez(place / "images.npz", images=images, labels=labels)
+    records = np.concatenate(
+        [labels[:, None].astype(np.uint8), images.transpose(0, 3, 1, 2).reshape(len(images), -1)], 1
+    )
+    records.tofile(place / "images.bin")
+    return {
+        "parquet": place / "images.parquet",
+        "PNG folder": place / "folder",
+        "npz": place / "images.npz",
+        "CIFAR binary": place / "images.bin",
+    }
+
+
+def ids_of(folder: Path) -> bytes:
+    import hashlib
+
+    from imagegpt.data.encoded import EncodedImages
+
+    encoded = EncodedImages.load(folder)
+    return hashlib.sha256(encoded.ids(range(len(encoded))).astype("<u2").tobytes()).digest()
+
+
+def measure(sources: dict[str, Path], place: Path, workers: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of every round for each source; all encodings must be the same."""
+    from imagegpt.data.encoding import encode_images
+    from imagegpt.palette import ColorPalette
+    from imagegpt.processing import ImageGPTImageProcessor
+
+    with_data = (DATA / "palette").is_dir()
+    palette = ColorPalette.load(DATA / "palette") if with_data else ColorPalette.grey(256)
+    processor = ImageGPTImageProcessor(palette, size=32)
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    found = set()
+    for round_number in range(repeats):
+        for name, source in sources.items():
+            out = place / f"{source.stem}-{source.suffix}-{round_number}"
+            start = time.perf_counter()
+            encode_images(source, out, processor, num_workers=workers)
+            seconds[name].append(time.perf_counter() - start)
+            print(f"round {round_number + 1}, {name}: {seconds[name][-1]:.1f} s", file=sys.stderr)
+            found.add(ids_of(out))
+    if len(found) > 1:
+        raise SystemExit("the sources gave different ids: the numbers mean nothing")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-images", type=int, default=60_000, help="pictures (default 60000)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds (default 2)")
+    parser.add_argument("--no-data", action="store_true", help="use noise even if ../shared/data is there")
+    arguments = parser.parse_args()
+    with_data = (DATA / "cifar10").is_dir() and not arguments.no_data
+    images, labels = (cifar_images if with_data else noise)(arguments.num_images)
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        os.environ["HF_DATASETS_CACHE"] = str(place / "cache")
+        seconds = measure(write_sources(place, images, labels), place, arguments.workers, arguments.repeats)
+
+    rates = {name: [len(images) / one for one in several] for name, several in seconds.items()}
+    print(f"{len(images):,} images of {'CIFAR-10' if with_data else 'noise'}, {arguments.workers} workers, end to end")
+    for name, several in rates.items():
+        print(
+            f"  {name:14} {statistics.median(several):8,.0f} images/s ({min(several):,.0f} to {max(several):,.0f}), "
+            f"first {several[0]:,.0f}; {'at least' if min(several) >= TARGET else 'below'} the {TARGET:,} aimed at"
+        )
+    settings = {"images": "cifar10" if with_data else "noise", **vars(arguments)}
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    facts = {"python": platform.python_version(), "numpy": np.__version__, "machine": machine}
+    print(json.dumps({"benchmark": "encode_dataset", "images/s": rates, "settings": settings, **facts}))
+
+
+if __name__ == "__main__":
+    main()

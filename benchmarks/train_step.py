@@ -1,0 +1,150 @@
+"""How long does a training step take, and in what memory, beside transformers' ImageGPT on the same weights?
+
+    python benchmarks/train_step.py                       # iGPT-S, 2 images of 1,024 pixels
+    python benchmarks/train_step.py --size medium --batch 1 --repeats 3 --no-memory
+
+A step is what `imagegpt train` does: forward, the loss over all pixels, backward, clipping, AdamW. Both models train
+with torch's autocast for bfloat16 and without dropout, theirs with the only attention it has, and with the same loss
+and optimiser around it. Before anything is timed their losses and gradients are compared.
+
+Memory is what a process of its own takes at most, for weights, gradients, AdamW's moments and everything in between,
+beyond what it takes before the model is made.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from _common import both_models, finish, measure, parser, print_ratio, print_times
+from imagegpt.benchmarking.memory import in_use
+from imagegpt.benchmarking.timing import ratio
+from imagegpt.training.objectives import Batch, with_start_token
+from imagegpt.training.optimization import build_optimizer
+from imagegpt.training.recipes import TrainingRecipe
+
+PRECISIONS = ("float32", "bfloat16")
+RECIPE = TrainingRecipe(num_steps=1000)
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--size", default="small", help="small, medium or large")
+    options.add_argument("--batch", type=int, default=2, help="images")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    options.add_argument("--alone", help="run one contestant and print its memory; for the benchmark itself")
+    options = options.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.alone:
+        print(json.dumps(_memory_of(options)))
+        return
+    torch.manual_seed(0)
+    models = dict(zip(("imagegpt", "transformers"), both_models(options.size, options.device), strict=True))
+    batch = _batch(options, models["imagegpt"])
+    difference = _compare(models, batch)
+    contestants = {f"{who} {name}": _step(models[who], name, batch) for name in PRECISIONS for who in models}
+    seconds = measure(contestants, options.repeats)
+    print(f"{options.size}, {options.batch} images, {options.device}")
+    print(f"gradients differ by {difference:.1e} of their norm")
+    print_times(seconds)
+    results = {
+        "float32": ratio(seconds, "transformers float32", "imagegpt float32"),
+        "bfloat16": ratio(seconds, "transformers bfloat16", "imagegpt bfloat16"),
+        "bfloat16_against_float32": ratio(seconds, "transformers float32", "imagegpt bfloat16"),
+    }
+    print_ratio("float32 to float32", results["float32"])
+    print_ratio("bfloat16 to bfloat16", results["bfloat16"])
+    print_ratio("our bfloat16 to their float32", results["bfloat16_against_float32"])
+    memory = {} if options.no_memory else _print_memory(options, list(contestants))
+    finish("train_step", options, {"seconds": seconds, "ratios": results, "bytes": memory})
+
+
+def _batch(options: argparse.Namespace, model: nn.Module) -> Batch:
+    config = model.config
+    return Batch(ids=torch.randint(config.num_colors, (options.batch, config.n_positions), device=options.device))
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    fed = with_start_token(batch.ids, model.config.vocab_size - 1)
+    logits = model(fed, use_cache=False).logits
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.ids.flatten())
+
+
+def _step(model: nn.Module, precision: str, batch: Batch) -> Callable[[], float]:
+    """A function that makes one step. Optimisers are made when they are first needed: moments take memory."""
+    optimizer = None
+
+    def step() -> float:
+        nonlocal optimizer
+        optimizer = optimizer or build_optimizer(model, RECIPE)
+        _without_dropout(model)
+        optimizer.zero_grad()
+        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = _loss(model, batch)
+        loss.backward()
+        clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-6  # so that the models stay alike
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _without_dropout(model: nn.Module) -> None:
+    model.train()
+    model.config.attn_pdrop = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _compare(models: dict[str, nn.Module], batch: Batch) -> float:
+    """How far apart the gradients of both models are, in float32, as a share of their norm."""
+    gradients = []
+    for model in models.values():
+        _without_dropout(model)
+        _loss(model, batch).backward()
+        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+        model.zero_grad()
+    ours, theirs = gradients
+    apart = sum((ours[name] - theirs[name]).double().square().sum() for name in ours).sqrt()
+    return (apart / sum(one.double().square().sum() for one in theirs.values()).sqrt()).item()
+
+
+def _print_memory(options: argparse.Namespace, names: list[str]) -> dict[str, int]:
+    taken = {}
+    for name in names:
+        print(f"memory of {name}", file=sys.stderr)
+        words = ["--size", options.size, "--batch", options.batch, "--device", options.device]
+        words += ["--threads", options.threads, "--alone", name]
+        command = [sys.executable, __file__, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        taken[name] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name:<22} {taken[name] / 1e6:9,.0f} MB at most")
+    for precision in PRECISIONS:
+        share = taken[f"imagegpt {precision}"] / taken[f"transformers {precision}"]
+        print(f"{precision}: our memory is {share:.0%} of theirs")
+    return taken
+
+
+def _memory_of(options: argparse.Namespace) -> int:
+    who, precision = options.alone.split()
+    before = in_use(options.device) or 0
+    ours, theirs = both_models(options.size, options.device)
+    model = ours if who == "imagegpt" else theirs
+    del ours, theirs
+    step = _step(model, precision, _batch(options, model))
+    step()
+    step()
+    return (in_use(options.device, peak=True) or 0) - before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""`imagegpt encode`: turn pictures into ids of a palette, once, for training.
+
+The folder that is there may be an encoding that was stopped: the same command goes on.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from imagegpt.cli import _bulk, _shared
+from imagegpt.cli.palette import SOURCE_HELP
+
+if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
+    from imagegpt.data.encoding import EncodingReport
+    from imagegpt.palette import ColorPalette
+
+_SHOWN = 5  # broken images
+
+
+def encode(
+    src: Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to make, or to go on with.", show_default=False)],
+    palette: Annotated[
+        str, typer.Option(help="A .npy palette, a folder with one, or a model's name.", show_default=False)
+    ],
+    size: Annotated[int, typer.Option(help="Pixels a side.", min=1)] = 32,
+    resize: Annotated[
+        Literal["crop", "squash"], typer.Option(help="Cut the longer side, or distort the image.")
+    ] = "crop",
+    split: Annotated[str | None, typer.Option(help="Which part, if the images have parts.", show_default="all")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", min=1, show_default="one a core")] = None,
+    max_broken: Annotated[float, typer.Option(help="The share of images that may be broken.", min=0, max=1)] = 0.05,
+) -> None:
+    """Turn images into ids of a palette, into a folder to train on that `datasets.load_from_disk` opens, too.
+
+    It may be killed: the same command goes on. Broken images are left out and listed in encoding.json.
+    """
+    with _shared.working("loading"):
+        from imagegpt.data.encoding import encode_images
+        from imagegpt.processing import ImageGPTImageProcessor
+
+        _shared.quiet_libraries()
+        processor = ImageGPTImageProcessor(find_palette(palette), size=size, resize_mode=resize)
+    with _stopping(out), _bulk._image_progress("encoding", shown=True) as progress:
+        report = encode_images(
+            src, out, processor, split=split, num_workers=workers, max_broken=max_broken, on_progress=progress
+        )
+    _tell(report, out)
+
+
+def find_palette(said: str) -> "ColorPalette":
+    """The palette in a file or folder, or that of a model by its name.
+
+    Raises: ValueError or OSError, in one sentence, if there is none.
+    """
+    from imagegpt.checkpoints.loading import find_folder
+    from imagegpt.checkpoints.registry import resolve
+    from imagegpt.palette import ColorPalette
+
+    path = Path(said).expanduser()
+    if path.is_file():
+        return ColorPalette.load(path)
+    try:
+        source = resolve(said)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"there is no palette {said!r}: give a .npy file or a folder that imagegpt palette fit made, or the "
+            "name or folder of a model (see imagegpt models)"
+        ) from error
+    return ColorPalette.load(find_folder(said, weights=False) if source.folder is None else source.folder)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stopping(out: Path) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM say how to go on, and end with 130 or 143."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as stop:
+        told = f"stopped: the same command goes on from what is in {out}" if out.is_dir() else "stopped"
+        _shared.stderr_console().print(told, markup=False, soft_wrap=True)
+        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(report: "EncodingReport", out: Path) -> None:
+    with_splits = any(part.split is not None for part in report.parts)
+    table = Table(
+        *(["split"] if with_splits else []), "images", "encoded", "broken", "classes", box=None, pad_edge=False
+    )
+    for part in report.parts:
+        classes = "-" if part.classes is None else f"{len(part.classes):,}"
+        numbers = [f"{part.num_source:,}", f"{part.num_images:,}", f"{len(part.broken):,}", classes]
+        table.add_row(*([str(part.split)] if with_splits else []), *numbers)
+    Console(highlight=False, markup=False).print(table)
+    for one in report.broken[:_SHOWN]:
+        typer.echo(f"left out ({one.trouble}): {one.message}")
+    if len(report.broken) > _SHOWN:
+        typer.echo(f"and {len(report.broken) - _SHOWN:,} more: see encoding.json")
+    num_new = sum(part.num_new for part in report.parts)
+    if num_new:
+        typer.echo(f"{num_new:,} images in {report.elapsed_s:.1f} s, {report.images_per_s:,.0f} images/s: {out}")
+    else:
+        typer.echo(f"nothing was left to do: {out}")
+    next_one = f"imagegpt train pictures --set data.train={out} --out model"
+    _shared.stderr_console().print(f"Next: {next_one}", markup=False, soft_wrap=True)

@@ -1,0 +1,91 @@
+"""`imagegpt palette fit`: choose the colours for some pictures, and show what they make of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imagegpt.cli import _bulk, _output, _shared
+from imagegpt.palette import PALETTE_FILE
+
+if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
+    from imagegpt.data.palettes import FittedPalette
+
+palette_app = typer.Typer(help="Choose the colours of a model.", no_args_is_help=True)
+
+SOURCE_HELP = (
+    "A folder of images (with a subfolder for each class, or not), .npy, .npz or .parquet, CIFAR's own files, a folder "
+    "of datasets' save_to_disk, owner/name on the hub, or digits."
+)
+
+_PICTURES = ("palette.png", "before_after.png")
+_SHOWN = 32  # images before and after
+
+
+@palette_app.callback()
+def _palettes() -> None:
+    """Choose the colours of a model."""  # a callback, so that the one command there is keeps its name
+
+
+@palette_app.command(no_args_is_help=True)
+def fit(
+    src: Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
+    colors: Annotated[int, typer.Option(help="How many colours.")] = 512,
+    size: Annotated[int, typer.Option(help="Pixels a side that images are brought to first.", min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="Of the sample of images and pixels.", min=0)] = 0,
+    grey: Annotated[bool, typer.Option("--grey", help="Levels of grey instead of colours.")] = False,
+    split: Annotated[str | None, typer.Option(help="Which part, if the images have parts: train.")] = None,
+    max_images: Annotated[
+        int | None, typer.Option(help="A random sample of so many.", min=1, show_default="all images")
+    ] = None,
+    force: _shared.ForceOption = False,
+) -> None:
+    """Choose the colours that serve some images best, and draw them."""
+    with _output.new_folder(out, force=force, replaceable={PALETTE_FILE, *_PICTURES}) as folder:
+        with _shared.working(f"opening {src}"):
+            from imagegpt.data.palettes import fit_palette
+            from imagegpt.data.sources import open_images
+            from imagegpt.processing import ImageGPTImageProcessor
+
+            source = open_images(src, split=split)
+        with _bulk._image_progress("reading", shown=True) as progress:
+            fitted = fit_palette(
+                source,
+                colors,
+                ImageGPTImageProcessor(size=size),
+                seed=seed,
+                grey=grey,
+                max_images=max_images,
+                on_progress=progress,
+            )
+        fitted.palette.save(folder / PALETTE_FILE)
+        _draw(fitted, folder)
+    _tell(fitted, src, out, size)
+
+
+def _draw(fitted: "FittedPalette", folder: Path) -> None:
+    from PIL import Image
+
+    from imagegpt.figures import before_after_grid, palette_picture
+
+    every = -(-len(fitted.examples) // _SHOWN)
+    before = fitted.examples[::every]
+    after = [fitted.palette.decode(fitted.palette.encode(image)) for image in before]
+    pictures = (
+        palette_picture(fitted.palette.rgb),
+        before_after_grid(list(map(Image.fromarray, before)), list(map(Image.fromarray, after))),
+    )
+    facts = {"palette": fitted.palette.fingerprint}
+    _output.write_pngs({folder / name: picture for name, picture in zip(_PICTURES, pictures, strict=True)}, facts)
+
+
+def _tell(fitted: "FittedPalette", src: str, out: Path, size: int) -> None:
+    kind = "levels of grey" if fitted.palette.is_grey else "colours"
+    typer.echo(f"{fitted.palette.num_colors} {kind} from {fitted.num_images:,} images: {out}")
+    typer.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
+    if fitted.broken:
+        typer.echo(f"{len(fitted.broken):,} images could not be read, for one: {fitted.broken[0]}")
+    resized = "" if size == 32 else f" --size {size}"
+    next_one = f"imagegpt encode {src} encoded --palette {out}{resized}"
+    _shared.stderr_console().print(f"Next: {next_one}", markup=False, soft_wrap=True)

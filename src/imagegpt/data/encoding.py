@@ -1,0 +1,359 @@
+"""Encoding pictures once, so that training reads ids: `encode_images`.
+
+Several processes make shards, each from a stretch of the source; what they hold depends on nothing but the settings in
+`encoding.json`. Killed at any moment, the same call goes on to the same bytes. The folder is described in
+`encoding_folder`.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagegpt.data import encoding_folder as places
+from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard
+from imagegpt.data.encoding_worker import ShardMaker, make_shard, start_worker
+from imagegpt.data.examples import ImageSource
+from imagegpt.data.palettes import checked_palette
+from imagegpt.data.sources import list_splits, open_images
+from imagegpt.files import atomic_write
+from imagegpt.processing import ImageGPTImageProcessor
+
+Progress = Callable[[int, int], None]
+
+MAX_BROKEN = 0.05
+
+_WORTH_PROCESSES = 2_000  # images; a worker takes seconds to start, because reading images imports torch
+_SHOWN = 3  # broken images in an error
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPart:
+    """What became of one split.
+
+    Attributes:
+        split: its name, None if the source has none.
+        folder: where it is.
+        num_source: pictures in the source.
+        num_images: those that are encoded.
+        num_new: of the source, read in this call; the others were there.
+        broken: those that could not be read.
+        classes: the names of the labels, None if there are none.
+    """
+
+    split: str | None
+    folder: Path
+    num_source: int
+    num_images: int
+    num_new: int
+    broken: list[BrokenImage]
+    classes: list[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingReport:
+    """What `encode_images` did.
+
+    Attributes:
+        parts: one for each split, or one for all.
+        elapsed_s: how long it took.
+    """
+
+    parts: list[EncodedPart]
+    elapsed_s: float
+
+    @property
+    def num_images(self) -> int:
+        """Images that are encoded, in all parts."""
+        return sum(part.num_images for part in self.parts)
+
+    @property
+    def broken(self) -> list[BrokenImage]:
+        """Images that could not be read, of all parts."""
+        return [one for part in self.parts for one in part.broken]
+
+    @property
+    def images_per_s(self) -> float:
+        """Images read in this call, broken or not, a second."""
+        return sum(part.num_new for part in self.parts) / max(self.elapsed_s, 1e-9)
+
+
+def encode_images(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    processor: ImageGPTImageProcessor,
+    *,
+    split: str | None = None,
+    num_workers: int | None = None,
+    max_broken: float = MAX_BROKEN,
+    shard_size: int | None = None,
+    on_progress: Progress | None = None,
+) -> EncodingReport:
+    """Write the pictures of a source as ids into a folder, those shards that are not there yet.
+
+    `datasets.load_from_disk` and `EncodedImages.load` open it: the columns are `ids`, uint16 (T,) in raster order;
+    `label`, a ClassLabel where the classes have names and int64 otherwise, -1 for a picture without; and `index`, where
+    the picture stands in its source. A source with splits, none of which was chosen, becomes a folder of such folders.
+    Broken pictures are left out, and listed in `encoding.json`. Memory holds a shard for each worker.
+
+    Args:
+        src: as `open_images` takes it.
+        out: made if it is not there; may hold such an encoding, and nothing else.
+        processor: with a palette.
+        split: None is all of them.
+        num_workers: processes; 1 works in this one. None is one for each core, or 1 if there is little to do.
+        max_broken: the share of pictures of a split, 0 to 1, that may be broken.
+        shard_size: pictures of the source a file; None chooses by their number.
+        on_progress: called with the pictures that were read, those that were there included, and how many there are.
+    Raises: ValueError or OSError, in one sentence, for values outside these ranges, a source or folder that cannot be
+        used, an encoding with other settings, or too many broken pictures; what was done by then stays.
+    """
+    started = time.monotonic()
+    places.check_pyarrow()
+    checked_palette(processor)
+    _check_numbers(num_workers, max_broken, shard_size)
+    folder = Path(out)
+    names = [] if split is not None else list_splits(src)
+    sources = [open_images(src, split=name) for name in names or [split]]
+    folders = [folder / name for name in names] or [folder]
+    places.check_folder(folder, names)
+    jobs = [
+        _Job(source, place, processor, _settings(source, processor, shard_size), max_broken)
+        for source, place in zip(sources, folders, strict=True)
+    ]
+    for job in jobs:
+        job.check()
+    with _claimed(folder):
+        total = _Total(jobs, on_progress)
+        parts = [job.run(num_workers, total) for job in jobs]
+        if names:
+            _describe_splits(folder, names, processor)
+    return EncodingReport(parts=parts, elapsed_s=time.monotonic() - started)
+
+
+def default_shard_size(num_images: int) -> int:
+    """Pictures a file: small enough for several workers and little memory, and not more than about 500 files."""
+    return max(1024, min(8192, -(-num_images // 16)), -(-num_images // 512))
+
+
+class _Total:
+    """Pictures that were read, over all parts."""
+
+    def __init__(self, jobs: "list[_Job]", on_progress: Progress | None) -> None:
+        self._on_progress = on_progress
+        self._total = sum(job.settings.num_source for job in jobs)
+        self._done = sum(job.num_there for job in jobs)
+        self.show(0)
+
+    def show(self, more: int) -> None:
+        """Tell how many there are with `more` of the present part."""
+        if self._on_progress is not None:
+            self._on_progress(self._done + more, self._total)
+
+    def add(self, num: int) -> None:
+        """A part is done."""
+        self._done += num
+
+
+class _Job:
+    """One part of an encoding."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        folder: Path,
+        processor: ImageGPTImageProcessor,
+        settings: EncodingSettings,
+        max_broken: float,
+    ) -> None:
+        self.source, self.folder, self.processor = source, folder, processor
+        self.settings, self.max_broken = settings, max_broken
+
+    def check(self) -> None:
+        """See that the folder may be used, and what is there already.
+
+        Raises: ValueError or OSError, in one sentence, if it may not.
+        """
+        if self.folder.parent.is_dir():  # the folder of a split may have to be made with it
+            places.check_folder(self.folder)
+        there = places.read_manifest(self.folder)
+        if there is not None:
+            differences = EncodingSettings.from_json(there).differences(self.settings)
+            if differences:
+                raise ValueError(
+                    f"the images in {self.folder} were encoded with another {' and another '.join(differences)}: "
+                    "give the same, or choose another folder"
+                )
+        self.shards = {} if there is None else places.done_shards(self.folder, self.settings)
+
+    @property
+    def num_there(self) -> int:
+        """Pictures of the source in shards that are done."""
+        return sum(len(self.settings.stretch(number)) for number in self.shards)
+
+    def run(self, num_workers: int | None, total: _Total) -> EncodedPart:
+        """Make the shards that are missing, and what belongs beside them."""
+        self.folder.mkdir(exist_ok=True)
+        places.remove_temporaries(self.folder)
+        if places.read_manifest(self.folder) is None:
+            places.write_manifest(self.folder, self.settings, None)
+        self._check_broken()
+        missing = [number for number in range(self.settings.num_shards) if number not in self.shards]
+        num_missing = sum(len(self.settings.stretch(number)) for number in missing)
+        workers = min(_workers(num_workers, num_missing), len(missing))
+        for number, shard in self._made(missing, workers, total):
+            self.shards[number] = shard
+            self._check_broken()
+        total.add(num_missing)
+        if not any(shard.num_images for shard in self.shards.values()):
+            raise ValueError(
+                f"none of the {self.settings.num_source} images of {self.source.name} can be read: "
+                f"{self._first_broken()}"
+            )
+        self.processor.save_pretrained(self.folder)
+        places.write_descriptions(self.folder, self.settings, _fingerprint(self.settings))
+        places.write_manifest(self.folder, self.settings, self.shards)
+        return EncodedPart(
+            split=self.source.split,
+            folder=self.folder,
+            num_source=self.settings.num_source,
+            num_images=sum(shard.num_images for shard in self.shards.values()),
+            num_new=num_missing,
+            broken=self._broken(),
+            classes=self.settings.classes,
+        )
+
+    def _made(self, missing: list[int], workers: int, total: _Total) -> Iterator[tuple[int, Shard]]:
+        """The missing shards, as they are done."""
+        if workers > 1:
+            yield from self._made_by_workers(missing, workers, total)
+            return
+        count = 0
+
+        def tell(num: int) -> None:
+            nonlocal count
+            count += num
+            total.show(count)
+
+        maker = ShardMaker(
+            source=self.source, processor=self.processor, folder=self.folder, settings=self.settings, tell=tell
+        )
+        for number in missing:
+            yield number, maker.make(number)
+
+    def _made_by_workers(self, missing: list[int], workers: int, total: _Total) -> Iterator[tuple[int, Shard]]:
+        context = multiprocessing.get_context("spawn")  # threads of torch and pyarrow do not survive a fork
+        counter, stopped = context.Value("q", 0), context.Value("b", 0)
+        given = (self.source, self.processor, self.folder, self.settings, counter, stopped)
+        with ProcessPoolExecutor(workers, context, start_worker, given) as pool:
+            running: dict[Future[Shard], int] = {}
+            todo = iter(missing)
+            try:
+                while True:
+                    for number in itertools.islice(todo, 2 * workers - len(running)):
+                        running[pool.submit(make_shard, number)] = number
+                    if not running:
+                        return
+                    done, _ = wait(running, _POLL_S, FIRST_COMPLETED)
+                    total.show(counter.value)
+                    for future in done:
+                        yield running.pop(future), future.result()
+            except BrokenProcessPool as error:
+                raise ChildProcessError(
+                    f"a worker process of the encoding into {self.folder} has died, perhaps for want of memory: "
+                    "the same command goes on, with fewer workers"
+                ) from error
+            finally:
+                stopped.value = 1
+                for future in running:
+                    future.cancel()
+
+    def _broken(self) -> list[BrokenImage]:
+        return [one for number in sorted(self.shards) for one in self.shards[number].broken]
+
+    def _first_broken(self) -> str:
+        broken = self._broken()
+        more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        return "; ".join(f"{one.name} is {one.trouble}" for one in broken[:_SHOWN]) + more
+
+    def _check_broken(self) -> None:
+        num_broken = sum(len(shard.broken) for shard in self.shards.values())
+        if num_broken > self.max_broken * self.settings.num_source:
+            raise ValueError(
+                f"{num_broken} of {self.settings.num_source} images of {self.source.name} are broken and "
+                f"{100 * self.max_broken:g} % may be ({self._first_broken()}): "
+                "repair or remove them, or raise max_broken"
+            )
+
+
+def _settings(source: ImageSource, processor: ImageGPTImageProcessor, shard_size: int | None) -> EncodingSettings:
+    palette = checked_palette(processor)
+    path = Path(source.name).expanduser()
+    options = processor.to_dict()
+    return EncodingSettings(
+        source=str(path.resolve()) if path.exists() and source.name != "digits" else source.name,
+        split=source.split,
+        source_fingerprint=source.fingerprint,
+        num_source=len(source),
+        classes=source.classes,
+        palette=palette.fingerprint,
+        num_colors=palette.num_colors,
+        processor={key: options[key] for key in ("size", "resize_mode", "resample", "background")},
+        shard_size=default_shard_size(len(source)) if shard_size is None else shard_size,
+        version=importlib.metadata.version("imagegpt"),
+    )
+
+
+def _workers(asked: int | None, num_images: int) -> int:
+    if asked is not None:
+        return asked
+    if num_images < _WORTH_PROCESSES:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _describe_splits(folder: Path, names: list[str], processor: ImageGPTImageProcessor) -> None:
+    processor.save_pretrained(folder)
+    content = json.dumps({"splits": names}) + "\n"
+    atomic_write(folder / places.SPLITS_FILE, content.encode(), "the list of splits")
+
+
+def _fingerprint(settings: EncodingSettings) -> str:
+    """What `datasets` tells this data set by; its own are random, which would make every encoding another one."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, and locked."""
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be made ({error.strerror}): choose another place") from error
+    try:
+        with places.locked(folder):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # only if nothing could be written into it
+                folder.rmdir()
+
+
+def _check_numbers(num_workers: Any, max_broken: Any, shard_size: Any) -> None:
+    for name, value, most in (("num_workers", num_workers, 1024), ("shard_size", shard_size, 1 << 20)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most):
+            raise ValueError(f"{name} is {value!r}: it must be a whole number from 1 to {most:,}")
+    if not isinstance(max_broken, int | float) or not 0 <= max_broken <= 1:
+        raise ValueError(f"max_broken is {max_broken!r}: it is a share of the images, 0 to 1")

@@ -1,0 +1,336 @@
+"""The folder of encoded pictures: what is in it, what it was made from, and what has no place there.
+
+    encoding.json             the settings below, and when all is done how many there are and which were broken
+    data-00000-of-00030.arrow the pictures of a stretch of the source, in Arrow's streaming format
+    preprocessor_config.json  the processor, with the palette
+    dataset_info.json, state.json   what `datasets.load_from_disk` wants
+
+A shard appears whole or not at all, and says itself which pictures of its stretch were broken. So the shards that are
+there are all the state there is, and the rest is written from them when the last one is done.
+
+Axis letters: n images, T pixels in raster order.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from jaxtyping import Int64, UInt16
+
+from imagegpt.data.examples import Trouble, in_one_line, missing_library
+from imagegpt.files import atomic_write
+from imagegpt.palette import PROCESSOR_FILE
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch, Schema
+
+MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.json", "state.json", "dataset_dict.json"
+
+_KIND = "images encoded by imagegpt"
+_SHARD = re.compile(r"data-\d{5}-of-\d{5}\.arrow")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
+_OWN_KEY = b"imagegpt"  # in the description that an Arrow file carries
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenImage:
+    """A picture that could not be read.
+
+    Attributes:
+        index: where it stands in its source.
+        name: what the source calls it.
+        trouble: "huge" (more pixels than Pillow allows), "missing" or "unreadable".
+        message: what was said.
+    """
+
+    index: int
+    name: str
+    trouble: Trouble
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSettings:
+    """All that decides what the shards contain.
+
+    Args:
+        source: as a path from the root, or a name.
+        split: of the source, None if it has none.
+        source_fingerprint: of the source, so that a folder whose files have changed is another one.
+        num_source: pictures in it, broken or not.
+        classes: the names of the labels, None if there are none.
+        palette: its fingerprint.
+        num_colors: of the palette.
+        processor: its other settings: size, resize_mode, resample, background.
+        shard_size: pictures of the source a shard.
+        version: of this package.
+    """
+
+    source: str
+    split: str | None
+    source_fingerprint: str
+    num_source: int
+    classes: list[str] | None
+    palette: str
+    num_colors: int
+    processor: dict[str, Any]
+    shard_size: int
+    version: str
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The settings in the contents of `encoding.json`.
+
+        Raises: ValueError, KeyError or TypeError if it was not written by us.
+        """
+        if fields["kind"] != _KIND:
+            raise ValueError(f"it is of the kind {fields['kind']!r}")
+        settings = cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+        if not (type(settings.num_source) is type(settings.shard_size) is int and settings.shard_size > 0):
+            raise TypeError("its numbers are none")
+        return settings
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.processor["size"]["height"], self.processor["size"]["width"]
+
+    @property
+    def num_shards(self) -> int:
+        """How many files there are."""
+        return -(-self.num_source // self.shard_size)
+
+    def stretch(self, shard: int) -> range:
+        """The pictures of the source that a shard is made from."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_source))
+
+    def file(self, shard: int) -> str:
+        """The name of a shard, as `datasets` calls them."""
+        return f"data-{shard:05d}-of-{self.num_shards:05d}.arrow"
+
+    def differences(self, now: "EncodingSettings") -> list[str]:
+        """In what other settings differ from these, in words."""
+        old, new = ({**vars(one), **one.processor} for one in (self, now))
+        words = {"source_fingerprint": "state of the source", "num_source": "number of images"}
+        return [
+            f"{words.get(name, name)} ({_shown(old[name])}, not {_shown(new.get(name))})"
+            for name in old
+            if name != "processor" and old[name] != new.get(name)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What a file that is done has to tell.
+
+    Attributes:
+        num_images: in it.
+        broken: those of its stretch that are not.
+    """
+
+    num_images: int
+    broken: list[BrokenImage]
+
+
+def shard_bytes(
+    settings: EncodingSettings,
+    ids: UInt16[np.ndarray, "n t"],
+    labels: Int64[np.ndarray, " n"],
+    indices: Int64[np.ndarray, " n"],
+    broken: Sequence[BrokenImage],
+) -> bytes:
+    """A shard as it is written: the same pictures give the same bytes."""
+    import pyarrow
+
+    length = ids.shape[1]
+    columns = [
+        pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(ids.reshape(-1)), length),
+        pyarrow.array(labels),
+        pyarrow.array(indices),
+    ]
+    told = json.dumps([dataclasses.asdict(one) for one in broken])
+    schema = _schema(settings).with_metadata({**(_schema(settings).metadata or {}), _OWN_KEY: told.encode()})
+    file = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(file, schema) as stream:
+        stream.write_batch(pyarrow.record_batch(columns, schema=schema))
+    return file.getvalue().to_pybytes()
+
+
+def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
+    """A shard that is mapped, not read, and what it says of the broken pictures of its stretch.
+
+    Raises: OSError or ValueError if it is not there or not whole.
+    """
+    import pyarrow
+
+    try:
+        with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as stream:
+            told = json.loads((stream.schema.metadata or {})[_OWN_KEY])
+            return stream.read_next_batch(), [BrokenImage(**one) for one in told]
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, OSError, StopIteration, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({in_one_line(error)}): remove it, and encode again") from error
+
+
+def done_shards(folder: Path, settings: EncodingSettings) -> dict[int, Shard]:
+    """The shards that are there, by number. A file that a power cut has emptied is not."""
+    done = {}
+    for number in range(settings.num_shards):
+        try:
+            batch, broken = open_shard(folder / settings.file(number))
+        except (OSError, ValueError):
+            continue
+        if batch.num_rows + len(broken) == len(settings.stretch(number)):
+            done[number] = Shard(num_images=batch.num_rows, broken=broken)
+    return done
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The contents of a folder's `encoding.json`, None if there is none.
+
+    Raises: ValueError if it is not ours or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        EncodingSettings.from_json(fields)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} was not written by imagegpt or is damaged: choose another folder") from error
+    return fields
+
+
+def write_manifest(folder: Path, settings: EncodingSettings, shards: Mapping[int, Shard] | None) -> None:
+    """Write `encoding.json`: the settings, and, if all shards are there, what they hold."""
+    fields: dict[str, Any] = {"kind": _KIND, "finished": shards is not None, **dataclasses.asdict(settings)}
+    if shards is not None:
+        several = [shards[number] for number in range(settings.num_shards)]
+        broken = [dataclasses.asdict(one) for shard in several for one in shard.broken]
+        fields |= {
+            "num_images": sum(shard.num_images for shard in several),
+            "num_broken": len(broken),
+            "broken": broken,
+        }
+    content = json.dumps(fields, indent=2) + "\n"
+    atomic_write(folder / MANIFEST, content.encode(), "the settings of the encoding")
+
+
+def write_descriptions(folder: Path, settings: EncodingSettings, fingerprint: str) -> None:
+    """Write what `datasets.load_from_disk` looks for."""
+    info = {"description": f"Images as ids of the palette {settings.palette}", "features": _features(settings)}
+    state = {
+        "_data_files": [{"filename": settings.file(number)} for number in range(settings.num_shards)],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": settings.split,
+    }
+    for name, fields in {INFO_FILE: info, STATE_FILE: state}.items():
+        atomic_write(folder / name, (json.dumps(fields, indent=2) + "\n").encode(), "the description of the data set")
+
+
+def check_folder(folder: Path, names: Sequence[str] = ()) -> None:
+    """See that an encoding may use a folder: it is not there yet, is empty, or holds an encoding and nothing else.
+
+    Args:
+        folder: of one split, or of several.
+        names: of the splits; none if the folder holds the shards themselves.
+    Raises: ValueError or OSError, in one sentence, if not. Nothing is changed.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: encoded images need a folder")
+    if not folder.exists() and not folder.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder.parent}: make it first, or choose another place")
+    own = {SPLITS_FILE, PROCESSOR_FILE, *names} if names else {MANIFEST, INFO_FILE, STATE_FILE, PROCESSOR_FILE}
+    for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
+        lasting = _lasting(name)
+        if lasting not in own and (names or not _SHARD.fullmatch(lasting)):
+            raise ValueError(
+                f"{folder} holds {name}, which is no part of this encoding: move it away or choose another folder"
+            )
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for path in folder.iterdir():
+        if _lasting(path.name) != path.name:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder. The system lets go of the lock however the process ends; no file is left.
+
+    Raises: ValueError if another process holds it.
+    """
+    try:
+        import fcntl  # Windows has none
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process encodes images into {folder}: wait for it, or end it first") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_pyarrow() -> None:
+    """See that shards can be written here.
+
+    Raises: ValueError if the library is missing.
+    """
+    try:
+        import pyarrow  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise missing_library("encoding images") from error
+
+
+def _features(settings: EncodingSettings) -> dict[str, Any]:
+    """The columns in `datasets`' words. Written by hand: the library takes seconds to import, in every worker."""
+    height, width = settings.size
+    number = {"dtype": "int64", "_type": "Value"}
+    label = number if settings.classes is None else {"names": settings.classes, "_type": "ClassLabel"}
+    ids = {"feature": {"dtype": "uint16", "_type": "Value"}, "length": height * width, "_type": "List"}
+    return {"ids": ids, "label": label, "index": number}
+
+
+def _schema(settings: EncodingSettings) -> "Schema":
+    import pyarrow
+
+    height, width = settings.size
+    fields = {
+        "ids": pyarrow.list_(pyarrow.uint16(), height * width),
+        "label": pyarrow.int64(),
+        "index": pyarrow.int64(),
+    }
+    described = json.dumps({"info": {"features": _features(settings)}}).encode()
+    return pyarrow.schema(list(fields.items()), {b"huggingface": described})
+
+
+def _lasting(name: str) -> str:
+    """The name that a temporary file would have got in the end; other names as they are."""
+    temporary = _TEMPORARY.fullmatch(name)
+    return temporary[1] if temporary else name
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,144 @@
+"""The part of an encoding that several processes do at the same time: a shard from its stretch of the source.
+
+A worker process opens the source itself and writes its shards itself; what goes between the processes is numbers. It
+ends when its parent has gone, also if that was killed.
+
+Axis letters: n images, T pixels in raster order.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard, shard_bytes
+from imagegpt.data.examples import UNLABELED, ImageSource, no_warnings, trouble_with
+from imagegpt.data.palettes import checked_palette
+from imagegpt.files import atomic_write
+from imagegpt.processing import ImageGPTImageProcessor
+
+_TELL_EVERY = 16  # images
+
+
+class StoppedError(Exception):
+    """The work was called off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardMaker:
+    """Makes shards in one process.
+
+    Attributes:
+        source: of the pictures.
+        processor: reads, resizes and encodes them.
+        folder: where the shards go.
+        settings: of the encoding.
+        tell: called with the number of pictures that were read since the last call; raises `StoppedError` to stop.
+    """
+
+    source: ImageSource
+    processor: ImageGPTImageProcessor
+    folder: Path
+    settings: EncodingSettings
+    tell: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        if self.source.fingerprint != self.settings.source_fingerprint:
+            raise ValueError(f"the files of {self.source.name} have changed meanwhile: give the same command again")
+
+    def make(self, number: int) -> Shard:
+        """Encode a stretch of the source and write it.
+
+        Raises: OSError if it cannot be written; what `tell` raises.
+        """
+        stretch = self.settings.stretch(number)
+        rgb = np.empty((len(stretch), *self.settings.size, 3), np.uint8)
+        labels, indices = np.full(len(stretch), UNLABELED, np.int64), np.empty(len(stretch), np.int64)
+        row, broken = 0, []
+        with no_warnings():
+            for count, index in enumerate(stretch, start=1):
+                name = f"image {index}"
+                try:
+                    example = self.source[index]
+                    name = example.name
+                    rgb[row] = self.processor.to_rgb([example.image])[0]
+                except (ValueError, FileNotFoundError) as error:
+                    message = " ".join(str(error).split())
+                    broken.append(BrokenImage(index=index, name=name, trouble=trouble_with(error), message=message))
+                else:
+                    labels[row] = UNLABELED if example.label is None else example.label
+                    indices[row] = index
+                    row += 1
+                if count % _TELL_EVERY == 0 or count == len(stretch):
+                    self.tell(1 + (count - 1) % _TELL_EVERY)
+        ids = (
+            checked_palette(self.processor).encode(rgb[:row], dtype=np.uint16).reshape(row, rgb.shape[1] * rgb.shape[2])
+        )
+        content = shard_bytes(self.settings, ids, labels[:row], indices[:row], broken)
+        atomic_write(self.folder / self.settings.file(number), content, "the encoded images")
+        return Shard(num_images=row, broken=broken)
+
+
+# What a worker process works with. The pool gives no other way to hand something to a process rather than to a task,
+# and a source may list millions of files.
+_maker: ShardMaker | ValueError | None = None
+
+
+def start_worker(
+    source: ImageSource,
+    processor: ImageGPTImageProcessor,
+    folder: Path,
+    settings: EncodingSettings,
+    counter: Any,
+    stopped: Any,
+) -> None:
+    """Prepare a worker process.
+
+    Args:
+        source: of the pictures; has just opened itself here.
+        processor: see `ShardMaker`.
+        folder: see `ShardMaker`.
+        settings: see `ShardMaker`.
+        counter: a shared number, of all pictures that were read.
+        stopped: a shared number, not 0 when the work is called off.
+    """
+    global _maker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent says what becomes of it
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+    def tell(num: int) -> None:
+        with counter.get_lock():
+            counter.value += num
+        if stopped.value:
+            raise StoppedError
+
+    try:
+        _maker = ShardMaker(source=source, processor=processor, folder=folder, settings=settings, tell=tell)
+    except ValueError as error:  # to be raised where the parent hears of it
+        _maker = error
+
+
+def make_shard(number: int) -> Shard:
+    """`ShardMaker.make` in a worker process.
+
+    Raises: as it does; ValueError if the source is not the parent's.
+    """
+    assert _maker is not None, "the pool has called start_worker"
+    if isinstance(_maker, ValueError):
+        raise _maker
+    return _maker.make(number)
+
+
+def _follow_parent() -> None:
+    """End this process when its parent does: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this runs in workers only"
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,131 @@
+"""What every source of pictures has in common, and what is said of a picture that cannot be read."""
+
+import hashlib
+import io
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+UNLABELED = -1  # as in `datasets`
+
+Trouble = Literal["huge", "missing", "unreadable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One picture of a source.
+
+    Attributes:
+        image: a path, a Pillow image, or uint8 (H, W) or (H, W, C); what `ImageGPTImageProcessor` takes.
+        label: its class, None if it has none.
+        name: where it is in its source, for people.
+    """
+
+    image: Path | Image.Image | np.ndarray
+    label: int | None
+    name: str
+
+
+class ImageSource(ABC):
+    """Pictures by their number, 0 to `len(source) - 1`. Can be pickled; a copy opens its files itself.
+
+    Attributes:
+        name: what the user called it.
+        split: which part of it this is; None if it has no parts.
+        classes: the name of each label, None if there are none.
+    """
+
+    name: str
+    split: str | None
+    classes: list[str] | None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Picture `index`, read as far as its kind must; a file is not opened yet.
+
+        Raises: IndexError if there is none; ValueError if it cannot be read.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no image {index} in {self.name}: it has {len(self)}, numbered from 0")
+        return self._read(index)
+
+    @abstractmethod
+    def _read(self, index: int) -> Example: ...
+
+    @abstractmethod
+    def _identity(self) -> Iterable[str]:
+        """What tells this source from another, without reading its pictures."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; another one means that the pictures are not the same, or stand in another order."""
+        digest = hashlib.sha256()
+        for text in (str(len(self)), *(self.classes or ()), *self._identity()):
+            digest.update(text.encode(errors="surrogateescape") + b"\0")
+        return digest.hexdigest()[:16]
+
+
+def picture_from_bytes(content: bytes, name: str) -> Image.Image:
+    """Open the content of an image file; its pixels are decoded later.
+
+    Raises: ValueError, with `name` in it, if Pillow cannot read it or it has more pixels than Pillow allows.
+    """
+    try:
+        # Pillow's limit against decompression bombs is a mere warning up to twice its value.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(content))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{name} has more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}: shrink the image first"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not an image that Pillow can read: convert it, for example to PNG") from error
+    except Exception as error:  # Pillow's parsers raise whatever they stumble over
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{name} cannot be decoded, it may be truncated ({reason}): check the file") from error
+
+
+def trouble_with(error: BaseException) -> Trouble:
+    """Which kind of trouble an error in reading a picture was, by what caused it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Image.DecompressionBombWarning | Image.DecompressionBombError):
+            return "huge"
+        if isinstance(cause, FileNotFoundError):
+            return "missing"
+        cause = cause.__cause__
+    return "unreadable"
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Silence: of odd but readable files Pillow says much, and nothing that would change anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of somebody else's error, fit for the brackets of a sentence of ours."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def missing_library(what: str) -> ValueError:
+    """The error for work that needs the extra `data`."""
+    return ValueError(f"{what} needs the library datasets: pip install 'imagegpt[data]'")
+
+
+def name_of(src: Any) -> str:
+    """What a user called a source."""
+    return os.fspath(src)

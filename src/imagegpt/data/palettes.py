@@ -1,0 +1,114 @@
+"""Choosing a palette for the pictures of a source, and seeing what it makes of them.
+
+Axis letters: H height, W width.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import UInt8
+
+from imagegpt.data.examples import ImageSource, no_warnings
+from imagegpt.palette import ColorPalette, PaletteReport
+from imagegpt.processing import ImageGPTImageProcessor
+
+_REPORTED = 10_000  # images that are kept for the report, at most: 30 MB at 32 x 32
+_AT_ONCE = 256  # images given to the sample of pixels together: one by one that takes 10 ms an image
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedPalette:
+    """A palette, and how it was come by.
+
+    Attributes:
+        palette: the colours.
+        report: how well they serve up to 10,000 of the images, spread evenly over all that were used.
+        examples: those images, uint8 (H, W, 3), as the palette saw them.
+        num_images: how many were used.
+        broken: what was said of those that could not be read.
+    """
+
+    palette: ColorPalette
+    report: PaletteReport
+    examples: list[UInt8[np.ndarray, "h w 3"]]
+    num_images: int
+    broken: list[str] = field(default_factory=list)
+
+
+def fit_palette(
+    source: ImageSource,
+    num_colors: int,
+    processor: ImageGPTImageProcessor,
+    *,
+    seed: int = 0,
+    grey: bool = False,
+    max_images: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> FittedPalette:
+    """Choose colours for pictures, which are read one after the other.
+
+    Args:
+        source: of the pictures.
+        num_colors: 2 to 65,536.
+        processor: brings the pictures to their size; it needs no palette.
+        seed: of k-means, its sample of pixels, and that of pictures.
+        grey: choose levels of grey.
+        max_images: use a random sample of so many, if there are more.
+        on_progress: called with the pictures that were read, and how many there are to read.
+    Raises: ValueError if there are fewer distinct colours than asked for, no picture can be read, or a number is out
+        of its range.
+    """
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images is {max_images}: it must be at least 1")
+    chosen = np.arange(len(source))
+    if max_images is not None and max_images < len(source):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(source), max_images, replace=False))
+    kept_every = -(-len(chosen) // _REPORTED)
+    examples: list[np.ndarray] = []
+    broken: list[str] = []
+
+    def read() -> Iterator[np.ndarray]:
+        if on_progress is not None:
+            on_progress(0, len(chosen))
+        for count, index in enumerate(chosen):
+            try:
+                with no_warnings():
+                    rgb = processor.to_rgb([source[int(index)].image])[0]
+            except (ValueError, FileNotFoundError) as error:
+                broken.append(str(error))
+            else:
+                if count % kept_every == 0 or not examples:
+                    examples.append(rgb)
+                yield rgb
+            if on_progress is not None:
+                on_progress(count + 1, len(chosen))
+        if not examples:
+            raise ValueError(f"none of the {len(chosen)} images of {source.name} can be read, for one: {broken[0]}")
+
+    def read_together() -> Iterator[np.ndarray]:
+        images = read()
+        while several := list(itertools.islice(images, _AT_ONCE)):
+            yield np.stack(several)
+
+    palette = ColorPalette.fit(read_together(), num_colors, seed=seed, grey=grey)
+    return FittedPalette(
+        palette=palette,
+        report=palette.report(examples),
+        examples=examples,
+        num_images=len(chosen) - len(broken),
+        broken=broken,
+    )
+
+
+def checked_palette(processor: ImageGPTImageProcessor) -> ColorPalette:
+    """The palette of a processor that makes images of one size.
+
+    Raises: ValueError if it has none, or leaves images in the size they have.
+    """
+    if processor.palette is None:
+        raise ValueError("this processor has no palette: give it one, so that pixels can be encoded")
+    if not processor.do_resize:
+        raise ValueError("do_resize is False and encoded images are all of one size: set it to True")
+    return processor.palette

@@ -1,0 +1,264 @@
+"""Pictures as files inside tables: parquet, folders of `datasets`' save_to_disk, and data sets on the hub.
+
+All three come down to Arrow files in a list, which are mapped; `datasets` turns parquet into such files once, in its
+cache. A picture is the content of an image file, as the hub keeps them, and is decoded here, by us: `datasets` would
+stop at the first broken one.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagegpt.data.examples import Example, ImageSource, in_one_line, missing_library, picture_from_bytes
+from imagegpt.data.splits import canonical, in_order
+
+if TYPE_CHECKING:
+    from pyarrow import DataType, Schema, Table
+
+IMAGE_COLUMNS = ("image", "img", "images", "picture")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"  # what `save_to_disk` calls them
+
+
+class TableSource(ImageSource):
+    """The images in Arrow files.
+
+    Args:
+        files: in Arrow's streaming format, all with the same columns.
+        name: what the user called the source.
+        split: which of its splits this is, None if it has none.
+    Raises: ValueError if a file is damaged or the columns are not as said at `image_column` and `label_column`.
+    """
+
+    def __init__(self, files: Sequence[Path], name: str, split: str | None) -> None:
+        self.files, self.name, self.split = list(files), name, split
+        table = _mapped(self.files) if self.files else None
+        if not table:
+            raise ValueError(f"{name} has no rows: give a source with images")
+        self._column = image_column(table.schema, name)
+        self._images = table.column(self._column)
+        label = label_column(table.schema, name)
+        self._labels = None if label is None else table.column(label).to_pylist()
+        self.classes = None if label is None else _class_names(table.schema, label)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.files, self.name, self.split)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def _read(self, index: int) -> Example:
+        cell = self._images[index].as_py()
+        content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        name = f"row {index}" if path is None else f"row {index} ({path})"
+        label = None if self._labels is None else self._labels[index]
+        known = None if label is None or label < 0 else int(label)
+        if content is not None:
+            return Example(image=picture_from_bytes(content, name), label=known, name=name)
+        if path is None:
+            raise ValueError(f"{name} is empty: there is no image in it")
+        return Example(image=Path(path), label=known, name=name)
+
+    def _identity(self) -> Iterable[str]:
+        return self._column, str(self._images.nbytes)
+
+
+def image_column(schema: "Schema", name: str) -> str:
+    """The column with the pictures: the one that holds bytes, or structures of bytes and path, as the hub has them.
+
+    Raises: ValueError if there is none, or several of which none is called as usual.
+    """
+    fitting = [field.name for field in schema if _holds_pictures(field.type)]
+    usual = [column for column in IMAGE_COLUMNS if column in fitting]
+    if len(fitting) != 1 and not usual:
+        held = ", ".join(schema.names)
+        found = f"several columns of images ({', '.join(fitting)})" if fitting else f"no column of images, only {held}"
+        raise ValueError(f"{name} has {found}: images are the bytes of image files, in a column called image")
+    return fitting[0] if len(fitting) == 1 else usual[0]
+
+
+def label_column(schema: "Schema", name: str) -> str | None:
+    """The column with the classes, None if there is none.
+
+    Raises: ValueError if it does not hold whole numbers.
+    """
+    import pyarrow
+
+    column = next((column for column in LABEL_COLUMNS if column in schema.names), None)
+    if column is not None and not pyarrow.types.is_integer(schema.field(column).type):
+        raise ValueError(
+            f"the column {column} of {name} holds {schema.field(column).type}: labels must be whole numbers, from 0"
+        )
+    return column
+
+
+def open_parquet(files: Sequence[Path], name: str, split: str | None) -> TableSource:
+    """The images of parquet files, which together are one split.
+
+    Raises: ValueError if they are damaged or hold no images.
+    """
+    if not files:
+        raise ValueError(f"{name} holds no parquet files: give another folder")
+    with _quiet_datasets("parquet") as datasets:
+        try:
+            texts = [str(path.resolve()) for path in files]
+            made = datasets.load_dataset("parquet", data_files={"train": texts}, split="train")
+        except Exception as error:  # pyarrow's, pandas' and datasets' own, all told alike
+            reason = in_one_line(error.__cause__ or error)
+            raise ValueError(f"{name} cannot be read as parquet ({reason}): get the files again") from error
+    return TableSource(_cached(made), name, split)
+
+
+def parquet_splits(folder: Path) -> dict[str | None, list[Path]]:
+    """The parquet files below a folder by their split; None stands for all of them if the names tell of no splits.
+
+    A file is of the split that its name begins with, such as `test-00000-of-00001.parquet`, or that of its folder.
+    """
+    files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+    splits: dict[str | None, list[Path]] = {}
+    for path in files:
+        splits.setdefault(_split_of(path, folder), []).append(path)
+    if None in splits and len(splits) > 1:
+        raise ValueError(
+            f"{splits[None][0]} is of no split and other files in {folder} are: "
+            "call it after one, such as train-1.parquet"
+        )
+    return splits
+
+
+def open_saved(folder: Path, name: str, split: str | None) -> TableSource:
+    """The images of a folder that `save_to_disk` wrote, or of one of its splits.
+
+    Raises: ValueError if it is damaged or holds no images.
+    """
+    place = folder if split is None else folder / split
+    try:
+        state = json.loads((place / STATE_FILE).read_text(encoding="utf-8"))
+        files = [place / one["filename"] for one in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place / STATE_FILE} is damaged ({in_one_line(error)}): save the data set again") from error
+    return TableSource(files, name, split)
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """The splits of a folder that `save_to_disk` wrote; none if it is a single data set.
+
+    Raises: ValueError if it is damaged.
+    """
+    path = folder / SPLITS_FILE
+    if not path.is_file():
+        return []
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
+        if not isinstance(splits, list) or not all(isinstance(one, str) for one in splits) or not splits:
+            raise TypeError("it lists no splits")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({in_one_line(error)}): save the data set again") from error
+    return splits
+
+
+def open_hub(name: str, split: str) -> TableSource:
+    """The images of a split of a data set on the hub, fetched into `datasets`' cache if they are not there yet.
+
+    Raises: ConnectionError if it cannot be reached or is not there; ValueError if it holds no images.
+    """
+    with _quiet_datasets("a data set on the hub") as datasets, _hub_errors(name):
+        made = datasets.load_dataset(name, split=split)
+    return TableSource(_cached(made), name, split)
+
+
+def hub_splits(name: str) -> list[str]:
+    """The splits of a data set on the hub.
+
+    Raises: ConnectionError if it cannot be reached or is not there.
+    """
+    with _quiet_datasets("a data set on the hub") as datasets, _hub_errors(name):
+        return in_order(map(str, datasets.get_dataset_split_names(name)))
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Tell all that can go wrong with the hub in one sentence."""
+    try:
+        yield
+    except Exception as error:  # requests', huggingface_hub's and datasets' own
+        raise ConnectionError(
+            f"the data set {name} cannot be had from the hub ({in_one_line(error)}): check the name and the network, "
+            "or give a folder"
+        ) from error
+
+
+@contextmanager
+def _quiet_datasets(what: str) -> Iterator[Any]:
+    """The library, without its progress bars and messages.
+
+    Raises: ValueError if it is missing.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_library(what) from error
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    quiet, verbosity = are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would say again what is said here in one sentence
+    try:
+        yield datasets
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not quiet:
+            enable_progress_bars()
+
+
+def _cached(made: Any) -> list[Path]:
+    """The files in `datasets`' cache that a data set consists of."""
+    return [Path(file["filename"]) for file in made.cache_files]
+
+
+def _mapped(files: Sequence[Path]) -> "Table":
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise missing_library("a table of images") from error
+    tables = []
+    for path in files:
+        try:
+            with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as stream:
+                tables.append(stream.read_all())
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no readable Arrow file ({in_one_line(error)}): save it again") from error
+    try:
+        return pyarrow.concat_tables(tables)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{files[0].parent}: the files differ in their columns ({in_one_line(error)})") from error
+
+
+def _holds_pictures(kind: "DataType") -> bool:
+    import pyarrow
+
+    def is_bytes(one: Any) -> bool:
+        return pyarrow.types.is_binary(one) or pyarrow.types.is_large_binary(one)
+
+    if pyarrow.types.is_struct(kind):
+        return any(field.name == "bytes" and is_bytes(field.type) for field in kind)
+    return is_bytes(kind)
+
+
+def _class_names(schema: "Schema", column: str) -> list[str] | None:
+    """The names that `datasets` wrote into the file's own description of its columns."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column].get("names")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return list(map(str, names)) if isinstance(names, list) else None
+
+
+def _split_of(path: Path, folder: Path) -> str | None:
+    stem = path.name.replace("_", "-").replace(".", "-").split("-")[0]
+    inner = path.relative_to(folder).parts[:-1]
+    return next((split for text in (stem, *reversed(inner)) if (split := canonical(text)) is not None), None)

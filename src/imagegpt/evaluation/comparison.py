@@ -1,0 +1,82 @@
+"""How well a model predicts images it has never seen, beside what can be had by counting.
+
+Axis letters: N images, T pixels in raster order.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
+from imagegpt.evaluation.likelihood import mean_nll
+from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well something predicts the test images.
+
+    Attributes:
+        name: for people.
+        nats: per pixel.
+        note: what it is, in a few words.
+    """
+
+    name: str
+    nats: float
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Images to count over, to smooth with, and to score, as ids of one palette.
+
+    Attributes:
+        train: counted over.
+        validation: what smoothing is chosen with.
+        test: scored.
+        num_colors: of the palette.
+        side: pixels in a row.
+    """
+
+    train: Int64[np.ndarray, "n t"]
+    validation: Int64[np.ndarray, "m t"]
+    test: Int64[np.ndarray, "k t"]
+    num_colors: int
+    side: int
+
+
+def compare(model: ImageGPTForCausalImageModeling, parts: Parts, *, name: str, batch_size: int = 64) -> list[Score]:
+    """The test likelihoods of a model, of both baselines, and of knowing nothing, best first.
+
+    Args:
+        model: causal.
+        parts: the images.
+        name: of the model.
+        batch_size: images the model scores at once.
+    """
+    return sorted([_of_model(model, parts, name, batch_size), *baselines(parts)], key=lambda one: one.nats)
+
+
+def baselines(parts: Parts) -> list[Score]:
+    """The test likelihoods of the baselines and of knowing nothing."""
+    train, validation, num_colors = parts.train, parts.validation, parts.num_colors
+    neighbours = NeighbourModel.fit(train, validation, num_colors=num_colors, side=parts.side)
+    histogram = PositionHistogram.fit(train, validation, num_colors=num_colors)
+
+    def nats(baseline: NeighbourModel | PositionHistogram) -> float:
+        return float(baseline.pixel_nll(parts.test).mean())
+
+    return [
+        Score(name="neighbours", nats=nats(neighbours), note="left and upper pixel, position"),
+        Score(name="histogram", nats=nats(histogram), note="position"),
+        Score(name="uniform", nats=math.log(num_colors), note=f"all {num_colors} colours alike"),
+    ]
+
+
+def _of_model(model: ImageGPTForCausalImageModeling, parts: Parts, name: str, batch_size: int) -> Score:
+    nats = mean_nll(model, torch.from_numpy(parts.test), batch_size=batch_size)
+    return Score(name=name, nats=nats, note=f"{model.num_parameters():,} parameters")

@@ -1,0 +1,6 @@
+"""Training runs in folders: from a recipe to a model with its card, and everything that was seen on the way."""
+
+from imagegpt.runs.run import RECIPE_FILE, Run, Told, check_folder
+from imagegpt.runs.scores import Score, score_folder
+
+__all__ = ["RECIPE_FILE", "Run", "Score", "Told", "check_folder", "score_folder"]

@@ -1,0 +1,140 @@
+"""The end of a run: scores of the best model on images that nothing was chosen with, and the model's card."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imagegpt.curves import confusion_picture
+from imagegpt.evaluation.comparison import Score, baselines
+from imagegpt.files import atomic_write
+from imagegpt.runs.run import Run
+from imagegpt.runs.scores import classify, masked_nats, parts_of, score_folder
+
+CARD_FILE, CONFUSION_FILE = "README.md", "confusion.png"
+
+_CARD = """---
+library_name: imagegpt
+{header}---
+# {title}
+
+{description}
+
+{scores}
+
+## How it was made
+
+- Command: `{command}`,
+  {hours} on {machine} (torch {torch}, {date}); all settings are in `recipe.yaml`.
+- Architecture: blocks {config.n_layer}, width {config.n_embd}, heads {config.n_head}, {biases} biases,
+  {parameters:,} parameters; {pixels} pixels in {colors} colours.
+- Training: {objective}; AdamW ({training.beta1}, {training.beta2}), weight decay {training.weight_decay};
+  {training.num_steps:,} steps of {training.batch_size} images; learning rate {training.learning_rate}
+  after {training.warmup_steps:,} steps of warm-up, then {schedule}; dropout {config.resid_pdrop};
+  augmentation: {augmentation}.
+- The weights are a running average ({training.average_decay} a step), taken at step {progress.best_step:,}, where
+  validation was best: {best:.4f}.
+- Data: {data}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """What is told when a run is over.
+
+    Attributes:
+        scores: on the test images, or on those of validation if there are no others; of a classifier none.
+        accuracy: share of images whose class a classifier says rightly.
+        num_images: scored.
+        which: "test" or "validation".
+        next_command: what one may do with the model.
+    """
+
+    scores: list[Score]
+    accuracy: float | None
+    num_images: int
+    which: str
+    next_command: str
+
+
+def finish(run: Run, out: Path, command: str) -> Ending:
+    """Score the best model of a run and write its card.
+
+    Args:
+        run: that has ended.
+        out: its folder.
+        command: that made it.
+    """
+    data, objective = run.data, run.recipe.objective.name
+    images = data.validation if data.test is None else data.test
+    scores: list[Score] = []
+    accuracy = None
+    if objective == "autoregressive":
+        scores = score_folder(out, data, device=str(run.device))
+    elif objective == "bert":
+        probability = run.recipe.objective.mask_probability
+        nats = masked_nats(out, images, probability=probability, device=str(run.device))
+        note = f"{run.num_parameters:,} parameters, {probability:.0%} of the pixels hidden"
+        own = Score(name="this model", nats=nats, note=note)
+        scores = sorted([own, *baselines(parts_of(data))], key=lambda one: one.nats)
+    else:
+        said, right = classify(out, images, device=str(run.device))
+        accuracy = float((said == right).mean())
+        assert data.classes is not None
+        counts = np.zeros((len(data.classes), len(data.classes)), np.int64)
+        np.add.at(counts, (right, said), 1)
+        atomic_write(out / CONFUSION_FILE, confusion_picture(counts, data.classes), "the confusion picture")
+    ending = Ending(
+        scores=scores,
+        accuracy=accuracy,
+        num_images=len(images),
+        which="validation" if data.test is None else "test",
+        next_command=f"imagegpt {'sample --model' if objective == 'autoregressive' else 'info'} {out}",
+    )
+    atomic_write(out / CARD_FILE, _card(run, ending, command).encode(), "the card")
+    return ending
+
+
+def _card(run: Run, ending: Ending, command: str) -> str:
+    recipe, config = run.recipe, run.config
+    about, progress = recipe.card, run.progress
+    header = f"license: {about.license}\n" if about.license else ""
+    return _CARD.format(
+        header=header + "tags: [imagegpt]\n",
+        title=about.title or f"ImageGPT trained on {run.data.name}",
+        description=about.description or "An ImageGPT: it models images pixel by pixel.",
+        scores=_table(ending),
+        command=command,
+        hours=_duration(progress.trained_s),
+        machine="a CPU" if run.device.type == "cpu" else torch.cuda.get_device_name(run.device),
+        torch=torch.__version__,
+        date=time.strftime("%Y-%m-%d"),
+        config=config,
+        biases="with" if config.use_bias else "without",
+        parameters=run.num_parameters,
+        pixels=config.n_positions,
+        colors=config.num_colors,
+        objective=recipe.objective.name,
+        training=recipe.training,
+        schedule="a cosine to 0" if recipe.training.schedule == "cosine" else "unchanged",
+        augmentation=recipe.data.augmentation,
+        progress=progress,
+        best=progress.best["total"],
+        data=about.data
+        or f"{run.data.name}, {len(run.data.train):,} images to train, "
+        f"{len(run.data.validation):,} to validate, {0 if run.data.test is None else len(run.data.test):,} to test.",
+    )
+
+
+def _table(ending: Ending) -> str:
+    if ending.accuracy is not None:
+        return f"Of {ending.num_images:,} {ending.which} images {ending.accuracy:.1%} are classified rightly."
+    rows = [f"| {one.name} ({one.note}) | {one.nats:.4f} |" for one in ending.scores]
+    head = [f"| predicted by | nats per pixel of {ending.num_images:,} {ending.which} images |", "|---|---|"]
+    return "\n".join([*head, *rows])
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,272 @@
+"""A training run from a recipe to a folder that is a model, with everything that was seen on the way.
+
+    OUT/config.json, model.safetensors, preprocessor_config.json   the best model so far
+    OUT/README.md                                                  its card, when the run is done
+    OUT/recipe.yaml                                                what was asked for, every default spelt out
+    OUT/log.jsonl, curve.png                                       losses, a line a step, and a picture of them
+    OUT/samples/step-00000500.png                                  what the model drew
+    OUT/checkpoints/step-00000500/                                 what the run can go on from
+
+The same recipe in the same folder goes on; another one is refused.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagegpt.config import ImageGPTConfig
+from imagegpt.files import atomic_write
+from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_samples
+from imagegpt.training import order
+from imagegpt.training.building import build_loss, rebuilt, save_model
+from imagegpt.training.checkpoints import Checkpoints
+from imagegpt.training.feed import First, Images, Share, Steps, check_labels, in_stretches
+from imagegpt.training.images import open_data
+from imagegpt.training.objectives import Batch, Loss
+from imagegpt.training.parallelism import whole_weights
+from imagegpt.training.reading import read_recipe
+from imagegpt.training.recipes import Recipe
+from imagegpt.training.trainer import Metrics, Outcome, Progress, Step, Trainer
+from imagegpt.training.world import World
+
+RECIPE_FILE, LOG_FILE, CURVE_FILE = "recipe.yaml", "log.jsonl", "curve.png"
+_SCORED_AT_ONCE = 64
+_MASKED_LIKE_STEP = 0  # the masks of validation images are those of one step, so that they are always the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What is told after each step.
+
+    Attributes:
+        step: see `trainer.Step`.
+        num_steps: of the whole run.
+        best: the best validation so far.
+    """
+
+    step: Step
+    num_steps: int
+    best: Metrics
+
+
+class Run:
+    """A run in a folder.
+
+    Args:
+        recipe: what to do.
+        out: the folder; made, or gone on in if it holds a run of the same recipe.
+        world: the processes that do it.
+        force: begin anew if the folder holds a run, of whatever recipe.
+        on_step: called in the main process after each step.
+        should_stop: asked after each step.
+    Raises: ValueError or OSError, in one sentence, if something does not fit together, before anything is written.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        world: World,
+        *,
+        force: bool = False,
+        on_step: Callable[[Told], None] = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.recipe, self.out, self._world, self._tell = recipe, out, world, on_step
+        training = recipe.training
+        self._share = Share(
+            batch_size=training.batch_size, rank=world.rank, world_size=world.size, micro_batch=training.micro_batch
+        )
+        check_folder(out, recipe, force=force)
+        check_trackers(recipe.watch.trackers)
+        self.data = open_data(recipe.data, training.seed)
+        self._loss: Loss = build_loss(recipe, self.data)
+        self.num_parameters = sum(weight.numel() for weight in self._loss.model.parameters())
+        bert = recipe.objective.name == "bert"
+        self._mask_probability = recipe.objective.mask_probability if bert else None
+        self._claim_folder(force)
+        self._checkpoints = Checkpoints(out / "checkpoints", world, recipe.watch.keep_checkpoints)
+        self._trainer = Trainer(
+            self._loss,
+            recipe,
+            world,
+            Steps(
+                self.data.train,
+                self._share,
+                training.seed,
+                self._mask_probability,
+                labelled=recipe.objective.needs_labels,
+            ),
+            validate=lambda: self.score(self.data.validation, recipe.watch.validation_images),
+            checkpoints=self._checkpoints,
+            on_validation=self._on_validation,
+            on_step=self._on_step,
+            should_stop=should_stop,
+        )
+        self.resumed = self._trainer.resume()
+        self._trackers = Trackers(recipe.watch.trackers if world.is_main else (), out, recipe)
+        self._forget_what_comes_again()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._trainer.progress.step
+
+    @property
+    def progress(self) -> Progress:
+        """What the run has come to."""
+        return self._trainer.progress
+
+    @property
+    def config(self) -> ImageGPTConfig:
+        """Of the model."""
+        return cast(Any, self._loss.model).config
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._world.device
+
+    def train(self) -> Outcome:
+        """Train to the end, or until it is stopped.
+
+        Raises: FloatingPointError if the loss is no longer finite.
+        """
+        try:
+            return self._trainer.run()
+        finally:
+            self._trackers.close()
+
+    @torch.no_grad()
+    def score(self, images: Images, most: int | None = None) -> Metrics:
+        """The objective over images, in evaluation mode, from all processes.
+
+        Args:
+            images: to score.
+            most: at most so many, the first ones; None means all.
+        """
+        model, device = self._loss.model, self._world.device
+        was_training = model.training
+        model.eval()
+        sums: dict[str, Tensor] = {}
+        chosen = images if most is None or most >= len(images) else First(images, most)
+        for ids, labels, start, counted in in_stretches(chosen, _SCORED_AT_ONCE, self._world.rank, self._world.size):
+            if self.recipe.objective.needs_labels:
+                check_labels(None if labels is None else labels.numpy())
+            masked = None
+            if self._mask_probability is not None:
+                places, seed = np.arange(start, start + len(ids)), self.recipe.training.seed
+                hidden = order.masks(seed, _MASKED_LIKE_STEP, places, ids.shape[1], self._mask_probability)
+                masked = torch.from_numpy(hidden)
+            parts = self._loss(Batch(ids=ids, labels=labels, masked=masked).to(device))
+            for name, value in {**parts, "images": torch.ones((), device=device)}.items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value * counted
+        model.train(was_training)
+        totals = dict(zip(sums, self._world.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
+        return {name: value / totals["images"] for name, value in totals.items() if name != "images"}
+
+    def _on_validation(self, scores: Metrics, is_best: bool) -> None:
+        draws = self.recipe.watch.samples > 0 and self.recipe.objective.name == "autoregressive"
+        if not is_best and not draws:
+            return
+        weights = whole_weights(self._loss.model)
+        if not self._world.is_main:
+            return
+        if is_best:
+            save_model(weights, self._loss.model, self.data.processor, self.out)
+        if draws:
+            model = rebuilt(weights, self._loss.model)
+            assert isinstance(model, ImageGPTForCausalImageModeling)
+            name = f"step-{self.step:08d}.png"
+            draw_samples(model, self.data.processor, self.recipe.watch.samples, self.out / "samples" / name)
+
+    def _on_step(self, step: Step) -> None:
+        if self._world.is_main:
+            line = {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
+            with (self.out / LOG_FILE).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            self._trackers.log(step)
+            if step.validation is not None:
+                draw_curve(self.out / LOG_FILE, self.out / CURVE_FILE)
+            self._tell(Told(step=step, num_steps=self.recipe.training.num_steps, best=self._trainer.progress.best))
+
+    def _claim_folder(self, force: bool) -> None:
+        self._world.wait()  # until all have looked at it
+        if self._world.is_main:
+            if force and self.out.exists():
+                shutil.rmtree(self.out)
+            self.out.mkdir(exist_ok=True)
+            remove_leftovers(self.out)
+            atomic_write(self.out / RECIPE_FILE, self.recipe.resolved().encode(), "the recipe")
+        self._world.wait()
+
+    def _forget_what_comes_again(self) -> None:
+        """Drop the lines of the log that steps after the checkpoint wrote: those steps are made again."""
+        log = self.out / LOG_FILE
+        if not self._world.is_main or not log.is_file():
+            return
+        kept = []
+        for line in log.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
+                continue
+        atomic_write(log, "".join(kept).encode(), "the log")
+
+
+def check_folder(out: Path, recipe: Recipe, *, force: bool = False) -> None:
+    """See that a run of this recipe can begin or go on in a folder.
+
+    Args:
+        out: the folder.
+        recipe: of the run.
+        force: whether a run that is there will be removed.
+    Raises: ValueError or OSError, in one sentence, if not.
+    """
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent}: make it, or choose another place")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: choose another place")
+    if not out.exists():
+        return
+    if not (out / RECIPE_FILE).is_file():
+        if any(not path.name.startswith(".") for path in out.iterdir()):
+            raise FileExistsError(f"{out} exists and holds no training run: choose another place")
+        return
+    if force:
+        return
+    try:
+        there = read_recipe(out / RECIPE_FILE)
+    except ValueError as error:
+        raise ValueError(
+            f"{out} holds a run whose {RECIPE_FILE} is damaged ({error}): begin anew with --force"
+        ) from error
+    if there != recipe:
+        name, old, new = next(_differences(there, recipe))
+        raise ValueError(
+            f"{out} holds a run with {name} = {old}, now it is {new}: choose another place, or begin anew with --force"
+        )
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a process that was killed was just writing; nobody else may be at work there."""
+    for path in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp"), *out.glob(".saving.*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _differences(old: Recipe, new: Recipe) -> Iterator[tuple[str, object, object]]:
+    for section in dataclasses.fields(Recipe):
+        before, now = getattr(old, section.name), getattr(new, section.name)
+        for field in dataclasses.fields(before):
+            if getattr(before, field.name) != getattr(now, field.name):
+                yield f"{section.name}.{field.name}", getattr(before, field.name), getattr(now, field.name)

@@ -1,0 +1,80 @@
+"""What a trained model is worth on images that nothing was chosen with."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imagegpt.checkpoints.loading import load_config, load_model
+from imagegpt.evaluation.comparison import Parts, Score, compare
+from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from imagegpt.training.feed import First, Images, in_stretches
+from imagegpt.training.images import Data
+from imagegpt.training.objectives import Batch, bert_loss
+from imagegpt.training.order import masks
+
+_MOST_COUNTED = 50_000  # images the baselines count over: more take memory, and change little
+_AT_ONCE = 64
+
+
+def score_folder(folder: Path, data: Data, *, name: str = "this model", device: str = "cpu") -> list[Score]:
+    """Scores of a causal model on the test images, beside the baselines.
+
+    Args:
+        folder: of the model.
+        data: with test images, or else its validation images are scored.
+        name: of the model, for people.
+        device: where it computes.
+    """
+    model = load_model(folder, ImageGPTForCausalImageModeling, device=device)
+    return compare(model, parts_of(data), name=name)
+
+
+def parts_of(data: Data) -> Parts:
+    """The images of a run as arrays."""
+    validation = ids_of(data.validation)
+    return Parts(
+        train=ids_of(First(data.train, _MOST_COUNTED)),
+        validation=validation,
+        test=validation if data.test is None else ids_of(data.test),
+        num_colors=data.palette.num_colors,
+        side=data.processor.size["width"],
+    )
+
+
+def ids_of(images: Images) -> np.ndarray:
+    """All ids of images, (N, T), not augmented."""
+    return np.concatenate([stretch.ids.numpy() for stretch in in_stretches(images, 1024)])
+
+
+@torch.inference_mode()
+def classify(folder: Path, images: Images, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """What a classifier says of images.
+
+    Returns: the likeliest class of each, and the right one.
+    """
+    model = load_model(folder, ImageGPTForImageClassification, device=device)
+    said, right = [], []
+    for stretch in in_stretches(images, _AT_ONCE):
+        assert stretch.labels is not None, "images to classify have labels"
+        said.append(model(stretch.ids.to(device)).logits.argmax(dim=1).cpu().numpy())
+        right.append(stretch.labels.numpy())
+    return np.concatenate(said), np.concatenate(right)
+
+
+@torch.inference_mode()
+def masked_nats(
+    folder: Path, images: Images, *, probability: float = 0.15, seed: int = 0, device: str = "cpu"
+) -> float:
+    """Nats per hidden pixel of a bidirectional model, each pixel of each image being hidden with a probability."""
+    assert not load_config(folder).is_causal, "a causal model hides nothing"
+    model = load_model(folder, ImageGPTForCausalImageModeling, device=device)
+    total, num = 0.0, 0
+    for stretch in in_stretches(images, _AT_ONCE):
+        places = np.arange(stretch.start, stretch.start + len(stretch.ids))
+        hidden = torch.from_numpy(masks(seed, 0, places, stretch.ids.shape[1], probability))
+        batch = Batch(ids=stretch.ids, masked=hidden).to(device)
+        assert batch.masked is not None
+        total += float(bert_loss(model, batch.ids, batch.masked)) * len(stretch.ids)
+        num += len(stretch.ids)
+    return total / num

@@ -1,0 +1,180 @@
+// Attention of few queries over a long cache: each key and value is read once, as far as it is seen.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "tensors.h"
+#include "vectors.h"
+
+namespace {
+
+// A vector of int8 is followed by the float32 with which its numbers are to be multiplied.
+constexpr int64_t SCALE_BYTES = sizeof(float);
+
+template <int64_t V, class T>
+inline float scale_of(const T* vector) {
+  float scale = 1.0f;
+  if constexpr (std::is_same_v<T, int8_t>) std::memcpy(&scale, vector + V * LANES, SCALE_BYTES);
+  return scale;
+}
+
+// Keys or values of one image and head, (positions, width) with a stride.
+template <class T>
+struct Rows {
+  const T* first;
+  int64_t stride, count;
+};
+
+template <int64_t V, class T>
+void score(const Floats (&query)[V], const Rows<T>& keys, float* scores) {
+  for (int64_t s = 0; s < keys.count; s++) {
+    const T* key = keys.first + s * keys.stride;
+    Floats products = query[0] * load(key);
+    for (int64_t v = 1; v < V; v++) products += query[v] * load(key + v * LANES);
+    scores[s] = sum(products) * scale_of<V>(key);
+  }
+}
+
+// Several positions at a time where heads are narrow: an addition takes four cycles, and others can begin meanwhile.
+template <int64_t V, class T>
+void mix(const float* weights, const Rows<T>& values, Floats (&mixed)[V]) {
+  constexpr int64_t AT_ONCE = V < 4 ? 4 / V : 1;
+  Floats parts[AT_ONCE][V] = {};
+  int64_t s = 0;
+  const auto add = [&](int64_t position, Floats (&to)[V]) {
+    const T* value = values.first + position * values.stride;
+    const float weight = weights[position] * scale_of<V>(value);
+    for (int64_t v = 0; v < V; v++) to[v] += weight * load(value + v * LANES);
+  };
+  for (; s + AT_ONCE <= values.count; s += AT_ONCE)
+    for (int64_t k = 0; k < AT_ONCE; k++) add(s + k, parts[k]);
+  for (; s < values.count; s++) add(s, parts[0]);
+  for (int64_t k = 0; k < AT_ONCE; k++)
+    for (int64_t v = 0; v < V; v++) mixed[v] += parts[k][v];
+}
+
+// In place; gives the sum by which the weights must still be divided. There is room for whole vectors.
+float unnormalised_softmax(float* scores, int64_t count) {
+  const int64_t padded = (count + LANES - 1) / LANES * LANES;
+  std::fill(scores + count, scores + padded, -std::numeric_limits<float>::max());
+  const float highest = *std::max_element(scores, scores + count);
+  Floats total{};
+  for (int64_t s = 0; s < padded; s += LANES) {
+    const Floats weights = exponential(load(scores + s) - highest);
+    store(scores + s, weights);
+    total += weights;
+  }
+  return sum(total);
+}
+
+template <int64_t V, class T>
+void attend_one(const float* query, const Rows<T>& shared_keys, const Rows<T>& shared_values, const Rows<T>& keys,
+                const Rows<T>& values, float* scores, float* out) {
+  Floats q[V], mixed[V];
+  for (int64_t v = 0; v < V; v++) {
+    q[v] = load(query + v * LANES);
+    mixed[v] = Floats{};
+  }
+  score<V>(q, shared_keys, scores);
+  score<V>(q, keys, scores + shared_keys.count);
+  const float total = unnormalised_softmax(scores, shared_keys.count + keys.count);
+  mix<V>(scores, shared_values, mixed);
+  mix<V>(scores + shared_values.count, values, mixed);
+  for (int64_t v = 0; v < V; v++) store(out + v * LANES, mixed[v] / total);
+}
+
+// The rows of image i and head h of a (B, H, S, D) tensor.
+template <class T>
+Rows<T> rows_of(const Tensor& x, int64_t i, int64_t h, int64_t count) {
+  return {static_cast<const T*>(x.const_data_ptr()) + i * x.stride(0) + h * x.stride(1), x.stride(2), count};
+}
+
+template <int64_t V, class T>
+void attend(const Tensor& query, const Tensor& keys, const Tensor& values, const int64_t* lengths,
+            const std::optional<Tensor>& shared_keys, const std::optional<Tensor>& shared_values, float* out) {
+  const int64_t images = query.size(0), heads = query.size(1), queries = query.size(2), width = query.size(3);
+  const int64_t prompts = shared_keys ? shared_keys->size(0) : images, group = images / prompts;
+  const int64_t shared = shared_keys ? shared_keys->size(2) : 0, room = shared + keys.size(2) + LANES;
+  const bool large = images * heads * queries * room * width > PARALLEL_FROM;
+#pragma omp parallel if (large)
+  {
+    std::vector<float> scores(room);
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < prompts * heads; item++) {
+      const int64_t prompt = item / heads, head = item % heads;
+      const Rows<T> none{nullptr, 0, 0};
+      const Rows<T> past_keys = shared ? rows_of<T>(*shared_keys, prompt, head, shared) : none;
+      const Rows<T> past_values = shared ? rows_of<T>(*shared_values, prompt, head, shared) : none;
+      for (int64_t image = prompt * group; image < (prompt + 1) * group; image++)
+        for (int64_t n = 0; n < queries; n++) {
+          const int64_t length = lengths[image * queries + n];
+          const float* q =
+              floats(query) + image * query.stride(0) + head * query.stride(1) + n * query.stride(2);
+          attend_one<V>(q, past_keys, past_values, rows_of<T>(keys, image, head, length),
+                        rows_of<T>(values, image, head, length), scores.data(),
+                        out + ((image * queries + n) * heads + head) * width);
+        }
+    }
+  }
+}
+
+template <class T>
+void attend_any_width(const Tensor& query, const Tensor& keys, const Tensor& values, const int64_t* lengths,
+                      const std::optional<Tensor>& shared_keys, const std::optional<Tensor>& shared_values,
+                      float* out) {
+  switch (query.size(3) / LANES) {
+#define CASE(V) \
+  case V: attend<V, T>(query, keys, values, lengths, shared_keys, shared_values, out); break;
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(12)
+#undef CASE
+  }
+}
+
+// Query (B, H, n, D), scaled, in float32; keys and values (B, H, S, D) in float32 or bfloat16, or (B, H, S, D + 4) as
+// `quantized_rows` makes them, of which each query sees the first `lengths` (B, n); and those of G prompts, (G, H, P, D), seen whole by B / G images each. Gives (B, n, H, D).
+Tensor cached_attention(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& lengths,
+                        const std::optional<Tensor>& shared_keys, const std::optional<Tensor>& shared_values) {
+  Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), query.size(3)});
+  const Tensor counts = torch::stable::contiguous(lengths);
+  const int64_t* count = static_cast<const int64_t*>(counts.const_data_ptr());
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  if (keys.scalar_type() == ScalarType::Float)
+    attend_any_width<float>(query, keys, values, count, shared_keys, shared_values, to);
+  else if (keys.scalar_type() == ScalarType::Char)
+    attend_any_width<int8_t>(query, keys, values, count, shared_keys, shared_values, to);
+  else
+    attend_any_width<BFloat16>(query, keys, values, count, shared_keys, shared_values, to);
+  return out;
+}
+
+// Vectors (..., D) of float32 as int8, the largest number of each becoming 127, and behind them its scale: (..., D + 4).
+Tensor quantized_rows(const Tensor& x) {
+  const Tensor in = torch::stable::contiguous(x);
+  const int64_t width = in.size(in.dim() - 1), num = in.numel() / std::max<int64_t>(width, 1);
+  std::vector<int64_t> shape;
+  for (int64_t axis = 0; axis < in.dim() - 1; axis++) shape.push_back(in.size(axis));
+  shape.push_back(width + SCALE_BYTES);
+  Tensor out = torch::stable::new_empty(in, shape, ScalarType::Char);
+  int8_t* to = static_cast<int8_t*>(out.mutable_data_ptr());
+  const float* from = floats(in);
+  for (int64_t row = 0; row < num; row++, from += width, to += width + SCALE_BYTES) {
+    float largest = std::numeric_limits<float>::min();
+    bool is_number = true;
+    for (int64_t i = 0; i < width; i++) {
+      largest = std::max(largest, std::fabs(from[i]));
+      is_number = is_number && std::isfinite(from[i]);
+    }
+    const float scale = is_number ? largest / 127 : std::numeric_limits<float>::quiet_NaN();
+    for (int64_t i = 0; i < width; i++) to[i] = is_number ? static_cast<int8_t>(std::lrint(from[i] / scale)) : 0;
+    std::memcpy(to + width, &scale, SCALE_BYTES);
+  }
+  return out;
+}
+
+}  // namespace

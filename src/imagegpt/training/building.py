@@ -1,0 +1,147 @@
+"""Making the model that a recipe asks for, and turning what became of it into files."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from imagegpt.checkpoints.loading import check_fit, find_folder, load_config, load_model, load_processor
+from imagegpt.config import ImageGPTConfig
+from imagegpt.model.base import ImageGPTPreTrainedModel
+from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.training.images import Data
+from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, Loss
+from imagegpt.training.recipes import ObjectiveRecipe, Recipe
+from imagegpt.training.two_heads import GeneratorAndClassifier
+
+_OBJECTIVES = {"autoregressive": Autoregressive, "bert": Bert, "classification": Classification, "joint": Joint}
+
+
+def build_loss(recipe: Recipe, data: Data) -> Loss:
+    """The model of a recipe together with its objective; fresh weights depend on the recipe's seed alone.
+
+    Raises: ValueError or OSError, in one sentence, if model, data and objective do not fit together.
+    """
+    objective = recipe.objective
+    if objective.needs_labels and data.classes is None:
+        raise ValueError(
+            f"objective.name is {objective.name!r}, and the images of data.train = {data.name} have no labels: put "
+            "them into a folder for each class, or choose autoregressive or bert"
+        )
+    torch.manual_seed(recipe.training.seed)
+    generator = _generator(recipe, data)
+    _choose_attention(generator, recipe.training.attention)
+    if not objective.needs_labels:
+        return Loss(generator, _objective(objective))
+    assert data.classes is not None
+    config = _with_classes(generator.config, data.classes)
+    classifier = ImageGPTForImageClassification(config)
+    if objective.name == "joint":
+        return Loss(GeneratorAndClassifier(generator, classifier), _objective(objective))
+    classifier.transformer = generator.transformer
+    return Loss(classifier, _objective(objective))
+
+
+def rebuilt(weights: dict[str, Tensor], model: nn.Module) -> ImageGPTPreTrainedModel:
+    """A model of its own around weights, which are not copied.
+
+    Args:
+        weights: by the names of `model`.
+        model: what kind it is; in place of one with both heads the classifier is built.
+    """
+    kind: Any = type(model)
+    if isinstance(model, GeneratorAndClassifier):
+        kind = ImageGPTForImageClassification
+        weights = {name: weight for name, weight in weights.items() if not name.startswith("lm_head.")}
+    with torch.device("meta"):
+        empty = kind(model.config)
+    empty.load_state_dict(weights, assign=True)
+    return empty.eval()
+
+
+def save_model(weights: dict[str, Tensor], model: nn.Module, processor: ImageGPTImageProcessor, folder: Path) -> None:
+    """Write a model as transformers does, with its processor; each file is there whole or not at all.
+
+    Args:
+        weights: of the model, by its names.
+        model: see `rebuilt`.
+        processor: goes along.
+        folder: is there.
+    """
+    with tempfile.TemporaryDirectory(prefix=".saving.", dir=folder) as temporary:
+        making = Path(temporary)
+        try:
+            rebuilt(weights, model).save_pretrained(making)
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"the model cannot be written to {folder} ({error}): make room there") from error
+        processor.save_pretrained(making)
+        mode = (making / "config.json").stat().st_mode  # safetensors alone writes files that only their owner may read
+        # The weights come last: where they are, everything that belongs to them is.
+        for file in sorted(making.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            file.chmod(mode)
+            file.replace(folder / file.name)
+
+
+def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:
+    wants_causal = recipe.objective.name != "bert"
+    if recipe.model.pretrained is None:
+        sizes = {"num_colors": data.palette.num_colors, "num_pixels": data.num_pixels}
+        return ImageGPTForCausalImageModeling(recipe.model.config(**sizes, is_causal=wants_causal))
+    folder = find_folder(recipe.model.pretrained)
+    config = load_config(folder)
+    check_fit(config, data.processor, where=f"the data {data.name}")
+    own = load_processor(folder, config).palette
+    if own is not None and own != data.palette:
+        raise ValueError(
+            f"the model {recipe.model.pretrained} has another palette than the data {data.name}: encode them with "
+            f"--palette {recipe.model.pretrained}"
+        )
+    if config.is_causal != wants_causal:
+        kinds = {True: "causal", False: "bidirectional"}
+        raise ValueError(
+            f"the model {recipe.model.pretrained} is {kinds[config.is_causal]}, and objective.name = "
+            f"{recipe.objective.name!r} needs a {kinds[wants_causal]} one"
+        )
+    model = load_model(folder)
+    for name, value in recipe.model.options().items():
+        if name.endswith("pdrop"):
+            _set_dropout(model, name, value)
+    return model
+
+
+def _choose_attention(model: ImageGPTForCausalImageModeling, name: str) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"training.attention is {name!r}, which cannot run here ({reason}): choose sdpa") from error
+
+
+def _set_dropout(model: ImageGPTForCausalImageModeling, name: str, value: float) -> None:
+    """Dropout is the run's, not that of the run which made the weights."""
+    setattr(model.config, name, value)
+    transformer: Any = model.transformer
+    if name == "embd_pdrop":
+        transformer.drop.p = value
+        return
+    if name == "resid_pdrop":  # that of the attention weights is read from the configuration
+        for block in transformer.h:
+            block.attn.resid_dropout.p = block.mlp.dropout.p = value
+
+
+def _with_classes(config: ImageGPTConfig, classes: list[str]) -> ImageGPTConfig:
+    names = dict(enumerate(classes))
+    own = {**config.to_dict(), "id2label": names, "label2id": {name: index for index, name in names.items()}}
+    return ImageGPTConfig.from_dict({**own, "shift_inputs": True, "problem_type": "single_label_classification"})
+
+
+def _objective(recipe: ObjectiveRecipe) -> Any:
+    options = {
+        "bert": {"mask_probability": recipe.mask_probability},
+        "joint": {"generative_weight": recipe.generative_weight},
+    }
+    return _OBJECTIVES[recipe.name](**options.get(recipe.name, {}))

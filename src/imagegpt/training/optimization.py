@@ -1,0 +1,93 @@
+"""Updating weights: AdamW in two groups, the rate's way up and down, and an average of the weights."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from imagegpt.training.recipes import TrainingRecipe
+
+
+def learning_rate(step: int, recipe: TrainingRecipe) -> float:
+    """The rate of step 0, 1, ...: up a line to the highest, then down half a cosine that ends at 0, or level."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    left = (recipe.num_steps - step) / max(1, recipe.num_steps - recipe.warmup_steps)
+    return recipe.learning_rate * 0.5 * (1 - math.cos(math.pi * left))
+
+
+def build_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.AdamW:
+    """AdamW over two groups: the projections' matrices, which decay, and the rest, which does not.
+
+    Its moments are there from the beginning: of an optimiser without any, torch's checkpoints make a step of their own.
+    """
+    decayed, rest, seen = [], [], set[int]()
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                (decayed if weight.ndim > 1 and not isinstance(module, nn.Embedding) else rest).append(weight)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    betas = (recipe.beta1, recipe.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
+    for weight in (*decayed, *rest):
+        optimizer.state[weight] = {
+            "step": torch.zeros((), device=weight.device),
+            "exp_avg": torch.zeros_like(weight, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(weight, requires_grad=False),
+        }
+    return optimizer
+
+
+def local(weight: Tensor) -> Tensor:
+    """What this process has of a weight: all of it, or its shard, in the memory that the weight is in."""
+    return cast(Tensor, weight.to_local()) if isinstance(weight, DTensor) else weight
+
+
+def whole(value: Tensor) -> Tensor:
+    """A value that may be spread over processes, on this one."""
+    return cast(Tensor, value.full_tensor()) if isinstance(value, DTensor) else value
+
+
+class AveragedWeights:
+    """A running average of a model's weights; early on it forgets faster, so that it forgets how they were drawn.
+
+    Args:
+        model: whose weights are followed. Where they are shards, the average is sharded alike.
+        decay: of the average, per step, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._model = model
+        self.weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the weights after step 0, 1, ..."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, weight in self._model.named_parameters():
+            local(self.weights[name]).lerp_(local(weight), share)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While it lasts, the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._model.named_parameters():
+            mine, average = local(weight), local(self.weights[name])
+            kept = mine.clone()
+            mine.copy_(average)
+            average.copy_(kept)

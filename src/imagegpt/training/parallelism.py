@@ -1,0 +1,71 @@
+"""Making a model ready to be trained: on its device, its blocks compiled, its weights copied or sharded.
+
+What one process would compute, many compute together: gradients are means over the processes, each of which has equally
+many images, and so equal the mean over the whole batch.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from imagegpt.training.objectives import Loss
+from imagegpt.training.recipes import TrainingRecipe
+from imagegpt.training.world import World
+
+
+def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
+    """Bring a loss to its device and wrap it as the recipe says; the model in it is changed in place.
+
+    Returns: what to call with a batch.
+    """
+    loss.to(world.device)
+    transformer: Any = cast(Any, loss.model).transformer
+    if recipe.gradient_checkpointing:
+        with warnings.catch_warnings():
+            # The name that transformers 5.17 knows; 5.23 would rather have another.
+            warnings.simplefilter("ignore", FutureWarning)
+            transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.compile:
+        for block in transformer.h:
+            block.compile()
+    if world.size == 1:
+        return loss
+    if recipe.parallel == "fsdp":
+        _shard(loss, transformer, init_device_mesh(world.device.type, (world.size,)))
+        return loss
+    return DistributedDataParallel(loss)
+
+
+@contextmanager
+def synchronised(wrapped: nn.Module, is_last: bool) -> Iterator[None]:
+    """Forward and backward within it exchange gradients in the last of the passes of a step only."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(is_last)
+        yield
+    elif isinstance(wrapped, DistributedDataParallel) and not is_last:
+        with wrapped.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model, gathered from its shards, in the memory of the main process; empty in the others."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    gathered = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    return {name: weight.detach().cpu() for name, weight in gathered.items()}
+
+
+def _shard(loss: Loss, transformer: Any, mesh: DeviceMesh) -> None:
+    for block in transformer.h:
+        fully_shard(block, mesh=mesh)
+    # The rest, embeddings and heads, belongs to the root. It is sharded again after each pass, because averaged weights
+    # may be put in its place between two.
+    fully_shard(loss, mesh=mesh, reshard_after_forward=True)

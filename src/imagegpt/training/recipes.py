@@ -1,0 +1,271 @@
+"""Recipes: everything that decides what a training run does, in frozen dataclasses. `reading` makes them of YAML.
+
+Unknown keys, values of the wrong kind, impossible sizes and contradictions are refused in one sentence that names the
+fields. `resolved` is the recipe with every default spelt out, which is written beside what was trained.
+"""
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from imagegpt.config import NAMED_SIZES, ImageGPTConfig
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_LARGEST_SEED = (1 << 63) - 1  # what torch takes
+
+
+def _no_bool(value: Any) -> Any:
+    """Python and pydantic count true as 1."""
+    if isinstance(value, bool):
+        raise ValueError("it must be a number")  # noqa: TRY004 - pydantic reports ValueError only
+    return value
+
+
+_Number = BeforeValidator(_no_bool)
+
+Count = Annotated[int, _Number, Field(ge=1)]
+FromZero = Annotated[int, _Number, Field(ge=0)]
+Seed = Annotated[int, _Number, Field(ge=0, le=_LARGEST_SEED)]
+Positive = Annotated[float, _Number, Field(gt=0)]
+NotNegative = Annotated[float, _Number, Field(ge=0)]
+Share = Annotated[float, _Number, Field(ge=0, lt=1)]
+BetweenZeroAndOne = Annotated[float, _Number, Field(gt=0, lt=1)]
+
+ObjectiveName = Literal["autoregressive", "bert", "joint", "classification"]
+AugmentationName = Literal["none", "flip", "reflect-crop-flip", "random-resized-crop"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelRecipe:
+    """The architecture. Colours and pixels are those of the data.
+
+    Args:
+        size: one of the paper's, instead of `n_layer`, `n_embd` and `n_head`.
+        n_layer: blocks.
+        n_embd: width.
+        n_head: attention heads.
+        pretrained: a model to go on from (its name or folder), instead of all of the above.
+        resid_pdrop: dropout on what is added to the stream; the paper has none, as for the next two.
+        embd_pdrop: dropout on the embeddings.
+        attn_pdrop: dropout on the attention weights.
+        use_bias: biases in the projections, as transformers wants them; the paper has none.
+        init_scheme: how fresh weights are drawn; "openai" starts at a loss of ln V exactly.
+    """
+
+    size: str | None = None
+    n_layer: Count | None = None
+    n_embd: Count | None = None
+    n_head: Count | None = None
+    pretrained: str | None = None
+    resid_pdrop: Share = 0.0
+    embd_pdrop: Share = 0.0
+    attn_pdrop: Share = 0.0
+    use_bias: bool = False
+    init_scheme: Literal["openai", "transformers"] = "openai"
+
+    def __post_init__(self) -> None:
+        shape = {name: getattr(self, name) for name in ("n_layer", "n_embd", "n_head")}
+        given = [name for name, value in shape.items() if value is not None]
+        if self.pretrained is not None and (self.size is not None or given):
+            other = "size" if self.size is not None else given[0]
+            raise ValueError(f"model.pretrained and model.{other} were both given: the shape is the model's, drop one")
+        if self.pretrained is not None:
+            return
+        if self.size is not None and given:
+            raise ValueError(f"model.size and model.{given[0]} were both given: give the size, or the numbers")
+        if self.size is None and len(given) < len(shape):
+            missing = next(name for name in shape if name not in given)
+            raise ValueError(f"model.{missing} is missing: give n_layer, n_embd and n_head, or a size")
+        if self.size is not None and self.size not in NAMED_SIZES:
+            raise ValueError(f"model.size is {self.size!r}: choose one of {', '.join(NAMED_SIZES)}")
+        if self.n_embd is not None and self.n_head is not None and self.n_embd % self.n_head:
+            raise ValueError(
+                f"model.n_embd is {self.n_embd}, which model.n_head = {self.n_head} does not divide: "
+                "choose a width that is a multiple of the number of heads"
+            )
+
+    def config(self, *, num_colors: int, num_pixels: int, is_causal: bool, **others: Any) -> ImageGPTConfig:
+        """The configuration of a new model for such images."""
+        assert self.pretrained is None, "a pretrained model has its own configuration"
+        own = {"n_layer": self.n_layer, "n_embd": self.n_embd, "n_head": self.n_head}
+        shape = own if self.size is None else {name: NAMED_SIZES[self.size][name] for name in own}
+        return ImageGPTConfig(
+            vocab_size=num_colors + 1, n_positions=num_pixels, is_causal=is_causal, **shape, **self.options(), **others
+        )
+
+    def options(self) -> dict[str, Any]:
+        """The fields that are a configuration's, shape left out."""
+        names = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "use_bias", "init_scheme")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataRecipe:
+    """The images.
+
+    Args:
+        train: "digits", a folder that `imagegpt encode` made, or images of any kind it reads.
+        validation: the same, for images to watch; None sets some of `train` aside.
+        test: the same, for the number that is reported in the end; None reports none.
+        validation_share: of the training images that is set aside, at least one, where `validation` is None.
+        augmentation: what is done to training images on the fly.
+        palette: an .npy file, a folder or a model, for images that are not encoded.
+        side: pixels along each edge, for images that are not encoded.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+    """
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    validation_share: BetweenZeroAndOne = 0.04
+    augmentation: AugmentationName = "none"
+    palette: str | None = None
+    side: Count | None = None
+    num_workers: FromZero = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ObjectiveRecipe:
+    """What is minimised; see `imagegpt.training.objectives`.
+
+    Args:
+        name: which.
+        mask_probability: of each pixel being hidden, for "bert" only.
+        generative_weight: of the pixels' loss, for "joint" only.
+    """
+
+    name: ObjectiveName = "autoregressive"
+    mask_probability: BetweenZeroAndOne = 0.15
+    generative_weight: NotNegative = 1.0
+
+    def __post_init__(self) -> None:
+        for field, owner, default in (("mask_probability", "bert", 0.15), ("generative_weight", "joint", 1.0)):
+            if self.name != owner and getattr(self, field) != default:
+                raise ValueError(
+                    f"objective.{field} is {getattr(self, field)} and objective.name is {self.name!r}: it is for "
+                    f"{owner!r} only, drop one"
+                )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it learns classes."""
+        return self.name in ("joint", "classification")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainingRecipe:
+    """How the weights are updated. Where nothing is said, the paper's value, or what suits a small data set.
+
+    Args:
+        num_steps: updates.
+        batch_size: images in a step, of all processes together.
+        micro_batch: images a process works on at a time, gradients being accumulated; None is all of its share.
+        learning_rate: at its highest, after the warm-up.
+        warmup_steps: over which the rate rises linearly.
+        schedule: what follows: half a cosine down to 0 (the paper), or no change.
+        beta1: of AdamW.
+        beta2: of AdamW; the paper saw loss spikes at 0.999.
+        weight_decay: of AdamW, on matrices; not on embeddings, biases and gains. The paper has none.
+        max_grad_norm: longer gradients are shortened to this.
+        average_decay: of the running average of the weights, per step; the average is what is kept. 0 keeps the last.
+        precision: of the arithmetic; weights and sums stay in float32.
+        compile: compile the blocks.
+        gradient_checkpointing: compute activations again for the backward pass, which takes a third more time and far
+            less memory.
+        attention: transformers' name of the kernel.
+        parallel: with several processes: copies of the weights ("ddp") or shards ("fsdp").
+        seed: of the weights, the order of the images, augmentation, masks and dropout.
+    """
+
+    num_steps: Count
+    batch_size: Count = 128
+    micro_batch: Count | None = None
+    learning_rate: Positive = 0.003
+    warmup_steps: FromZero = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: Positive = 1.0
+    average_decay: Share = 0.99
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps >= self.num_steps and self.warmup_steps:
+            raise ValueError(
+                f"training.warmup_steps is {self.warmup_steps} and training.num_steps {self.num_steps}: "
+                "the warm-up must be shorter than the run"
+            )
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"training.batch_size is {self.batch_size}, which training.micro_batch = {self.micro_batch} does not "
+                "divide: choose a divisor"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WatchRecipe:
+    """What happens beside the updates.
+
+    Args:
+        validate_every: steps between two validations.
+        validation_images: at most so many are scored; None means all.
+        patience: validations without a new best after which the run ends; None never ends it early.
+        checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: how many of them are kept; with two, a damaged one does no harm.
+        spike_nats: a loss this much above the mean of the last 100 steps takes the run back to the last checkpoint
+            that is older than the trouble, and on with other images; None never does.
+        max_rollbacks: after which the run ends.
+        samples: images drawn at each validation; 0 draws none.
+        trackers: where numbers go beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow ...
+    """
+
+    validate_every: Count = 100
+    validation_images: Count | None = None
+    patience: Count | None = None
+    checkpoint_every: Count = 500
+    keep_checkpoints: Annotated[int, _Number, Field(ge=2)] = 2
+    spike_nats: Positive | None = None
+    max_rollbacks: FromZero = 5
+    samples: FromZero = 16
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CardRecipe:
+    """What the model's card says that numbers cannot. None leaves it general.
+
+    Args:
+        title: of the card.
+        description: what the model is and is for; its first sentence is what `imagegpt models` shows.
+        data: where the images are from, and their licence.
+        license: of the weights.
+    """
+
+    title: str | None = None
+    description: str | None = None
+    data: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Recipe:
+    """A training run."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    training: TrainingRecipe
+    objective: ObjectiveRecipe = ObjectiveRecipe()
+    watch: WatchRecipe = WatchRecipe()
+    card: CardRecipe = CardRecipe()
+
+    def resolved(self) -> str:
+        """The recipe as YAML, every default spelt out; reading it gives this recipe again."""
+        return yaml.safe_dump(TypeAdapter(Recipe).dump_python(self, mode="json"), sort_keys=False)

@@ -1,0 +1,30 @@
+"""A model with both heads, for fine-tuning: the paper trains on pixels and classes together.
+
+Axis letters: B images, T positions, V colours, K classes.
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+
+
+class GeneratorAndClassifier(nn.Module):
+    """The body of a model, its head for pixels, and a head for classes.
+
+    Args:
+        generator: a causal model; its weights are used, not copied.
+        classifier: made for the same configuration; its head is used, not copied.
+    """
+
+    def __init__(self, generator: ImageGPTForCausalImageModeling, classifier: ImageGPTForImageClassification) -> None:
+        super().__init__()
+        self.config = classifier.config
+        self.transformer = generator.transformer
+        self.lm_head = generator.lm_head
+        self.score = classifier.score
+
+    def forward(self, tokens: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b t v"], Float[Tensor, "b k"]]:
+        """Logits of the pixels and of the classes, from the start token and all pixels but the last."""
+        features = self.transformer(tokens, use_cache=False).last_hidden_state
+        return self.lm_head(features), self.score(features.mean(dim=1))

@@ -1,0 +1,33 @@
+"""From the bundled model to a classifier, as in the paper: the loss of the pixels beside that of the classes."""
+
+import pytest
+import torch
+from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForImageClassification as Reference
+
+from helpers import largest_difference
+from imagegpt import ImageGPTForImageClassification
+from imagegpt.data.digits import load_digits
+from imagegpt.runs import Run
+from imagegpt.runs.scores import classify
+from imagegpt.training.reading import find_recipe, read_recipe
+from imagegpt.training.world import World
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.timeout(900)
+def test_the_bundled_model_learns_to_read(tmp_path):
+    run = Run(read_recipe(find_recipe("finetune")), tmp_path / "m", World(torch.device("cpu")))
+    run.train()
+    said, right = classify(tmp_path / "m", run.data.test)
+    assert len(said) == 360
+    assert (said == right).mean() >= 0.97
+    ours = ImageGPTForImageClassification.from_pretrained(tmp_path / "m").eval()
+    theirs = Reference.from_pretrained(tmp_path / "m").eval()
+    ids = load_digits().test.ids
+    shifted = torch.cat([torch.full((360, 1), 17), ids[:, :-1]], dim=1)  # theirs does not shift by itself
+    with torch.no_grad():
+        logits, reference = ours(ids).logits, theirs(shifted).logits
+    assert largest_difference(logits, reference) < 1e-4
+    assert logits.argmax(dim=1).equal(reference.argmax(dim=1))
+    assert (logits.argmax(dim=1).numpy() == said).all()

@@ -1,0 +1,229 @@
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagegpt import ColorPalette, ImageGPTImageProcessor
+from imagegpt.data.digits import load_digits
+from imagegpt.data.encoding import encode_images
+from imagegpt.training.images import data_for, open_data
+from imagegpt.training.recipes import DataRecipe
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+LABELS = np.arange(30) % 4
+PALETTE = ColorPalette.from_rgb(np.random.default_rng(5).integers(0, 256, (64, 3)))
+PROCESSOR = ImageGPTImageProcessor(PALETTE, size=8)
+IDS = PROCESSOR(PIXELS)["input_ids"]
+
+
+def recipe(train, **fields):
+    return DataRecipe(train=str(train), **fields)
+
+
+def generators(num, seed=0):
+    return [np.random.default_rng((seed, k)) for k in range(num)]
+
+
+def everything(images):
+    """All ids and labels, not augmented."""
+    return images.read(np.arange(len(images)), [])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Encoded images with numbered labels, others without, one with splits; the pictures; a palette."""
+    place = tmp_path_factory.mktemp("data")
+    np.savez(place / "labelled.npz", images=PIXELS, labels=LABELS)
+    np.save(place / "plain.npy", PIXELS)
+    np.savez(place / "some.npz", images=PIXELS, labels=np.where(np.arange(30) == 7, -1, LABELS))
+    (place / "splits").mkdir()
+    for name, rows in (("train", slice(0, 20)), ("validation", slice(20, 25)), ("test", slice(25, 30))):
+        np.savez(place / "splits" / f"{name}.npz", images=PIXELS[rows], labels=LABELS[rows])
+    for index, pixels in enumerate(PIXELS):
+        folder = place / "classes" / f"class{LABELS[index]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+    encode_images(place / "labelled.npz", place / "encoded", PROCESSOR)
+    encode_images(place / "plain.npy", place / "unlabelled", PROCESSOR)
+    encode_images(place / "some.npz", place / "partly", PROCESSOR)
+    encode_images(place / "splits", place / "encoded-splits", PROCESSOR)
+    encode_images(place / "classes", place / "encoded-classes", PROCESSOR)
+    other = ImageGPTImageProcessor(ColorPalette.grey(4), size=8)
+    encode_images(place / "labelled.npz", place / "grey", other)
+    PALETTE.save(place / "palette.npy")
+    return place
+
+
+def test_digits_are_those_that_ship():
+    data, digits = open_data(recipe("digits"), 0), load_digits()
+    for name in ("train", "validation", "test"):
+        ids, labels = everything(getattr(data, name))
+        assert (ids == getattr(digits, name).ids.numpy()).all()
+        assert (labels == getattr(digits, name).labels.numpy()).all()
+    assert (data.num_pixels, data.palette, data.classes) == (64, digits.palette, list("0123456789"))
+
+
+def test_encoded_images_are_set_aside_by_the_seed(place):
+    def parts(seed):
+        data = open_data(recipe(place / "encoded", validation_share=0.2), seed)
+        return everything(data.train)[0], everything(data.validation)[0]
+
+    train, validation = parts(0)
+    assert (len(train), len(validation)) == (24, 6)
+    rows = {row.tobytes() for row in (*train, *validation)}
+    assert rows == {row.tobytes() for row in IDS}
+    assert (parts(0)[1] == validation).all()
+    assert not (parts(1)[1] == validation).all()
+
+
+def test_what_is_set_aside_differs_not_with_how_it_is_stored(place):
+    """A run on pictures and one on their ids validate with the same images."""
+    encoded = open_data(recipe(place / "encoded", validation_share=0.2), 3)
+    pictures = open_data(
+        recipe(place / "labelled.npz", validation_share=0.2, palette=str(place / "palette.npy"), side=8), 3
+    )
+    assert (everything(encoded.train)[0] == everything(pictures.train)[0]).all()
+    assert (everything(encoded.validation)[0] == everything(pictures.validation)[0]).all()
+
+
+def test_at_least_one_image_is_set_aside(place):
+    data = open_data(recipe(place / "encoded", validation_share=0.001), 0)
+    assert (len(data.train), len(data.validation)) == (29, 1)
+
+
+def test_labels_without_names_are_numbers(place):
+    data = open_data(recipe(place / "encoded"), 0)
+    assert data.classes == ["0", "1", "2", "3"]
+    ids, labels = everything(data.train)
+    assert all(label == LABELS[(row == IDS).all(axis=1)][0] for row, label in zip(ids, labels, strict=True))
+
+
+def test_labels_with_names_keep_them(place):
+    assert open_data(recipe(place / "encoded-classes"), 0).classes == ["class0", "class1", "class2", "class3"]
+    pictures = recipe(place / "classes", palette=str(place / "palette.npy"), side=8)
+    assert open_data(pictures, 0).classes == ["class0", "class1", "class2", "class3"]
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "partly"])
+def test_without_a_label_for_each_there_are_no_classes(place, name):
+    data = open_data(recipe(place / name), 0)
+    assert data.classes is None
+    assert everything(data.train)[1] is None
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_splits_are_found(place, encoded):
+    fields = {} if encoded else {"palette": str(place / "palette.npy"), "side": 8}
+    data = open_data(recipe(place / ("encoded-splits" if encoded else "splits"), **fields), 0)
+    for part, rows in ((data.train, slice(0, 20)), (data.validation, slice(20, 25)), (data.test, slice(25, 30))):
+        assert (everything(part)[0] == IDS[rows]).all()
+
+
+def test_parts_may_come_from_elsewhere(place):
+    data = open_data(
+        recipe(place / "unlabelled", validation=str(place / "encoded"), test=str(place / "encoded-splits")), 0
+    )
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [30, 30, 5]
+
+
+@pytest.mark.parametrize("augmentation", ["flip", "reflect-crop-flip"])
+def test_ids_and_pictures_are_moved_alike_and_for_training_only(place, augmentation):
+    encoded = open_data(recipe(place / "encoded", augmentation=augmentation), 0)
+    pictures = open_data(
+        recipe(place / "labelled.npz", augmentation=augmentation, palette=str(place / "palette.npy"), side=8), 0
+    )
+    for data in (encoded, pictures):
+        rows = np.array([3, 3, 3, 3, 3, 3, 3, 3])
+        ids, _ = data.train.read(rows, generators(8))
+        again, _ = data.train.read(rows, generators(8))
+        assert (ids == again).all()
+        assert len({row.tobytes() for row in ids}) > 1
+        still, _ = data.validation.read(np.zeros(4, int), generators(4))
+        assert len({row.tobytes() for row in still}) == 1
+    moved = np.sort(encoded.train.read(np.arange(20), generators(20))[0], axis=1)
+    if augmentation == "flip":
+        assert (moved == np.sort(everything(encoded.train)[0][:20], axis=1)).all()
+
+
+def test_random_crops_are_validated_by_the_middle(place):
+    data = open_data(
+        recipe(place / "plain.npy", augmentation="random-resized-crop", palette=str(place / "palette.npy"), side=8), 0
+    )
+    rows = np.array([2, 2])
+    first, second = data.train.read(rows, generators(2))[0]
+    assert not (first == second).all()
+    first, second = data.validation.read(np.array([0, 0]), generators(2))[0]
+    assert (first == second).all()
+
+
+def test_data_can_be_sent_to_a_worker(place):
+    for train in ("encoded", "unlabelled", "encoded-splits"):
+        data = open_data(recipe(place / train, augmentation="flip"), 0)
+        copy = pickle.loads(pickle.dumps(data.train))
+        assert (copy.read(np.arange(5), generators(5))[0] == data.train.read(np.arange(5), generators(5))[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("train", "fields", "message"),
+    [
+        ("digits", {"palette": "x.npy"}, "data.train is digits and data.palette 'x.npy': digits have their own"),
+        ("digits", {"side": 16}, "data.train is digits and data.side 16: digits have their own, leave it out"),
+        (
+            "digits",
+            {"augmentation": "random-resized-crop"},
+            "data.augmentation is 'random-resized-crop', and data.train",
+        ),
+        ("encoded", {"side": 16}, "data.side is 16, but .*encoded is encoded already: leave it out"),
+        ("encoded", {"palette": "x.npy"}, r"data.palette is 'x.npy', but .*encoded is encoded already: leave it out"),
+        ("encoded", {"augmentation": "random-resized-crop"}, "data.augmentation is 'random-resized-crop', and data.t"),
+        (
+            "encoded",
+            {"validation": "grey"},
+            "data.train and data.validation differ in palette or size: encode them alike",
+        ),
+        (
+            "encoded-classes",
+            {"test": "encoded"},
+            "data.train and data.test differ in their classes: encode both from one",
+        ),
+        (
+            "encoded",
+            {"validation_share": 0.999},
+            "data.validation_share is 0.999 of 30 images, which leaves none to train",
+        ),
+        ("plain.npy", {}, "data.palette is missing, and .*plain.npy is not encoded: give data.palette and data.side"),
+        ("plain.npy", {"palette": "palette.npy"}, "data.side is missing, and .*plain.npy is not encoded"),
+        ("plain.npy", {"palette": "no.npy", "side": 8}, "no.npy"),
+        ("nothing", {}, "data.palette is missing, and .*nothing is not encoded"),
+        ("nothing", {"palette": "palette.npy", "side": 8}, "there are no images at '.*nothing': check the path"),
+        ("encoded", {"test": "nothing"}, "there is no folder .*nothing: encode images into it first"),
+    ],
+)
+def test_what_does_not_fit_is_refused(place, train, fields, message):
+    train = train if train == "digits" else place / train
+    paths = {
+        name: str(place / value) if name in ("palette", "validation", "test") and value != "x.npy" else value
+        for name, value in fields.items()
+    }
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        open_data(recipe(train, **paths), 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_encoded_images_are_refused(place, tmp_path):
+    shutil.copytree(place / "encoded", tmp_path / "half")
+    manifest = tmp_path / "half" / "encoding.json"
+    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    with pytest.raises(ValueError, match="was stopped before its end: give the same imagegpt encode again"):
+        open_data(recipe(tmp_path / "half"), 0)
+
+
+def test_images_to_try_a_model_on(place):
+    assert len(data_for("digits", "m", ImageGPTImageProcessor(ColorPalette.grey(17), size=8)).test) == 360
+    assert len(data_for(str(place / "splits"), "m", PROCESSOR).test) == 5
+    with pytest.raises(ValueError, match=r"the model m makes images of 16 pixels, those of digits have 64"):
+        data_for("digits", "m", ImageGPTImageProcessor(ColorPalette.grey(17), size=4))
+    with pytest.raises(ValueError, match=r"the model m has another palette than .*grey"):
+        data_for(str(place / "grey"), "m", PROCESSOR)
