@@ -26,7 +26,7 @@ def _no_graphs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(caches))
         yield
-    assert not list(caches.glob("imagegpt/*/*")), "a test compiled that did not mean to"
+    assert not list(caches.glob("imagegpt/*/*.pt2")), "a test compiled that did not mean to"  # kernels are quick
 
 
 @pytest.fixture(autouse=True)
