@@ -53,6 +53,19 @@ def print_ratio(text: str, result: Mapping[str, float]) -> None:
     print(f"{text}: {result['median']:.2f}x  ({result['min']:.2f} .. {result['max']:.2f})")
 
 
+def print_ratios(seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Both libraries in both precisions against each other; prints and returns the ratios."""
+    ratios = {
+        "float32": timing.ratio(seconds, "transformers float32", "imagegpt float32"),
+        "bfloat16": timing.ratio(seconds, "transformers bfloat16", "imagegpt bfloat16"),
+        "bfloat16_against_float32": timing.ratio(seconds, "transformers float32", "imagegpt bfloat16"),
+    }
+    print_ratio("float32 to float32", ratios["float32"])
+    print_ratio("bfloat16 to bfloat16", ratios["bfloat16"])
+    print_ratio("our bfloat16 to their float32", ratios["bfloat16_against_float32"])
+    return ratios
+
+
 def finish(name: str, options: argparse.Namespace, results: Mapping[str, Any]) -> None:
     """Print the JSON line that makes a result reproducible: what ran, on what, with which versions and settings."""
     settings = {key: str(value) for key, value in vars(options).items()}

@@ -9,8 +9,7 @@ the only one it has. Before anything is timed, the float32 logits are compared.
 
 import torch
 
-from _common import both_models, finish, measure, parser, print_ratio, print_times
-from imagegpt.benchmarking.timing import ratio
+from _common import both_models, finish, measure, parser, print_ratios, print_times
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,14 +39,7 @@ def main() -> None:
         seconds = measure(contestants, options.repeats)
 
     print_times(seconds)
-    results = {
-        "float32": ratio(seconds, "transformers float32", "imagegpt float32"),
-        "bfloat16": ratio(seconds, "transformers bfloat16", "imagegpt bfloat16"),
-        "bfloat16_against_float32": ratio(seconds, "transformers float32", "imagegpt bfloat16"),
-    }
-    print_ratio("float32 to float32", results["float32"])
-    print_ratio("bfloat16 to bfloat16", results["bfloat16"])
-    print_ratio("our bfloat16 to their float32", results["bfloat16_against_float32"])
+    results = print_ratios(seconds)
     finish("forward", options, {"seconds": seconds, "ratios": results, "max_logit_difference": difference})
 
 

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from _common import both_models, finish, measure, parser, print_ratio, print_times
+from _common import both_models, finish, measure, parser, print_ratios, print_times
 from imagegpt.benchmarking.memory import in_use
-from imagegpt.benchmarking.timing import ratio
 from imagegpt.training.objectives import Batch, with_start_token
 from imagegpt.training.optimization import build_optimizer
 from imagegpt.training.recipes import TrainingRecipe
@@ -53,14 +52,7 @@ def main() -> None:
     print(f"{options.size}, {options.batch} images, {options.device}")
     print(f"gradients differ by {difference:.1e} of their norm")
     print_times(seconds)
-    results = {
-        "float32": ratio(seconds, "transformers float32", "imagegpt float32"),
-        "bfloat16": ratio(seconds, "transformers bfloat16", "imagegpt bfloat16"),
-        "bfloat16_against_float32": ratio(seconds, "transformers float32", "imagegpt bfloat16"),
-    }
-    print_ratio("float32 to float32", results["float32"])
-    print_ratio("bfloat16 to bfloat16", results["bfloat16"])
-    print_ratio("our bfloat16 to their float32", results["bfloat16_against_float32"])
+    results = print_ratios(seconds)
     memory = {} if options.no_memory else _print_memory(options, list(contestants))
     finish("train_step", options, {"seconds": seconds, "ratios": results, "bytes": memory})
 

@@ -1,7 +1,8 @@
 """Every command and every Python block of README and docs is run, so that none of them can rot.
 
 A block opens with ```bash or ```python; ```bash slow takes minutes and runs with `-m slow`. Commands run in an empty
-folder that holds the repository's `examples`. `make` targets are what CI itself runs; here they must exist.
+folder that holds the repository's `examples`, and a user's `photos`. `make` targets are what CI itself runs; here they
+must exist.
 """
 
 import os
@@ -58,7 +59,7 @@ def test_commands_run(block, workplace):
         elif words[0] == "git":
             assert words[1] == "clone", line
         elif words[0] != "cd":
-            assert words[0] in ("imagegpt", "python"), f"who runs {words[0]}?"
+            assert words[0] in ("imagegpt", "python", "torchrun"), f"who runs {words[0]}?"
             done = run(line, workplace)
             assert done.returncode == 0, f"{line}\n{done.stderr}"
 

@@ -3,9 +3,14 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_POINTS = 2000
 
@@ -18,11 +23,7 @@ def loss_curve(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[i
         validation: steps and losses of held-out images.
     Returns: a PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(7, 4)
     width = max(1, math.ceil(len(losses) / _MOST_POINTS))
     groups = [losses[start : start + width] for start in range(0, len(losses), width)]
     means = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
@@ -35,9 +36,7 @@ def loss_curve(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[i
     axes.set(xlabel="step", ylabel="loss")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    return content.getvalue()
+    return _png(figure)
 
 
 def confusion_picture(counts: Int64[np.ndarray, "k k"], classes: Sequence[str]) -> bytes:
@@ -48,11 +47,7 @@ def confusion_picture(counts: Int64[np.ndarray, "k k"], classes: Sequence[str]) 
         classes: their names.
     Returns: a PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 0.5 * len(classes), 1.5 + 0.5 * len(classes)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(1.5 + 0.5 * len(classes), 1.5 + 0.5 * len(classes))
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), classes, rotation=90)
@@ -63,6 +58,36 @@ def confusion_picture(counts: Int64[np.ndarray, "k k"], classes: Sequence[str]) 
             if count:
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+    return _png(figure)
+
+
+def rate_picture(losses: Sequence[tuple[float, float]], chosen: float) -> bytes:
+    """Draw what learning rates led to.
+
+    Args:
+        losses: rates, ascending, and their validation losses.
+        chosen: one of them.
+    Returns: a PNG.
+    """
+    figure, axes = _figure(7, 4)
+    axes.plot(*zip(*losses, strict=True), color="#1f4e8c", marker="o", markersize=4)
+    axes.axvline(chosen, color="#9db7d9", linestyle="--", label=f"largest without harm: {chosen:g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()

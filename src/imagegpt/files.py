@@ -1,9 +1,10 @@
-"""Writing files so that they appear whole or not at all, and what a PNG of ours says about itself."""
+"""Writing files so that they appear whole or not at all, locking folders, and what a PNG of ours says about itself."""
 
 import contextlib
 import io
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,33 @@ def atomic_write(path: Path, content: bytes, what: str) -> None:
     finally:
         with contextlib.suppress(OSError):  # where it could not be made, it cannot be removed
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes out of a folder. The system lets go of the lock however the process ends; no file is left.
+
+    Args:
+        folder: it must exist.
+        doing: what the holder does with it, for the error: "encodes images into", for example.
+    Raises: ValueError if another process holds it.
+    """
+    try:
+        import fcntl  # Windows has none
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process {doing} {folder}: wait for it, or end it first") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def png_bytes(image: "Image.Image", facts: Mapping[str, Any], version: str) -> bytes:

@@ -6,7 +6,7 @@ Axis letters: H height, W width, C channels.
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -30,25 +30,41 @@ def read_image(image: Any, background: tuple[int, int, int]) -> Image.Image | UI
     raise ValueError(f"a {type(image).__name__} is no image: give a path, a Pillow image, an array or a tensor")
 
 
-def _file_to_rgb(path: Path, background: tuple[int, int, int]) -> Image.Image:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}: check the path, and download images from the web first")
+def open_picture(file: Path | BinaryIO, name: str) -> Image.Image:
+    """Open an image file; its pixels are decoded later.
+
+    Args:
+        file: a path, or an open file.
+        name: of it, for the errors.
+    Raises: ValueError, with the name in it, if Pillow cannot read it or it has more pixels than Pillow allows.
+    """
     try:
         # Pillow's limit against decompression bombs is a mere warning up to twice its value.
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
+            return Image.open(file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{path} has more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}: shrink the image first"
+            f"{name} has more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}: shrink the image first"
         ) from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image that Pillow can read: convert it, for example to PNG") from error
-    except OSError as error:  # the system's errors carry a strerror, Pillow's do not
-        trouble = f"opened ({error.strerror})" if error.strerror else f"decoded, it may be truncated ({error})"
-        raise ValueError(f"{path} cannot be {trouble}: check the file") from error
-    with picture:
+        raise ValueError(f"{name} is not an image that Pillow can read: convert it, for example to PNG") from error
+    except Exception as error:  # Pillow's parsers raise whatever they stumble over
+        if isinstance(error, OSError) and error.strerror:  # the system's errors carry one, Pillow's do not
+            raise ValueError(f"{name} cannot be opened ({error.strerror}): check the file") from error
+        raise _undecodable(name, error) from error
+
+
+def _file_to_rgb(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: check the path, and download images from the web first")
+    with open_picture(path, str(path)) as picture:
         return _picture_to_rgb(_loaded(picture, str(path)), background)
+
+
+def _undecodable(name: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return ValueError(f"{name} cannot be decoded, it may be truncated ({reason}): check the file")
 
 
 def _loaded(picture: Image.Image, name: str) -> Image.Image:
@@ -61,8 +77,7 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
             return picture
         return ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow's decoders raise whatever their parsing stumbles over
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{name} cannot be decoded, it may be truncated ({reason}): check the file") from error
+        raise _undecodable(name, error) from error
 
 
 def _picture_to_rgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:

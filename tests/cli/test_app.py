@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from imagegpt.cli import _shared, app
+from imagegpt.cli import _progress, _shared, app
 
 COMMANDS = ["complete", "sample", "info", "models", "evaluate", "bench", "train"]
 
@@ -148,6 +148,6 @@ def test_the_garbage_of_other_programs_is_left_alone(run):
 
 
 def test_progress_is_silent_where_nobody_looks(capsys):
-    with _shared.working("working"), _shared.pixel_progress("drawing") as progress:
+    with _shared.working("working"), _progress.pixel_progress("drawing") as progress:
         progress(1, 2)
     assert capsys.readouterr() == ("", "")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imagegpt import ImageGPTPipeline
 from imagegpt.bulk import Workers
-from imagegpt.cli import _bulk
+from imagegpt.cli import _bulk, _progress
 from imagegpt.sampling import Sampler
 
 MODEL = ("--model", "./tiny")
@@ -176,11 +176,11 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, workers, asked, gpus, ex
     ],
 )
 def test_progress_in_words(numbers, expected):
-    assert _bulk.progress_text(*numbers) == expected
+    assert _progress.progress_text(*numbers) == expected
 
 
 def test_without_a_terminal_there_is_a_line_a_minute(run, workplace, monkeypatch):
-    monkeypatch.setattr(_bulk, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(_progress, "_LINE_EVERY_S", 0.0)
     err = run("sample", *MODEL, "--num", 4, "--batch-size", 2, "--out", "many")[2].splitlines()
     assert err[0] == "sampling: 0 of 4 images"
     assert all(line.startswith("sampling: ") for line in err)

@@ -1,5 +1,6 @@
 """Every kind of source gives the same pictures and labels for the same data, and every bad one a sentence."""
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt.data.examples import picture_from_bytes, trouble_with
+from imagegpt.data.examples import trouble_with
 from imagegpt.data.sources import list_splits, open_images
+from imagegpt.images import open_picture
 
 
 def read(source, processor):
@@ -166,7 +168,7 @@ def test_what_is_wrong_with_a_picture(tmp_path, processor, png):
     whole = png(np.zeros((4, 4, 3), np.uint8))
     for content, trouble in ((b"text", "unreadable"), (whole[:20], "unreadable")):
         with pytest.raises(ValueError, match=r"^row 1 (is not an image|cannot be decoded)") as caught:
-            picture_from_bytes(content, "row 1").load()
+            open_picture(io.BytesIO(content), "row 1").load()
         assert trouble_with(caught.value) == trouble
     with pytest.raises(FileNotFoundError) as missing:
         processor.to_rgb([tmp_path / "gone.png"])
@@ -177,7 +179,7 @@ def test_what_is_wrong_with_a_picture(tmp_path, processor, png):
 def test_a_decompression_bomb_is_huge(monkeypatch, png, share):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(share * 32 * 32))
     with pytest.raises(ValueError, match=r"^x has more pixels than Pillow's limit of \d+: shrink") as caught:
-        picture_from_bytes(png(np.zeros((32, 32, 3), np.uint8)), "x")
+        open_picture(io.BytesIO(png(np.zeros((32, 32, 3), np.uint8))), "x")
     assert trouble_with(caught.value) == "huge"
 
 

@@ -4,7 +4,6 @@ Files appear whole or not at all (`imagegpt.files.atomic_write`), so a file that
 is all the state there is.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -174,30 +173,6 @@ def remove_images(folder: Path, settings: RunSettings) -> None:
     for place in {(folder / path).parent for path, _ in settings.files(range(0, settings.num, _PNGS_A_FOLDER))}:
         if place != folder and place.is_dir():
             place.rmdir()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder. The system lets go of the lock however the process ends; no file is left.
-
-    Raises: ValueError if another process holds it.
-    """
-    try:
-        import fcntl  # Windows has none
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process draws images into {folder}: wait for it, or end it first") from None
-        except OSError:
-            pass  # some network file systems have no locks
-        yield
-    finally:
-        os.close(handle)
 
 
 def write_settings(folder: Path, settings: RunSettings) -> None:

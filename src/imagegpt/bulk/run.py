@@ -24,7 +24,7 @@ from imagegpt.bulk.folder import RunSettings
 from imagegpt.bulk.formats import check_format, count_images, encoder, missing_files
 from imagegpt.bulk.workers import Workers
 from imagegpt.config import ImageGPTConfig
-from imagegpt.files import atomic_write
+from imagegpt.files import atomic_write, locked
 from imagegpt.pipeline import ImageGPTPipeline
 from imagegpt.sampling import SamplingRules, image_seed
 
@@ -155,7 +155,7 @@ def _prepared(folder: Path, settings: RunSettings, block_is_given: bool, force: 
     is_new = not folder.exists()
     if is_new:
         folder.mkdir()
-    with places.locked(folder):
+    with locked(folder, "draws images into"):
         there = places.check_folder(folder)  # once more: nobody else may change it now
         try:
             if there is not None:

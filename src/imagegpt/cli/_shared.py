@@ -1,13 +1,12 @@
 """What the commands share: options, loading without noise, progress."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from imagegpt.pipeline import ImageGPTPipeline
@@ -86,14 +85,3 @@ class Loading:
                 decoder=self.decoder,
                 max_memory=None if self.max_memory is None else round(self.max_memory * 1e9),
             )
-
-
-@contextmanager
-def pixel_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, gone when done; gives the function to call with pixels done and pixels in all."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("pixels"))
-    console = stderr_console()
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -17,6 +17,7 @@ from imagegpt.cli.bench import bench
 from imagegpt.cli.complete import complete
 from imagegpt.cli.encode import encode
 from imagegpt.cli.evaluate import evaluate
+from imagegpt.cli.finetune import finetune
 from imagegpt.cli.info import info
 from imagegpt.cli.models import models
 from imagegpt.cli.palette import palette_app
@@ -39,6 +40,7 @@ app.command()(evaluate)
 app.command()(bench)
 app.add_typer(palette_app, name="palette")
 app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(finetune)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imagegpt.cli import _output, _shared
+from imagegpt.cli import _output, _progress, _shared
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,7 +70,7 @@ def complete(
     labels = [path.name for path in images]
     if gif is not None:
         _output.check_gif_size(completion_grid(originals, num_kept, [[image] * num for image in originals], labels))
-    with _shared.pixel_progress("completing") as progress:
+    with _progress.pixel_progress("completing") as progress:
         completions = pipe.complete_ids(
             ids[:, :num_kept], num=num, seed=seed, batch_size=batch_size, progress=progress, **options
         )

@@ -3,9 +3,6 @@
 The folder that is there may be an encoding that was stopped: the same command goes on.
 """
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from imagegpt.cli import _bulk, _shared
+from imagegpt.cli import _progress, _shared
 from imagegpt.cli.palette import SOURCE_HELP
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -47,7 +44,7 @@ def encode(
 
         _shared.quiet_libraries()
         processor = ImageGPTImageProcessor(find_palette(palette), size=size, resize_mode=resize)
-    with _stopping(out), _bulk._image_progress("encoding", shown=True) as progress:
+    with _progress.stopping(lambda: _how_to_go_on(out)), _progress.image_progress("encoding") as progress:
         report = encode_images(
             src, out, processor, split=split, num_workers=workers, max_broken=max_broken, on_progress=progress
         )
@@ -76,26 +73,8 @@ def find_palette(said: str) -> "ColorPalette":
     return ColorPalette.load(find_folder(said, weights=False) if source.folder is None else source.folder)
 
 
-class _Terminated(BaseException):
-    """SIGTERM came."""
-
-
-@contextmanager
-def _stopping(out: Path) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM say how to go on, and end with 130 or 143."""
-
-    def terminate(*_: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    except (KeyboardInterrupt, _Terminated) as stop:
-        told = f"stopped: the same command goes on from what is in {out}" if out.is_dir() else "stopped"
-        _shared.stderr_console().print(told, markup=False, soft_wrap=True)
-        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _how_to_go_on(out: Path) -> str:
+    return f"stopped: the same command goes on from what is in {out}" if out.is_dir() else "stopped"
 
 
 def _tell(report: "EncodingReport", out: Path) -> None:

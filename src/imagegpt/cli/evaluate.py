@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from imagegpt.cli import _shared
+from imagegpt.cli import _progress, _shared
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.evaluation.comparison import Score
@@ -32,8 +32,8 @@ def evaluate(
         folder = find_folder(model)
         config = load_config(folder)
         images = data_for(data, model, load_processor(folder, config))
-    with _shared.working("scoring"):
-        scores = score_folder(folder, images, name=model, device=chosen)
+    with _progress.image_progress("scoring") as progress:
+        scores = score_folder(folder, images, name=model, device=chosen, progress=progress)
     print_scores(scores, len(images.test or images.validation), data, "test" if images.test else "held-out")
 
 

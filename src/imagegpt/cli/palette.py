@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagegpt.cli import _bulk, _output, _shared
+from imagegpt.cli import _output, _progress, _shared
 from imagegpt.palette import PALETTE_FILE
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -49,7 +49,7 @@ def fit(
             from imagegpt.processing import ImageGPTImageProcessor
 
             source = open_images(src, split=split)
-        with _bulk._image_progress("reading", shown=True) as progress:
+        with _progress.image_progress("reading") as progress:
             fitted = fit_palette(
                 source,
                 colors,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from imagegpt.cli import _bulk, _output, _shared
+from imagegpt.cli import _bulk, _output, _progress, _shared
 
 if TYPE_CHECKING:
     from imagegpt.pipeline import ImageGPTPipeline, RuleOptions
@@ -85,7 +85,7 @@ def _draw_picture(
     size = pipe.processor.size["width"], pipe.processor.size["height"]
     if gif is not None:
         _output.check_gif_size(sample_grid([Image.new("L", size)] * num))
-    with _shared.pixel_progress("sampling") as progress:
+    with _progress.pixel_progress("sampling") as progress:
         images = pipe.sample(num, seed=seed, batch_size=batch_size, progress=progress, **rules)
     animations = {} if gif is None else {gif: appearing(lambda shown: sample_grid(images, num_shown=shown), size)}
     _output.write_pngs({**dict(zip(places, images, strict=False)), out: sample_grid(images)}, facts, animations)

@@ -26,7 +26,7 @@ from imagegpt.data.encoding_worker import ShardMaker, make_shard, start_worker
 from imagegpt.data.examples import ImageSource
 from imagegpt.data.palettes import checked_palette
 from imagegpt.data.sources import list_splits, open_images
-from imagegpt.files import atomic_write
+from imagegpt.files import atomic_write, locked
 from imagegpt.processing import ImageGPTImageProcessor
 
 Progress = Callable[[int, int], None]
@@ -343,7 +343,7 @@ def _claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"{folder} cannot be made ({error.strerror}): choose another place") from error
     try:
-        with places.locked(folder):
+        with locked(folder, "encodes images into"):
             yield
     finally:
         if is_new:

@@ -11,12 +11,11 @@ there are all the state there is, and the rest is written from them when the las
 Axis letters: n images, T pixels in raster order.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -266,30 +265,6 @@ def remove_temporaries(folder: Path) -> None:
     for path in folder.iterdir():
         if _lasting(path.name) != path.name:
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder. The system lets go of the lock however the process ends; no file is left.
-
-    Raises: ValueError if another process holds it.
-    """
-    try:
-        import fcntl  # Windows has none
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process encodes images into {folder}: wait for it, or end it first") from None
-        except OSError:
-            pass  # some network file systems have no locks
-        yield
-    finally:
-        os.close(handle)
 
 
 def check_pyarrow() -> None:

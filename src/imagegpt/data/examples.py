@@ -1,7 +1,6 @@
 """What every source of pictures has in common, and what is said of a picture that cannot be read."""
 
 import hashlib
-import io
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 UNLABELED = -1  # as in `datasets`
 
@@ -73,27 +72,6 @@ class ImageSource(ABC):
         for text in (str(len(self)), *(self.classes or ()), *self._identity()):
             digest.update(text.encode(errors="surrogateescape") + b"\0")
         return digest.hexdigest()[:16]
-
-
-def picture_from_bytes(content: bytes, name: str) -> Image.Image:
-    """Open the content of an image file; its pixels are decoded later.
-
-    Raises: ValueError, with `name` in it, if Pillow cannot read it or it has more pixels than Pillow allows.
-    """
-    try:
-        # Pillow's limit against decompression bombs is a mere warning up to twice its value.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(content))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{name} has more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,}: shrink the image first"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image that Pillow can read: convert it, for example to PNG") from error
-    except Exception as error:  # Pillow's parsers raise whatever they stumble over
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{name} cannot be decoded, it may be truncated ({reason}): check the file") from error
 
 
 def trouble_with(error: BaseException) -> Trouble:

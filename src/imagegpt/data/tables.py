@@ -5,14 +5,16 @@ cache. A picture is the content of an image file, as the hub keeps them, and is 
 stop at the first broken one.
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagegpt.data.examples import Example, ImageSource, in_one_line, missing_library, picture_from_bytes
+from imagegpt.data.examples import Example, ImageSource, in_one_line, missing_library
 from imagegpt.data.splits import canonical, in_order
+from imagegpt.images import open_picture
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema, Table
@@ -57,7 +59,7 @@ class TableSource(ImageSource):
         label = None if self._labels is None else self._labels[index]
         known = None if label is None or label < 0 else int(label)
         if content is not None:
-            return Example(image=picture_from_bytes(content, name), label=known, name=name)
+            return Example(image=open_picture(io.BytesIO(content), name), label=known, name=name)
         if path is None:
             raise ValueError(f"{name} is empty: there is no image in it")
         return Example(image=Path(path), label=known, name=name)

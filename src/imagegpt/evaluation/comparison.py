@@ -4,6 +4,7 @@ Axis letters: N images, T pixels in raster order.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,14 @@ class Parts:
     side: int
 
 
-def compare(model: ImageGPTForCausalImageModeling, parts: Parts, *, name: str, batch_size: int = 64) -> list[Score]:
+def compare(
+    model: ImageGPTForCausalImageModeling,
+    parts: Parts,
+    *,
+    name: str,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> list[Score]:
     """The test likelihoods of a model, of both baselines, and of knowing nothing, best first.
 
     Args:
@@ -57,8 +65,11 @@ def compare(model: ImageGPTForCausalImageModeling, parts: Parts, *, name: str, b
         parts: the images.
         name: of the model.
         batch_size: images the model scores at once.
+        progress: called with images that the model has scored, and images in all.
     """
-    return sorted([_of_model(model, parts, name, batch_size), *baselines(parts)], key=lambda one: one.nats)
+    nats = mean_nll(model, torch.from_numpy(parts.test), batch_size=batch_size, progress=progress)
+    own = Score(name=name, nats=nats, note=f"{model.num_parameters():,} parameters")
+    return sorted([own, *baselines(parts)], key=lambda one: one.nats)
 
 
 def baselines(parts: Parts) -> list[Score]:
@@ -75,8 +86,3 @@ def baselines(parts: Parts) -> list[Score]:
         Score(name="histogram", nats=nats(histogram), note="position"),
         Score(name="uniform", nats=math.log(num_colors), note=f"all {num_colors} colours alike"),
     ]
-
-
-def _of_model(model: ImageGPTForCausalImageModeling, parts: Parts, name: str, batch_size: int) -> Score:
-    nats = mean_nll(model, torch.from_numpy(parts.test), batch_size=batch_size)
-    return Score(name=name, nats=nats, note=f"{model.num_parameters():,} parameters")

@@ -3,6 +3,8 @@
 Axis letters: N images, B images at once, T pixels in raster order, V colours (the start token, sos, has id V).
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,7 +15,11 @@ from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 
 
 def pixel_nll(
-    model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "n t"], *, batch_size: int = 64
+    model: ImageGPTForCausalImageModeling,
+    ids: Int[Tensor, "n t"],
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Float[Tensor, "n t"]:
     """-ln p(pixel | the pixels before it), for each pixel; an image's sum is its exact negative log-likelihood.
 
@@ -21,6 +27,7 @@ def pixel_nll(
         model: a causal model; dropout is off during the call, and the model is left in the mode it was in.
         ids: whole images, T = n_positions, with ids 0 to V - 1.
         batch_size: images in one forward pass; it costs memory and changes the result by rounding at most.
+        progress: called with images done and images in all, after each pass.
     Returns: nats, float32 on the CPU, or float64 if the model is.
     Raises: ValueError if the model is bidirectional, for images of another length, ids that are no colours, or a
         batch size below 1.
@@ -29,6 +36,7 @@ def pixel_nll(
     sos, was_training = model.config.sos_token_id, model.training
     rows = []
     model.eval()
+    progress(0, len(ids))
     try:
         with torch.inference_mode():
             for batch in ids.split(batch_size):
@@ -38,14 +46,21 @@ def pixel_nll(
                 # In half precision a pixel's nats would be rounded to one part in 256.
                 by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
                 rows.append(functional.cross_entropy(by_class, pixels, reduction="none").cpu())
+                progress(sum(map(len, rows)), len(ids))
     finally:
         model.train(was_training)
     return torch.cat(rows)  # made outside inference mode, so that the caller may use it as any tensor
 
 
-def mean_nll(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "n t"], *, batch_size: int = 64) -> float:
+def mean_nll(
+    model: ImageGPTForCausalImageModeling,
+    ids: Int[Tensor, "n t"],
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> float:
     """The mean of `pixel_nll` over all pixels of all images, in nats per pixel, summed in float64."""
-    return float(pixel_nll(model, ids, batch_size=batch_size).double().mean())
+    return float(pixel_nll(model, ids, batch_size=batch_size, progress=progress).double().mean())
 
 
 def _check(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "..."], batch_size: int) -> None:

@@ -11,7 +11,7 @@ from imagegpt.curves import confusion_picture
 from imagegpt.evaluation.comparison import Score, baselines
 from imagegpt.files import atomic_write
 from imagegpt.runs.run import Run
-from imagegpt.runs.scores import classify, masked_nats, parts_of, score_folder
+from imagegpt.runs.scores import Progress, classify, masked_nats, parts_of, score_folder, silent
 
 CARD_FILE, CONFUSION_FILE = "README.md", "confusion.png"
 
@@ -30,7 +30,7 @@ library_name: imagegpt
   {hours} on {machine} (torch {torch}, {date}); all settings are in `recipe.yaml`.
 - Architecture: blocks {config.n_layer}, width {config.n_embd}, heads {config.n_head}, {biases} biases,
   {parameters:,} parameters; {pixels} pixels in {colors} colours.
-- Training: {objective}; AdamW ({training.beta1}, {training.beta2}), weight decay {training.weight_decay};
+- Training: {objective}{adapters}; AdamW ({training.beta1}, {training.beta2}), weight decay {training.weight_decay};
   {training.num_steps:,} steps of {training.batch_size} images; learning rate {training.learning_rate}
   after {training.warmup_steps:,} steps of warm-up, then {schedule}; dropout {config.resid_pdrop};
   augmentation: {augmentation}.
@@ -59,28 +59,29 @@ class Ending:
     next_command: str
 
 
-def finish(run: Run, out: Path, command: str) -> Ending:
+def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> Ending:
     """Score the best model of a run and write its card.
 
     Args:
         run: that has ended.
         out: its folder.
         command: that made it.
+        progress: called with images scored, and images in all.
     """
     data, objective = run.data, run.recipe.objective.name
     images = data.validation if data.test is None else data.test
     scores: list[Score] = []
     accuracy = None
     if objective == "autoregressive":
-        scores = score_folder(out, data, device=str(run.device))
+        scores = score_folder(out, data, device=str(run.device), progress=progress)
     elif objective == "bert":
         probability = run.recipe.objective.mask_probability
-        nats = masked_nats(out, images, probability=probability, device=str(run.device))
+        nats = masked_nats(out, images, probability=probability, device=str(run.device), progress=progress)
         note = f"{run.num_parameters:,} parameters, {probability:.0%} of the pixels hidden"
         own = Score(name="this model", nats=nats, note=note)
         scores = sorted([own, *baselines(parts_of(data))], key=lambda one: one.nats)
     else:
-        said, right = classify(out, images, device=str(run.device))
+        said, right = classify(out, images, device=str(run.device), progress=progress)
         accuracy = float((said == right).mean())
         assert data.classes is not None
         counts = np.zeros((len(data.classes), len(data.classes)), np.int64)
@@ -117,6 +118,7 @@ def _card(run: Run, ending: Ending, command: str) -> str:
         pixels=config.n_positions,
         colors=config.num_colors,
         objective=recipe.objective.name,
+        adapters=f", by LoRA of rank {recipe.model.lora_rank}, merged" if recipe.model.lora_rank else "",
         training=recipe.training,
         schedule="a cosine to 0" if recipe.training.schedule == "cosine" else "unchanged",
         augmentation=recipe.data.augmentation,

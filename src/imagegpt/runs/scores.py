@@ -1,5 +1,6 @@
 """What a trained model is worth on images that nothing was chosen with."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,16 @@ from imagegpt.training.order import masks
 _MOST_COUNTED = 50_000  # images the baselines count over: more take memory, and change little
 _AT_ONCE = 64
 
+Progress = Callable[[int, int], None]
 
-def score_folder(folder: Path, data: Data, *, name: str = "this model", device: str = "cpu") -> list[Score]:
+
+def silent(done: int, total: int) -> None:
+    """No progress is told."""
+
+
+def score_folder(
+    folder: Path, data: Data, *, name: str = "this model", device: str = "cpu", progress: Progress = silent
+) -> list[Score]:
     """Scores of a causal model on the test images, beside the baselines.
 
     Args:
@@ -25,9 +34,10 @@ def score_folder(folder: Path, data: Data, *, name: str = "this model", device: 
         data: with test images, or else its validation images are scored.
         name: of the model, for people.
         device: where it computes.
+        progress: called with images that the model has scored, and images in all.
     """
     model = load_model(folder, ImageGPTForCausalImageModeling, device=device)
-    return compare(model, parts_of(data), name=name)
+    return compare(model, parts_of(data), name=name, progress=progress)
 
 
 def parts_of(data: Data) -> Parts:
@@ -48,28 +58,39 @@ def ids_of(images: Images) -> np.ndarray:
 
 
 @torch.inference_mode()
-def classify(folder: Path, images: Images, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+def classify(
+    folder: Path, images: Images, *, device: str = "cpu", progress: Progress = silent
+) -> tuple[np.ndarray, np.ndarray]:
     """What a classifier says of images.
 
     Returns: the likeliest class of each, and the right one.
     """
     model = load_model(folder, ImageGPTForImageClassification, device=device)
     said, right = [], []
+    progress(0, len(images))
     for stretch in in_stretches(images, _AT_ONCE):
         assert stretch.labels is not None, "images to classify have labels"
         said.append(model(stretch.ids.to(device)).logits.argmax(dim=1).cpu().numpy())
         right.append(stretch.labels.numpy())
+        progress(sum(map(len, right)), len(images))
     return np.concatenate(said), np.concatenate(right)
 
 
 @torch.inference_mode()
 def masked_nats(
-    folder: Path, images: Images, *, probability: float = 0.15, seed: int = 0, device: str = "cpu"
+    folder: Path,
+    images: Images,
+    *,
+    probability: float = 0.15,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = silent,
 ) -> float:
     """Nats per hidden pixel of a bidirectional model, each pixel of each image being hidden with a probability."""
     assert not load_config(folder).is_causal, "a causal model hides nothing"
     model = load_model(folder, ImageGPTForCausalImageModeling, device=device)
     total, num = 0.0, 0
+    progress(0, len(images))
     for stretch in in_stretches(images, _AT_ONCE):
         places = np.arange(stretch.start, stretch.start + len(stretch.ids))
         hidden = torch.from_numpy(masks(seed, 0, places, stretch.ids.shape[1], probability))
@@ -77,4 +98,5 @@ def masked_nats(
         assert batch.masked is not None
         total += float(bert_loss(model, batch.ids, batch.masked)) * len(stretch.ids)
         num += len(stretch.ids)
+        progress(num, len(images))
     return total / num

@@ -161,6 +161,14 @@ class Head(nn.Module):
         return self.lm_head(self.ln_f(hidden)).float()
 
 
+def lay_out_for(model: ImageGPTForCausalImageModeling, compiler: Compiler | None) -> bool:
+    """Bring the weights into the kernels' layout where blocks will call kernels; whether they will."""
+    if compiler is None or not compiler.has_kernels(model.device):
+        return False
+    lay_out(model, "tiles")
+    return True
+
+
 class Decoder:
     """Feeds pixels to a model and gives the logits of those that come after.
 
@@ -173,9 +181,7 @@ class Decoder:
     def __init__(self, model: ImageGPTForCausalImageModeling, cache: StaticCache, compiler: Compiler | None) -> None:
         self.cache = cache
         self._model, self._compiler = model, compiler
-        self._with_kernels = compiler is not None and compiler.has_kernels(model.device)
-        if self._with_kernels:
-            lay_out(model, "tiles")
+        self._with_kernels = lay_out_for(model, compiler)
         self._embeddings = model.transformer.wte, model.transformer.wpe
         self._head = Head(model)
         self._blocks = [block for block in model.transformer.h if isinstance(block, ImageGPTBlock)]

@@ -22,7 +22,7 @@ from imagegpt.sampling import kernels
 from imagegpt.sampling.batch import Batch, draw_sequentially
 from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.compilation import Compiler
-from imagegpt.sampling.decoder import Decoder
+from imagegpt.sampling.decoder import Decoder, lay_out_for
 from imagegpt.sampling.parallel import ParallelStatistics, RunLength, draw_in_parallel
 from imagegpt.sampling.projections import Precision, check_precision, freeze
 from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts, num_shared_prompts
@@ -255,6 +255,7 @@ class Sampler:
             return self._room[1]
         self._room = None  # first make place
         compiler = self._compiler_for(num_images, num_pixels)
+        lay_out_for(self.model, compiler)  # before there is a cache, which can then take the place of what is freed
         self._cache_dtype = self._dtype_of_cache(compiler)
         # What is recorded on a GPU is used for other prompts, too, so there every image has a copy of its prompt.
         num_shared = len(prompts[0]) if device.type == "cpu" and num_shared_prompts(prompts) else 0

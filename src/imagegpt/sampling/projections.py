@@ -143,9 +143,11 @@ def freeze(
 
 def lay_out(model: nn.Module, layout: Layout) -> None:
     """Bring the projections of a frozen model into a layout, one after the other."""
-    for module in model.modules():
-        if isinstance(module, FrozenProjection):
-            module.lay_out(layout)
+    others = [module for module in model.modules() if isinstance(module, FrozenProjection) and module.layout != layout]
+    for module in others:
+        module.lay_out(layout)
+    if others:
+        _return_freed_memory()
 
 
 def is_exact(model: nn.Module) -> bool:

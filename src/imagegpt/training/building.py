@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +13,7 @@ from imagegpt.config import ImageGPTConfig
 from imagegpt.model.base import ImageGPTPreTrainedModel
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.training.adapters import adapter_rank, add_adapters, check_adapters
 from imagegpt.training.images import Data
 from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, Loss
 from imagegpt.training.recipes import ObjectiveRecipe, Recipe
@@ -35,6 +36,10 @@ def build_loss(recipe: Recipe, data: Data) -> Loss:
     torch.manual_seed(recipe.training.seed)
     generator = _generator(recipe, data)
     _choose_attention(generator, recipe.training.attention)
+    if recipe.model.lora_rank:
+        check_adapters()
+        add_adapters(generator.transformer, recipe.model.lora_rank)
+        generator.lm_head.requires_grad_(False)
     if not objective.needs_labels:
         return Loss(generator, _objective(objective))
     assert data.classes is not None
@@ -47,7 +52,7 @@ def build_loss(recipe: Recipe, data: Data) -> Loss:
 
 
 def rebuilt(weights: dict[str, Tensor], model: nn.Module) -> ImageGPTPreTrainedModel:
-    """A model of its own around weights, which are not copied.
+    """A model of its own around weights, which are not copied; adapters are added to the weights.
 
     Args:
         weights: by the names of `model`.
@@ -57,9 +62,14 @@ def rebuilt(weights: dict[str, Tensor], model: nn.Module) -> ImageGPTPreTrainedM
     if isinstance(model, GeneratorAndClassifier):
         kind = ImageGPTForImageClassification
         weights = {name: weight for name, weight in weights.items() if not name.startswith("lm_head.")}
+    rank = adapter_rank(cast(Any, model).transformer)
     with torch.device("meta"):
         empty = kind(model.config)
+        adapters = add_adapters(empty.transformer, rank) if rank else None
     empty.load_state_dict(weights, assign=True)
+    if adapters is not None:
+        adapters.merge_and_unload(safe_merge=True)  # on a copy of the weights
+        empty.requires_grad_(True)
     return empty.eval()
 
 

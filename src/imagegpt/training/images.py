@@ -165,7 +165,7 @@ def data_for(place: str, model: str, processor: ImageGPTImageProcessor) -> Data:
         processor: of the model; pictures are encoded with it.
     Raises: ValueError or OSError, in one sentence, if there are no such images, or their ids mean something else.
     """
-    if place == _DIGITS or _is_encoded(place):
+    if holds_ids(place):
         data = open_data(DataRecipe(train=place), seed=0)
         if data.num_pixels != processor.size["height"] * processor.size["width"]:
             raise ValueError(
@@ -304,6 +304,11 @@ def _moving(name: str) -> Augmentation | None:
             "pictures themselves, or choose flip or reflect-crop-flip"
         )
     return augmentation
+
+
+def holds_ids(place: str) -> bool:
+    """Whether images have ids of a palette already: digits, and what was encoded."""
+    return place == _DIGITS or _is_encoded(place)
 
 
 def _is_encoded(place: str) -> bool:

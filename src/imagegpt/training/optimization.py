@@ -30,10 +30,11 @@ def build_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Ada
     decayed, rest, seen = [], [], set[int]()
     for module in model.modules():
         for weight in module.parameters(recurse=False):
-            if id(weight) not in seen:
+            if weight.requires_grad and id(weight) not in seen:
                 seen.add(id(weight))
                 (decayed if weight.ndim > 1 and not isinstance(module, nn.Embedding) else rest).append(weight)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]  # of adapters, all weights are matrices
     betas = (recipe.beta1, recipe.beta2)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
     for weight in (*decayed, *rest):
@@ -66,13 +67,16 @@ class AveragedWeights:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self._model = model
-        self.weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        self.weights = {name: weight.detach().clone() for name, weight in self._trained()}
+
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, weight) for name, weight in self._model.named_parameters() if weight.requires_grad)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the weights after step 0, 1, ..."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, weight in self._model.named_parameters():
+        for name, weight in self._trained():
             local(self.weights[name]).lerp_(local(weight), share)
 
     @contextmanager
@@ -86,7 +90,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, weight in self._model.named_parameters():
+        for name, weight in self._trained():
             mine, average = local(weight), local(self.weights[name])
             kept = mine.clone()
             mine.copy_(average)

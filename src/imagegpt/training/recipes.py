@@ -47,6 +47,7 @@ class ModelRecipe:
         n_embd: width.
         n_head: attention heads.
         pretrained: a model to go on from (its name or folder), instead of all of the above.
+        lora_rank: of adapters that are trained in place of a pretrained model's weights, by peft; 0 trains the weights.
         resid_pdrop: dropout on what is added to the stream; the paper has none, as for the next two.
         embd_pdrop: dropout on the embeddings.
         attn_pdrop: dropout on the attention weights.
@@ -59,6 +60,7 @@ class ModelRecipe:
     n_embd: Count | None = None
     n_head: Count | None = None
     pretrained: str | None = None
+    lora_rank: FromZero = 0
     resid_pdrop: Share = 0.0
     embd_pdrop: Share = 0.0
     attn_pdrop: Share = 0.0
@@ -73,6 +75,11 @@ class ModelRecipe:
             raise ValueError(f"model.pretrained and model.{other} were both given: the shape is the model's, drop one")
         if self.pretrained is not None:
             return
+        if self.lora_rank:
+            raise ValueError(
+                f"model.lora_rank is {self.lora_rank} and model.pretrained is missing: adapters stand beside weights "
+                "that are good already, give a model or drop the rank"
+            )
         if self.size is not None and given:
             raise ValueError(f"model.size and model.{given[0]} were both given: give the size, or the numbers")
         if self.size is None and len(given) < len(shape):

@@ -33,11 +33,22 @@ struct Rows {
 
 template <int64_t V, class T>
 void score(const Floats (&query)[V], const Rows<T>& keys, float* scores) {
-  for (int64_t s = 0; s < keys.count; s++) {
+  const auto products = [&](const T* key) {
+    Floats of_key = query[0] * load(key);
+    for (int64_t v = 1; v < V; v++) of_key += query[v] * load(key + v * LANES);
+    return of_key;
+  };
+  int64_t s = 0;
+  for (; s + 4 <= keys.count; s += 4) {
+    const T* key[4];
+    for (int64_t k = 0; k < 4; k++) key[k] = keys.first + (s + k) * keys.stride;
+    const Four scales{scale_of<V>(key[0]), scale_of<V>(key[1]), scale_of<V>(key[2]), scale_of<V>(key[3])};
+    const Four four = sums(products(key[0]), products(key[1]), products(key[2]), products(key[3])) * scales;
+    std::memcpy(scores + s, &four, sizeof(four));
+  }
+  for (; s < keys.count; s++) {
     const T* key = keys.first + s * keys.stride;
-    Floats products = query[0] * load(key);
-    for (int64_t v = 1; v < V; v++) products += query[v] * load(key + v * LANES);
-    scores[s] = sum(products) * scale_of<V>(key);
+    scores[s] = sums(products(key), Floats{}, Floats{}, Floats{})[0] * scale_of<V>(key);
   }
 }
 
@@ -164,14 +175,14 @@ Tensor quantized_rows(const Tensor& x) {
   int8_t* to = static_cast<int8_t*>(out.mutable_data_ptr());
   const float* from = floats(in);
   for (int64_t row = 0; row < num; row++, from += width, to += width + SCALE_BYTES) {
-    float largest = std::numeric_limits<float>::min();
-    bool is_number = true;
-    for (int64_t i = 0; i < width; i++) {
-      largest = std::max(largest, std::fabs(from[i]));
-      is_number = is_number && std::isfinite(from[i]);
-    }
+    // Bits of numbers without their sign are ordered as the numbers are, and what is no number lies above them all.
+    uint32_t highest = bits_as<uint32_t>(std::numeric_limits<float>::min());
+    for (int64_t i = 0; i < width; i++) highest = std::max(highest, bits_as<uint32_t>(from[i]) & 0x7FFFFFFFu);
+    const float largest = bits_as<float>(highest), round = 12582912.0f;  // what is added to 1.5 * 2^23 becomes whole
+    const bool is_number = largest <= std::numeric_limits<float>::max();
     const float scale = is_number ? largest / 127 : std::numeric_limits<float>::quiet_NaN();
-    for (int64_t i = 0; i < width; i++) to[i] = is_number ? static_cast<int8_t>(std::lrint(from[i] / scale)) : 0;
+    for (int64_t i = 0; i < width; i++)
+      to[i] = is_number ? static_cast<int8_t>(bits_as<int32_t>(from[i] / scale + round) - bits_as<int32_t>(round)) : 0;
     std::memcpy(to + width, &scale, SCALE_BYTES);
   }
   return out;

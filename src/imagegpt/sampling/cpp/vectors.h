@@ -15,6 +15,8 @@ constexpr int64_t LANES = 16;
 constexpr int64_t PARALLEL_FROM = 1 << 16;  // multiplications below which waking a second thread takes longer
 
 typedef float Floats __attribute__((vector_size(64), aligned(4)));
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(32), aligned(2)));
@@ -52,13 +54,26 @@ inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = v
 inline Floats all(float value) { return Floats{} + value; }
 
 inline float sum(Floats x) {
-  typedef float Eight __attribute__((vector_size(32)));
-  typedef float Four __attribute__((vector_size(16)));
   const Eight eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
                       __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
   const Four four =
       __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
   return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+
+// The sums of four vectors, each in an order that does not depend on the others or on its place.
+inline Four sums(Floats a, Floats b, Floats c, Floats d) {
+#define PAIRS(x, y)                                                                                   \
+  (__builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +          \
+   __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31))
+  const Floats ab = PAIRS(a, b), cd = PAIRS(c, d);
+#undef PAIRS
+  const Floats fours = __builtin_shufflevector(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+                       __builtin_shufflevector(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  const Eight eight = __builtin_shufflevector(fours, fours, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(fours, fours, 8, 9, 10, 11, 12, 13, 14, 15);
+  return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
 }
 
 // e^x for x <= 0 to 2e-7: 2^n from the bits of n, times the series of e^r with |r| <= ln(2) / 2.

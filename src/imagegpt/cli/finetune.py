@@ -1,0 +1,73 @@
+"""`imagegpt finetune`: from a model and labelled images to a classifier."""
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imagegpt.cli import _shared, _training
+from imagegpt.cli.train import BeginAnewOption, OutOption, SetOption
+
+if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
+    from imagegpt.training.recipes import Recipe
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(help="A bundled model, a folder, or owner/model.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="digits, a folder that `imagegpt encode` made, or a folder of images with a subfolder for each class.",
+            show_default=False,
+        ),
+    ],
+    out: OutOption,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name or .yaml file.", show_default="finetune-MODEL if there is one, or finetune"),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(help="Train adapters of this rank and the head, not the model's weights.", min=1),
+    ] = None,
+    changes: SetOption = None,
+    device: _shared.DeviceOption = None,
+    force: BeginAnewOption = False,
+) -> None:
+    """Make a classifier of a model, and report its accuracy on held-out images, with a picture of what it confuses.
+
+    It may be killed: the same command goes on where the last checkpoint is. With torchrun it trains on many processes.
+    """
+    options = [] if recipe is None else ["--recipe", recipe]
+    options += [] if lora is None else ["--lora", str(lora)]
+    options += [word for change in changes or () for word in ("--set", change)]
+
+    def choose() -> "Recipe":
+        asked = [] if lora is None else [f"model.lora_rank={lora}"]
+        return classifier_recipe(model, data, recipe, [*asked, *(changes or ())])
+
+    def command(folder: str) -> str:
+        return shlex.join(["imagegpt", "finetune", model, data, "--out", folder, *options])
+
+    _training.train_in_folder(choose, out, command, device=device, force=force)
+
+
+def classifier_recipe(model: str, data: str, recipe: str | None, changes: list[str]) -> "Recipe":
+    """The recipe for a classifier; pictures that are not encoded get the model's own palette and size.
+
+    Raises: ValueError or OSError, in one sentence, if there is no such recipe or model, or the changes cannot be made.
+    """
+    from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
+    from imagegpt.training.images import holds_ids
+    from imagegpt.training.reading import find_recipe, known_recipes, read_recipe
+
+    own = f"finetune-{model}"
+    name = recipe or (own if own in known_recipes() else "finetune")
+    folder = find_folder(model)
+    given = {"model.pretrained": model, "data.train": data}
+    if not holds_ids(data):
+        processor = load_processor(folder, load_config(folder))
+        given |= {"data.palette": model, "data.side": processor.size["height"]}
+    chosen = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    return read_recipe(find_recipe(name), [*chosen, *changes])

@@ -1,0 +1,183 @@
+"""The paper's search for the learning rate: the largest that does no harm to validation, found by short runs.
+
+    OUT/rates.json   the rates that were tried, with their validation losses
+    OUT/rates.png    a picture of them
+    OUT/trial/       the run of the rate that is being tried
+
+The paper compared whole runs. Short ones like somewhat higher rates than long ones do; all else is as in the recipe,
+with the warm-up and the cosine shortened alike.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from imagegpt.curves import rate_picture
+from imagegpt.files import atomic_write
+from imagegpt.runs.run import Run, Told
+from imagegpt.training.recipes import Recipe
+from imagegpt.training.world import World
+
+TRIALS_FILE, PICTURE_FILE, _TRIAL = "rates.json", "rates.png", "trial"
+HARM = 0.005  # a validation loss worse than the best by more than this share of it
+_MOST_TRIALS = 12
+_LEAST_STEPS = 100
+
+
+class RateSearch:
+    """A search in a folder; the same recipe in the same folder goes on.
+
+    Args:
+        recipe: whose rate is where the search begins.
+        out: the folder.
+        world: the processes that do it.
+        num_steps: of each trial; None is a tenth of the recipe's, at least 100 if it has so many.
+        force: begin anew if the folder holds a search, of whatever recipe.
+    Raises: ValueError or OSError, in one sentence, if the folder has no place for it, or the trial cannot be so short.
+    """
+
+    def __init__(
+        self, recipe: Recipe, out: Path, world: World, *, num_steps: int | None = None, force: bool = False
+    ) -> None:
+        all_steps = recipe.training.num_steps
+        self._steps = min(all_steps, max(_LEAST_STEPS, all_steps // 10)) if num_steps is None else num_steps
+        if self._steps > all_steps:
+            raise ValueError(f"a trial of {self._steps} steps is longer than the run of {all_steps}: choose fewer")
+        self._recipe, self._out, self._world = recipe, out, world
+        self.losses: dict[float, float] = {}
+        self._claim_folder(force)
+
+    def next_rate(self) -> float | None:
+        """What to try next; None if the answer is known.
+
+        Raises: ValueError if so many rates were tried that there is none.
+        """
+        rate = next_rate(self.losses, self._recipe.training.learning_rate)
+        if rate is not None and len(self.losses) >= _MOST_TRIALS:
+            raise ValueError(
+                f"{len(self.losses)} rates from {min(self.losses):g} to {max(self.losses):g} have no largest one that "
+                f"does no harm, see {self._out / TRIALS_FILE}: begin elsewhere, with another training.learning_rate"
+            )
+        return rate
+
+    @property
+    def chosen(self) -> float:
+        """The largest rate of those tried that does no harm."""
+        return largest_without_harm(self.losses)
+
+    def recipe_for(self, rate: float) -> Recipe:
+        """The recipe of a trial."""
+        training, steps = self._recipe.training, self._steps
+        warmup = round(training.warmup_steps * steps / training.num_steps)
+        return replace(
+            self._recipe,
+            training=replace(training, num_steps=steps, learning_rate=rate, warmup_steps=min(warmup, steps - 1)),
+            watch=replace(
+                self._recipe.watch,
+                validate_every=steps,
+                checkpoint_every=max(1, min(self._recipe.watch.checkpoint_every, steps)),
+                patience=None,
+                spike_nats=None,
+                samples=0,
+                trackers=(),
+            ),
+        )
+
+    def try_rate(
+        self,
+        rate: float,
+        *,
+        on_step: Callable[[Told], None] = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> float | None:
+        """Train with a rate, and keep the validation loss at the end; None if it was stopped.
+
+        Args:
+            rate: of `next_rate`.
+            on_step: called in the main process after each step.
+            should_stop: asked after each step.
+        """
+        recipe = self.recipe_for(rate)
+        run = Run(recipe, self._out / _TRIAL, self._world, on_step=on_step, should_stop=should_stop)
+        try:
+            if run.train().how == "stopped":
+                return None
+            loss = run.progress.last["total"]
+        except FloatingPointError:
+            loss = math.inf
+        self.losses[rate] = loss if math.isfinite(loss) else math.inf
+        self._world.wait()
+        if self._world.is_main:
+            self._write()
+            shutil.rmtree(self._out / _TRIAL)
+        self._world.wait()
+        return loss
+
+    def _claim_folder(self, force: bool) -> None:
+        out, file = self._out, self._out / TRIALS_FILE
+        if not out.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {out.parent}: make it, or choose another place")
+        if out.exists() and not out.is_dir():
+            raise FileExistsError(f"{out} is a file: choose another place")
+        if out.is_dir() and not file.is_file() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise FileExistsError(f"{out} exists and holds no search for a rate: choose another place")
+        there = _read(file) if file.is_file() and not force else None
+        if there is not None and there["recipe"] != self._identity():
+            raise ValueError(f"{out} holds the search of another recipe: choose another place, or --force")
+        self._world.wait()  # until all have looked at it
+        if there is not None:
+            self.losses = {float(rate): float(loss) for rate, loss in there["losses"].items()}
+        if self._world.is_main:
+            out.mkdir(exist_ok=True)
+            if force and (out / _TRIAL).exists():
+                shutil.rmtree(out / _TRIAL)
+            self._write()
+        self._world.wait()
+
+    def _identity(self) -> str:
+        return self.recipe_for(self._recipe.training.learning_rate).resolved()
+
+    def _write(self) -> None:
+        losses = {str(rate): str(loss) for rate, loss in sorted(self.losses.items())}  # JSON has no infinity
+        content = json.dumps({"losses": losses, "recipe": self._identity()}, indent=2) + "\n"
+        atomic_write(self._out / TRIALS_FILE, content.encode(), "the rates that were tried")
+        finite = [(rate, loss) for rate, loss in sorted(self.losses.items()) if math.isfinite(loss)]
+        if finite:
+            atomic_write(self._out / PICTURE_FILE, rate_picture(finite, self.chosen), "the picture of the rates")
+
+
+def largest_without_harm(losses: Mapping[float, float]) -> float:
+    """The largest rate whose loss is as good as the best, within `HARM`; the smallest if all diverged."""
+    best = min(losses.values())
+    if not math.isfinite(best):
+        return min(losses)
+    return max(rate for rate, loss in losses.items() if loss <= best + HARM * abs(best))
+
+
+def next_rate(losses: Mapping[float, float], first: float) -> float | None:
+    """Which rate to try: twice and half the one that looks right, until both are known.
+
+    Args:
+        losses: of the rates tried so far.
+        first: where to begin.
+    Returns: a rate, or None if the largest without harm has a harmful one above it, and none that is better below.
+    """
+    if not losses:
+        return first
+    chosen = largest_without_harm(losses)
+    diverged = not math.isfinite(losses[chosen])
+    return next(
+        (rate for rate in (2 * chosen, chosen / 2) if rate not in losses and not (diverged and rate > chosen)), None
+    )
+
+
+def _read(file: Path) -> dict[str, dict[str, str]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        _ = content["recipe"], {float(rate): float(loss) for rate, loss in content["losses"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged: choose another place, or begin anew with --force") from error
+    return content

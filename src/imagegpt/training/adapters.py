@@ -1,0 +1,46 @@
+"""Fine-tuning with few weights: LoRA by the library peft, merged into the model when it is saved.
+
+Source: "LoRA: Low-Rank Adaptation of Large Language Models" (Hu et al., 2021). Beside each projection x W stands
+x A B * 2, A being (in, rank) and B (rank, out), of which B begins at zero; W stands still.
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft import LoraModel
+
+_PROJECTIONS = ["c_attn", "q_attn", "c_proj", "c_fc"]
+_NAME = "default"  # under which peft knows them
+_SCALE = 2  # peft's lora_alpha over the rank
+
+
+def check_adapters() -> None:
+    """See that adapters can be made here.
+
+    Raises: ValueError if the library is missing.
+    """
+    if find_spec("peft") is None:
+        raise ValueError("model.lora_rank needs the library peft: pip install 'imagegpt[train]', or leave it at 0")
+
+
+def add_adapters(transformer: nn.Module, rank: int) -> "LoraModel":
+    """Put adapters beside all projections of a body, in place, and freeze everything else in it.
+
+    Args:
+        transformer: of a model; its `config` says how many heads were pruned and such, and is left as it is.
+        rank: of the adapters.
+    Returns: peft's handle; its `merge_and_unload` adds the adapters to the weights and removes them.
+    """
+    from peft import LoraConfig, LoraModel
+
+    config = LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules=_PROJECTIONS, fan_in_fan_out=True)
+    return LoraModel(transformer, config, _NAME)
+
+
+def adapter_rank(transformer: Any) -> int:
+    """The rank of a body's adapters, 0 if it has none."""
+    configs = getattr(transformer, "peft_config", None)
+    return configs[_NAME].r if configs else 0
