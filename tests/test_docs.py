@@ -13,7 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
@@ -31,7 +33,27 @@ def blocks(language):
 @pytest.fixture
 def workplace(tmp_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    take_photos(tmp_path / "photos")
     return tmp_path
+
+
+def take_photos(folder):
+    """200 files as people have them: JPEG and PNG, some grey, some see-through, one broken, one gigantic."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(198):
+        height, width = random.integers(20, 60, 2)
+        down, across = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
+        first, second, third = random.integers(0, 256, (3, 3))
+        photo = Image.fromarray(
+            (first + (second - first) * down * (1 - across) + (third - first) * across * down).astype(np.uint8)
+        )
+        ImageDraw.Draw(photo).ellipse((5, 5, width - 8, height - 8), fill=tuple(map(int, second)))
+        photo = photo.convert(("RGB", "RGB", "L", "RGBA")[index % 4])
+        photo.save(folder / f"{index}.{'png' if index % 4 == 3 or index % 3 == 0 else 'jpg'}")
+    whole = (folder / "0.png").read_bytes()
+    (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (20_000, 10_000)).save(folder / "huge.png")
 
 
 def run(command, cwd):

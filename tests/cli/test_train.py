@@ -392,3 +392,33 @@ def test_encoded_pictures_are_trained_on(run, tmp_path, monkeypatch):
     assert ImageGPTForCausalImageModeling.from_pretrained("m").config.vocab_size == 6
     assert run("sample", "--model", "./m", "--num", 1, "--out", "sample.png")[0] == 0
     assert "plain, 27 images to train, 3 to validate, 0 to test." in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_looking_for_a_learning_rate(run, tmp_path, monkeypatch):
+    out = tmp_path / "rates"
+    words = changes(training__learning_rate="0.5", training__num_steps="20")
+    code, told, err = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)
+    assert code == 0, err
+    assert {path.name for path in out.iterdir()} == {"rates.json", "rates.png"}
+    chosen = re.search(r"│ (\S+) +│ \d\.\d{4} +│ the largest without harm │", told)[1]
+    assert f"Next: imagegpt train digits --out model {shlex.join(words)} --set training.learning_rate={chosen}" in err
+    again = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)
+    assert again[1] == told
+    assert "validation" not in again[2]  # nothing was tried again
+    assert run("train", "digits", "--out", tmp_path / "m", "--find-lr-steps", 3)[0] == 2
+
+
+def test_being_stopped_while_scoring(run, tmp_path, monkeypatch):
+    out = tmp_path / "m"
+
+    def terminated(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imagegpt.runs.card.score_folder", terminated)
+        code, _, err = run("train", "digits", "--out", out, *changes())
+    assert code == 143
+    assert f"stopped while scoring; the model is in {out}" in err
+    assert not (out / "README.md").exists()
+    assert run("train", "digits", "--out", out, *changes())[0] == 0
+    assert (out / "README.md").is_file()

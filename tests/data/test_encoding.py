@@ -9,10 +9,11 @@ from datasets import ClassLabel, List, Value, load_from_disk
 from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.data import encoding, encoding_folder, encoding_worker
+from imagegpt.data import encoding, encoding_worker
 from imagegpt.data.encoded import EncodedImages
 from imagegpt.data.encoding import default_shard_size, encode_images
 from imagegpt.data.sources import open_images
+from imagegpt.files import locked
 
 
 def contents(folder):
@@ -260,7 +261,7 @@ def test_other_settings_are_refused(tmp_path, arrays, processor, palette, rgb, m
 def test_two_processes_do_not_share_a_folder(tmp_path, arrays, processor):
     (tmp_path / "out").mkdir()
     with (
-        encoding_folder.locked(tmp_path / "out"),
+        locked(tmp_path / "out", "encodes images into"),
         pytest.raises(ValueError, match=r"^another process encodes images into .*out: wait for it, or end it first$"),
     ):
         encode_images(arrays, tmp_path / "out", processor)

@@ -105,7 +105,10 @@ def test_every_recipe_that_ships_can_be_read_and_begins_with_its_command(name):
     path = known_recipes()[name]
     recipe = read_recipe(path)
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert f"imagegpt train {name} " in lines[0] or f"imagegpt {name} " in lines[0]
+    assert (
+        f"imagegpt {name.replace('-digits', ' digits') if name.startswith('finetune') else f'train {name}'} "
+        in lines[0]
+    )
     head = "\n".join(line for line in lines if line.startswith("#"))
     assert "Cost:" in head
     assert "Expect" in head

@@ -1,0 +1,123 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagegpt import ImageGPTForImageClassification
+from imagegpt.checkpoints.loading import find_folder, load_model
+from imagegpt.training.reading import read_recipe
+from imagegpt.training.trainer import Trainer
+
+QUICK = [
+    word
+    for change in ("num_steps=4", "warmup_steps=1", "batch_size=4", "precision=float32")
+    for word in ("--set", f"training.{change}")
+]
+QUICK += ["--set", "watch.validate_every=2", "--set", "watch.checkpoint_every=2"]
+
+
+@pytest.fixture
+def photos(workplace):
+    """Dark and light pictures of two classes, in folders, larger than the model's images."""
+    for label, base in (("dark", 30), ("light", 200)):
+        (workplace / "photos" / label).mkdir(parents=True)
+        for index in range(20):
+            noise = np.random.default_rng(index).integers(0, 40, (9, 12, 3))
+            Image.fromarray((base + noise).astype(np.uint8)).save(workplace / "photos" / label / f"{index}.png")
+    return workplace / "photos"
+
+
+def recipe_of(folder):
+    return read_recipe(folder / "recipe.yaml")
+
+
+def test_pictures_in_class_folders_get_the_models_palette_and_size(run, workplace, photos):
+    code, out, err = run("finetune", "./tiny", "photos", "--out", "reader", *QUICK)
+    assert code == 0, err
+    assert re.fullmatch(r"\d+\.\d% of 2 validation images are classified rightly\n", out)
+    classifier = ImageGPTForImageClassification.from_pretrained("reader")
+    assert classifier.config.id2label == {0: "dark", 1: "light"}
+    assert classifier.config.n_positions == 16
+    with Image.open("reader/confusion.png") as picture:
+        assert min(picture.size) > 100
+    data = recipe_of(workplace / "reader").data
+    assert (data.train, data.palette, data.side) == ("photos", "./tiny", 4)
+
+
+def test_the_bundled_model_has_a_recipe_of_its_own(run, workplace):
+    code, out, err = run("finetune", "digits", "digits", "--out", "reader", *QUICK)
+    assert code == 0, err
+    assert out.strip().endswith("of 360 test images are classified rightly")
+    assert recipe_of(workplace / "reader").training.learning_rate == 0.003
+    other = ["--recipe", "finetune", "--set", "data.augmentation=none"]
+    assert run("finetune", "digits", "digits", "--out", "other", *other, *QUICK)[0] == 0
+    assert recipe_of(workplace / "other").training.learning_rate == 0.0003
+
+
+def test_finetuning_begins_with_the_models_weights(run, workplace):
+    words = [*QUICK, "--set", "training.learning_rate=1e-9"]
+    assert run("finetune", "digits", "digits", "--out", "reader", *words)[0] == 0
+    tuned = ImageGPTForImageClassification.from_pretrained("reader").transformer.state_dict()
+    for name, weight in load_model(find_folder("digits")).transformer.state_dict().items():
+        torch.testing.assert_close(tuned[name], weight, rtol=0, atol=1e-6)
+
+
+def test_adapters_are_merged_and_leave_everything_else_alone(run, workplace):
+    code, _, err = run("finetune", "digits", "digits", "--out", "reader", "--lora", 2, *QUICK)
+    assert code == 0, err
+    before = load_model(find_folder("digits")).transformer.state_dict()
+    tuned = ImageGPTForImageClassification.from_pretrained("reader").transformer.state_dict()
+    assert tuned.keys() == before.keys()
+    moved = {name for name in before if not torch.equal(before[name], tuned[name])}
+    assert moved == {name for name in before if re.search(r"c_(attn|proj|fc)\.weight$", name)}
+    for name in moved:
+        assert torch.linalg.matrix_rank(tuned[name] - before[name], rtol=1e-3) <= 2, name
+    assert "by LoRA of rank 2, merged" in (workplace / "reader" / "README.md").read_text()
+
+
+def test_a_stopped_run_goes_on_with_its_adapters(run, workplace, monkeypatch):
+    run("finetune", "digits", "digits", "--out", "whole", "--lora", 2, *QUICK)
+    reason = Trainer._reason_to_stop
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_reason_to_stop", lambda self: "stopped" if self.progress.step == 2 else reason(self))
+        _, _, err = run("finetune", "digits", "digits", "--out", "parts", "--lora", 2, *QUICK)
+    command = re.search(r"go on with: imagegpt (.*)$", " ".join(err.split()))[1].split()
+    assert command[:5] == ["finetune", "digits", "digits", "--out", "parts"]
+    assert command[5:7] == ["--lora", "2"]
+    assert run(*command)[0] == 0
+    logs = [(workplace / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    losses = [[json.loads(line)["metrics"] for line in log] for log in logs]
+    assert losses[0] == losses[1]
+    weights = [(workplace / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing", "digits"], "nothing"),
+        (["digits", "nowhere"], "nowhere"),
+        (["digits", "digits", "--recipe", "none"], "there is no recipe 'none': choose one of"),
+        (["digits", "digits", "--lora", "0"], "--lora"),
+        (["./tiny", "digits"], "the data digits has 17 colours, the model 10"),
+        (["./tiny", "flat"], "objective.name is 'joint', and the images of data.train = flat have no labels"),
+    ],
+)
+def test_what_cannot_be_finetuned(words, message, run, workplace):
+    (workplace / "flat").mkdir()
+    for index in range(3):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(workplace / "flat" / f"{index}.png")
+    code, _, err = run("finetune", *words, "--out", "reader", *QUICK)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (workplace / "reader").exists()
+
+
+def test_adapters_need_a_model(run, workplace):
+    code, _, err = run("train", "digits", "--out", "m", "--set", "model.lora_rank=4")
+    assert code == 2
+    assert "model.lora_rank is 4 and model.pretrained is missing" in " ".join(err.split())
