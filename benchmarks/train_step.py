@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from _common import both_models, finish, measure, parser, print_ratios, print_times
 from imagegpt.benchmarking.memory import in_use
 from imagegpt.training.objectives import Batch, with_start_token
-from imagegpt.training.optimization import build_optimizer
+from imagegpt.training.optimization import build_optimizers
 from imagegpt.training.recipes import TrainingRecipe
 
 PRECISIONS = ("float32", "bfloat16")
@@ -59,7 +59,8 @@ def main() -> None:
 
 def _batch(options: argparse.Namespace, model: nn.Module) -> Batch:
     config = model.config
-    return Batch(ids=torch.randint(config.num_colors, (options.batch, config.n_positions), device=options.device))
+    num_colors = config.vocab_size - 1  # transformers has no name for it
+    return Batch(ids=torch.randint(num_colors, (options.batch, config.n_positions), device=options.device))
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -70,20 +71,22 @@ def _loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def _step(model: nn.Module, precision: str, batch: Batch) -> Callable[[], float]:
     """A function that makes one step. Optimisers are made when they are first needed: moments take memory."""
-    optimizer = None
+    optimizers = None
 
     def step() -> float:
-        nonlocal optimizer
-        optimizer = optimizer or build_optimizer(model, RECIPE)
+        nonlocal optimizers
+        optimizers = optimizers or build_optimizers(model, RECIPE)
         _without_dropout(model)
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = _loss(model, batch)
         loss.backward()
         clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-6  # so that the models stay alike
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-6  # so that the models stay alike
+            optimizer.step()
         return loss.item()
 
     return step

@@ -11,10 +11,11 @@ def test_centres_that_meet_by_rounding_give_way_to_the_colours_with_the_largest_
         def __init__(self, *args, **kwargs):
             self.cluster_centers_ = np.array([[0.1, 0.2, 0.0], [0.3, 0.0, 0.1]])
 
-        def fit(self, pixels):
+        def fit(self, pixels, sample_weight=None):
             return self
 
     monkeypatch.setattr(sklearn.cluster, "MiniBatchKMeans", TwoCentresOfOneColour)
+    monkeypatch.setattr(sklearn.cluster, "KMeans", TwoCentresOfOneColour)
     # Errors against black, pixels times squared distance: 1 x 100, 2 x 2500, 3 x 9, and 1 x 3600 for the farthest.
     levels = [0] * 10 + [10] + [50] * 2 + [3] * 3 + [60]
     image = np.array([[level, 0, 0] for level in levels], np.uint8)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 _PAPER, _INK, _FAINT, _FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 122), (205, 208, 214)
@@ -24,7 +24,7 @@ _FRAME_MS, _LAST_FRAME_MS = 80, 2000
 
 def completion_grid(
     originals: Sequence[Image.Image],
-    num_kept: int,
+    kept: int | Bool[np.ndarray, "h w"],
     completions: Sequence[Sequence[Image.Image]],
     labels: Sequence[str] | None = None,
     *,
@@ -34,7 +34,7 @@ def completion_grid(
 
     Args:
         originals: all of one size, as the model sees them.
-        num_kept: pixels that were kept, in raster order.
+        kept: how many pixels were kept, in raster order, or which.
         completions: for each original equally many images of its size; more than 8 continue below.
         labels: for each original a caption, or None for none.
         num_shown: pixels of each completion that are there already; None means all.
@@ -43,7 +43,7 @@ def completion_grid(
     """
     _check_counts(originals, completions, labels)
     width, height = originals[0].size
-    _check_pixels("kept", num_kept, originals[0].size)
+    _check_kept(kept, originals[0].size)
     _check_pixels("shown", num_shown, originals[0].size)
     sheet = _Sheet(originals[0].size)
     columns = min(_COLUMNS, len(completions[0]))
@@ -57,6 +57,7 @@ def completion_grid(
         lefts[-1] + sheet.cell[0] + _MARGIN, _MARGIN + header + block_height * len(originals) + _MARGIN - 2 * _GAP
     )
 
+    num_kept = kept if isinstance(kept, int) else int(kept.sum())
     kept_percent = f"{100 * num_kept / (width * height):.3g} %"
     for left, caption in zip(lefts, ("original", f"kept {kept_percent}", "completions"), strict=False):
         sheet.write(left, _MARGIN, caption, _INK)
@@ -66,7 +67,7 @@ def completion_grid(
             sheet.write(lefts[0], top, labels[row], _FAINT)
         top += label_height
         sheet.paste(original, lefts[0], top)
-        sheet.paste(original, lefts[1], top, num_kept)
+        sheet.paste(original, lefts[1], top, kept)
         for index, completion in enumerate(completions[row]):
             line, column = divmod(index, columns)
             sheet.paste(completion, lefts[2 + column], top + line * (sheet.cell[1] + _GAP), num_shown)
@@ -207,16 +208,19 @@ class _Sheet:
             shown = shown.rstrip("…")[:-1] + "…"
         self.pen.text((left, top), shown, fill=ink, font=self.font)
 
-    def paste(self, image: Image.Image, left: int, top: int, num_shown: int | None = None) -> None:
-        """Put an image at a place in a thin frame, hatched after the first `num_shown` pixels."""
+    def paste(
+        self, image: Image.Image, left: int, top: int, shown: int | Bool[np.ndarray, "h w"] | None = None
+    ) -> None:
+        """Put an image at a place in a thin frame, hatched after the first `shown` pixels, or where they are not."""
         right, bottom = left + self.cell[0] - 1, top + self.cell[1] - 1
         self.pen.rectangle((left, top, right, bottom), outline=_FRAME)
         enlarged = self._enlarge(image.convert("RGB"))
-        if num_shown is None:
+        if shown is None:
             self.canvas.paste(enlarged, (left + 1, top + 1))
             return
         self.canvas.paste(_hatching(enlarged.size), (left + 1, top + 1))
-        self.canvas.paste(enlarged, (left + 1, top + 1), self._enlarge(_first_pixels(self.image_size, num_shown)))
+        mask = _first_pixels(self.image_size, shown) if isinstance(shown, int) else Image.fromarray(shown).convert("L")
+        self.canvas.paste(enlarged, (left + 1, top + 1), self._enlarge(mask))
 
     def _enlarge(self, image: Image.Image) -> Image.Image:
         size = (image.width * self.factor, image.height * self.factor)
@@ -279,6 +283,13 @@ def _check_sizes(images: Sequence[Image.Image]) -> None:
         raise ValueError(
             f"the images differ in width and height ({', '.join(map(str, sizes))}): give images of one size"
         )
+
+
+def _check_kept(kept: int | Bool[np.ndarray, "h w"], size: tuple[int, int]) -> None:
+    if isinstance(kept, int):
+        _check_pixels("kept", kept, size)
+    elif kept.shape != size[::-1]:
+        raise ValueError(f"what is kept has the shape {kept.shape}, the images are {size[::-1]}: give the same")
 
 
 def _check_pixels(done: str, num: int | None, size: tuple[int, int]) -> None:

@@ -1,23 +1,23 @@
-"""The few verbs most people need: draw images, complete images. A model and its processor, put to work together.
+"""The few verbs most people need: draw images, complete them, fill them. A model and its processor at work together.
 
 Axes: B images, P pixels that are kept, T pixels of an image, H rows and W columns of it.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self, TypedDict, Unpack, cast
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
 from imagegpt.checkpoints.loading import check_fit, find_folder, load_model, load_processor
-from imagegpt.images import read_image
+from imagegpt.masks import pixels_of_mask, pixels_of_rows, pixels_of_share, read_mask
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.processing import ImageGPTImageProcessor, ImageLike
-from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules, image_seed
+from imagegpt.sampling import DecoderName, FillSchedule, Precision, Sampler, SamplingRules, fill, image_seed
 from imagegpt.sampling.projections import is_exact
 
 Progress = Callable[[int, int], None]
@@ -48,15 +48,16 @@ class SamplerOptions(TypedDict, total=False):
 
 
 class ImageGPTPipeline:
-    """Draws and completes images.
+    """Draws and completes images, or fills what is hidden of them if the model is bidirectional (BERT).
 
-    `pipe.model` is the model as the sampler runs it: in its precision, in evaluation mode, and not to be trained.
+    `pipe.model` is the model as it is run: in the sampler's precision, in evaluation mode, and not to be trained.
 
     Args:
-        model: a causal model; it is copied, unless `in_place`.
+        model: it is copied, unless `in_place`.
         processor: with the palette and the image size the model was trained with.
         **options: `precision`, `decoder`, `compile`, `max_memory` and `in_place`, see `imagegpt.sampling.Sampler`.
-    Raises: ValueError if the model cannot sample, or processor and model do not fit.
+            They are a causal model's; a bidirectional one takes `in_place` only.
+    Raises: ValueError if the options are not the model's, or processor and model do not fit.
     """
 
     def __init__(
@@ -66,9 +67,32 @@ class ImageGPTPipeline:
         **options: Unpack[SamplerOptions],
     ) -> None:
         check_fit(model.config, processor)
-        self.sampler = Sampler(model, **options)
-        self.model = self.sampler.model
         self.processor = processor
+        self._sampler = Sampler(model, **options) if model.config.is_causal else None
+        if self._sampler is not None:
+            self.model = self._sampler.model
+            return
+        own = {"precision": "auto", "decoder": "sequential", "compile": True, "max_memory": None}
+        given = [name for name, value in options.items() if name in own and value != own[name]]
+        if given:
+            raise ValueError(
+                f"{given[0]} is {cast(Any, options)[given[0]]!r}, and this model is bidirectional (BERT): that is for "
+                "models that draw pixel by pixel, leave it out"
+            )
+        self.model = (model if options.get("in_place") else copy.deepcopy(model)).eval()
+
+    @property
+    def sampler(self) -> Sampler:
+        """What draws pixel by pixel.
+
+        Raises: ValueError if the model is bidirectional, and cannot.
+        """
+        if self._sampler is None:
+            raise ValueError(
+                "this model is bidirectional (BERT): it fills hidden pixels of images (fill, or imagegpt fill), and "
+                "cannot draw or complete them pixel by pixel"
+            )
+        return self._sampler
 
     @classmethod
     def from_pretrained(
@@ -102,9 +126,9 @@ class ImageGPTPipeline:
 
         Raises: ValueError if the weights were rounded for sampling.
         """
-        if not is_exact(self.model):
+        if self._sampler is not None and not is_exact(self.model):
             raise ValueError(
-                f"the weights were rounded to {self.sampler.precision} for sampling and are not the model's any more: "
+                f"the weights were rounded to {self._sampler.precision} for sampling and are not the model's any more: "
                 "load the pipeline without a precision to save it"
             )
         self.model.save_pretrained(folder)
@@ -197,6 +221,49 @@ class ImageGPTPipeline:
         drawn = self._draw(prompts, seeds, SamplingRules(**rules), batch_size, progress)
         return [drawn[start : start + num] for start in range(0, len(drawn), num)]
 
+    def fill(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        mask: ImageLike,
+        *,
+        num: int = 8,
+        seed: int = 0,
+        schedule: FillSchedule | None = None,
+        progress: Progress | None = None,
+        **rules: Unpack[RuleOptions],
+    ) -> list[list[Image.Image]]:
+        """Draw what a mask hides of images, wherever it is, several times; for bidirectional models.
+
+        Args:
+            images: one image or several, of any kind and size.
+            mask: an image that is black where pixels are to be drawn and anything else where they are kept, of the
+                model's size or a whole number of times as large.
+            num: fillings of each image, >= 1.
+            seed: 0 to 2^64 - 1; filling j depends on (image, mask, seed, j) alone.
+            schedule: in how many passes, see `FillSchedule`.
+            progress: called after each pass with passes done and passes in all.
+            **rules: `temperature`, `top_k`, `top_p` and `min_p`, see `SamplingRules`.
+        Returns: for each image a list of `num` whole images; what was kept is as it was, in the palette's colours.
+        Raises: ValueError for values outside these ranges, a causal model, or images that cannot be read.
+        """
+        _check_count("num", num)
+        kept = read_mask(mask, self.processor.size["height"], self.processor.size["width"])
+        if kept.all():
+            raise ValueError(f"the mask keeps all of {kept.size} pixels: leave at least one to fill")
+        ids = self.encode(images)
+        hidden = torch.from_numpy(~kept).flatten().expand(len(ids) * num, -1)
+        filled = fill(
+            self.model,
+            ids.repeat_interleave(num, dim=0).to(self.model.device),
+            hidden.to(self.model.device),
+            seeds=[image_seed(seed, index) for index in range(num)] * len(ids),
+            rules=SamplingRules(**rules),
+            schedule=schedule,
+            progress=progress or (lambda *_: None),
+        )
+        drawn = self.processor.decode(filled)
+        return [drawn[start : start + num] for start in range(0, len(drawn), num)]
+
     def num_kept_pixels(
         self, keep: float | None = None, *, rows: int | None = None, mask: ImageLike | None = None
     ) -> int:
@@ -216,10 +283,10 @@ class ImageGPTPipeline:
         if len(names) > 1:
             raise ValueError(f"{' and '.join(names)} each say what is kept: give one of them")
         if rows is not None:
-            return _pixels_of_rows(rows, height, width)
+            return pixels_of_rows(rows, height, width)
         if mask is not None:
-            return _pixels_of_mask(_read_mask(mask, height, width))
-        return _pixels_of_share(0.5 if keep is None else keep, height * width)
+            return pixels_of_mask(read_mask(mask, height, width))
+        return pixels_of_share(0.5 if keep is None else keep, height * width)
 
     def encode(self, images: ImageLike | Sequence[ImageLike]) -> Int64[Tensor, "b t"]:
         """Images as colour ids in raster order, on the CPU."""
@@ -290,65 +357,6 @@ def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
-
-
-def _pixels_of_share(keep: float, num_pixels: int) -> int:
-    if not 0 <= keep < 1:
-        raise ValueError(f"keep is {keep}: the share of the pixels to keep must be at least 0 and less than 1")
-    num_kept = round(keep * num_pixels)
-    if num_kept == num_pixels:
-        raise ValueError(f"keep is {keep}, which is all of {num_pixels} pixels: leave at least one to complete")
-    return num_kept
-
-
-def _pixels_of_rows(rows: Any, height: int, width: int) -> int:
-    if not isinstance(rows, int) or isinstance(rows, bool) or not 0 <= rows < height:
-        raise ValueError(f"rows is {rows!r}: an image has {height}, keep a whole number from 0 to {height - 1}")
-    return rows * width
-
-
-def _read_mask(mask: Any, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
-    """Which pixels of an image a mask keeps: those where it is not black."""
-    if isinstance(mask, Tensor):
-        mask = mask.detach().cpu().ne(0).numpy()
-    elif isinstance(mask, np.ndarray):
-        mask = mask != 0  # whatever its type: 1 is white, too
-    try:
-        white = np.asarray(read_image(mask, (0, 0, 0))).max(axis=-1) > 0
-    except ValueError as error:
-        raise ValueError(f"the mask cannot be used: {error}") from error
-    given_height, given_width = white.shape
-    factor = max(1, given_height // height)
-    if (given_height, given_width) != (height * factor, width * factor):
-        raise ValueError(
-            f"the mask is {given_width} x {given_height} pixels, the model's images are {width} x {height}: "
-            "give one of that size, or a whole number of times as large"
-        )
-    blocks = white.reshape(height, factor, width, factor)
-    kept: np.ndarray = blocks.all(axis=(1, 3))
-    partly = np.argwhere(kept != blocks.any(axis=(1, 3)))
-    if len(partly):
-        raise ValueError(
-            f"the mask keeps only a part of the pixel at row {partly[0][0]}, column {partly[0][1]} (counted from 0): "
-            f"make its {factor} x {factor} pixels all white or all black"
-        )
-    return kept
-
-
-def _pixels_of_mask(kept: Bool[np.ndarray, "h w"]) -> int:
-    """How many pixels a mask keeps, if these are the first."""
-    if kept.all():
-        raise ValueError(f"the mask keeps all of {kept.size} pixels: leave at least one to complete")
-    num_kept = int(kept.argmin())  # up to the first that is not kept
-    behind = np.flatnonzero(kept.ravel()[num_kept:])
-    if len(behind):
-        row, column = divmod(num_kept + int(behind[0]), kept.shape[1])
-        raise ValueError(
-            f"the mask keeps the pixel at row {row}, column {column} (counted from 0) but not all before it: "
-            "this model draws row by row from the top and cannot fill holes, which takes a BERT model, "
-            "so keep only pixels that come first"
-        )
-    return num_kept
 
 
 def _batches(num: int, batch_size: int) -> Iterator[range]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imagegpt.training.checkpoints import Checkpoints, damage_of, step_of
-from imagegpt.training.optimization import AveragedWeights, build_optimizer
+from imagegpt.training.optimization import AveragedWeights, build_optimizers
 from imagegpt.training.trainer import Progress
 from stripes import ALONE, make_loss, make_recipe, make_trainer, same_weights, stop_after, weights_of
 
@@ -16,21 +16,24 @@ RECIPE = make_recipe(watch={"checkpoint_every": 4})
 class State:
     """What a checkpoint holds, after some updates."""
 
-    def __init__(self, updates=2, **config):
+    def __init__(self, updates=2, recipe=RECIPE, **config):
         self.model = make_loss(**config).model
-        self.optimizer = build_optimizer(self.model, RECIPE.training)
+        self.optimizers = build_optimizers(self.model, recipe.training)
         self.average = AveragedWeights(self.model, 0.5)
         for step in range(updates):
             self.model(torch.arange(16)[None]).logits.square().sum().backward()
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.average.update(step)
 
     @property
     def all(self):
-        return self.model, self.optimizer, self.average.weights
+        return self.model, self.optimizers, self.average.weights
 
     def moments(self):
-        return [value for state in self.optimizer.state.values() for value in state.values()]
+        return [
+            value for optimizer in self.optimizers for state in optimizer.state.values() for value in state.values()
+        ]
 
 
 @pytest.fixture
@@ -53,13 +56,23 @@ def test_what_was_saved_is_loaded(checkpoints):
     assert all(a.equal(b) for a, b in zip(before.moments(), after.moments(), strict=True))
 
 
+def test_the_state_of_muon_is_saved_and_loaded(checkpoints):
+    recipe = make_recipe(training={"optimizer": "muon"})
+    before, after = State(recipe=recipe), State(updates=1, recipe=recipe)
+    num_weights, num_projections = len(list(before.model.parameters())), 8
+    assert len(before.moments()) == 3 * (num_weights - num_projections) + num_projections
+    checkpoints.load(checkpoints.save(7, *before.all, {}), *after.all)
+    assert same_weights(before.model, after.model)
+    assert all(a.equal(b) for a, b in zip(before.moments(), after.moments(), strict=True))
+
+
 def test_saving_changes_nothing(checkpoints):
     state = State(updates=0)
     weights, moments = weights_of(state.model), [one.clone() for one in state.moments()]
     checkpoints.save(0, *state.all, {})
     assert same_weights(weights, state.model)
     assert all(a.equal(b) for a, b in zip(moments, state.moments(), strict=True))
-    assert state.optimizer.param_groups[0]["lr"] == RECIPE.training.learning_rate
+    assert state.optimizers[0].param_groups[0]["lr"] == RECIPE.training.learning_rate
 
 
 def test_the_newest_ones_are_kept(checkpoints):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from imagegpt.training.optimization import AveragedWeights, build_optimizer, learning_rate
+from imagegpt.model.layers import Projection
+from imagegpt.training.optimization import AveragedWeights, build_optimizers, learning_rate
 from stripes import make_loss, make_recipe, weights_of
 
 
@@ -35,7 +36,8 @@ def test_without_warm_up_the_rate_begins_at_its_highest():
 def test_decay_is_for_matrices_only():
     model = make_loss().model
     recipe = make_recipe(training={"weight_decay": 0.3}).training
-    decayed, rest = build_optimizer(model, recipe).param_groups
+    [adamw] = build_optimizers(model, recipe)
+    decayed, rest = adamw.param_groups
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
     assert (decayed["betas"], rest["betas"]) == ((0.9, 0.95), (0.9, 0.95))
     names = {id(weight): name for name, weight in model.named_parameters()}
@@ -54,15 +56,50 @@ def test_the_first_update_is_adams_own():
     """The moments that are there from the beginning must not count as a step: Adam's first is a whole rate long."""
     linear = nn.Linear(1, 1, bias=False)
     before = linear.weight.item()
-    optimizer = build_optimizer(linear, make_recipe(training={"weight_decay": 0.0, "learning_rate": 0.25}).training)
+    [optimizer] = build_optimizers(linear, make_recipe(training={"weight_decay": 0.0, "learning_rate": 0.25}).training)
     (3 * linear.weight).sum().backward()
     optimizer.step()
     assert linear.weight.item() == pytest.approx(before - 0.25, abs=1e-6)
 
 
+def test_muon_is_for_the_projections():
+    model = make_loss().model
+    adamw, muon = build_optimizers(model, make_recipe(training={"optimizer": "muon", "weight_decay": 0.3}).training)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    [matrices] = muon.param_groups
+    mine = {names[id(weight)] for weight in matrices["params"]}
+    assert mine == {name for name in names.values() if ".c_" in name and name.endswith(".weight")}
+    assert matrices["weight_decay"] == 0.3
+    others = [names[id(weight)] for group in adamw.param_groups for weight in group["params"]]
+    assert sorted([*mine, *others]) == sorted(names.values())
+
+
+def test_updates_of_muon_are_as_large_as_adams():
+    """Adam's first update changes every weight by the rate; Muon's is scaled to 0.2 of that in the mean."""
+    projection = Projection(64, 128, bias=False)
+    before = projection.weight.detach().clone()
+    training = make_recipe(training={"optimizer": "muon", "weight_decay": 0.0, "learning_rate": 0.1}).training
+    projection(torch.randn(50, 64)).square().sum().backward()
+    for optimizer in build_optimizers(nn.ModuleList([projection]), training):
+        optimizer.step()
+    change = projection.weight.detach() - before
+    assert change.square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.3)
+
+
+def test_adapters_are_trained_alone():
+    model = make_loss().model
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    [adamw] = build_optimizers(model, make_recipe().training)
+    assert [len(group["params"]) for group in adamw.param_groups] == [1]
+    assert AveragedWeights(model, 0.5).weights.keys() == {"lm_head.weight"}
+
+
 def test_a_shared_weight_is_updated_once():
     shared = nn.Linear(2, 2, bias=False)
-    groups = build_optimizer(nn.Sequential(shared, shared), make_recipe().training).param_groups
+    [optimizer] = build_optimizers(nn.Sequential(shared, shared), make_recipe().training)
+    groups = optimizer.param_groups
     assert sum(len(group["params"]) for group in groups) == 1
 
 

@@ -138,7 +138,7 @@ from imagegpt.training.world import joined_world
 
 with joined_world("cpu") as world:
     run = Run(read_recipe(Path(sys.argv[1]), ["training.parallel=fsdp"]), Path(sys.argv[2]), world)
-    state = run._trainer._optimizer.state
+    state = run._trainer._optimizers[0].state
     told = {}
     for name, weight in run._loss.model.named_parameters():
         several = [weight, run._trainer.average.weights[name], state[weight]["exp_avg"], state[weight]["exp_avg_sq"]]

@@ -39,6 +39,12 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
         ),
         ("training", {"precision": "float8"}, "training.precision is 'float8': it must be 'float32' or 'bfloat16'"),
         ("training", {"schedule": "linear"}, "training.schedule is 'linear': it must be 'cosine' or 'constant'"),
+        ("training", {"optimizer": "sgd"}, "training.optimizer is 'sgd': it must be 'adamw' or 'muon'"),
+        (
+            "training",
+            {"optimizer": "muon", "parallel": "fsdp"},
+            "training.optimizer is 'muon' and training.parallel 'fsdp': Muon needs whole matrices",
+        ),
         ("training", {"parallel": "tp"}, "training.parallel is 'tp': it must be 'ddp' or 'fsdp'"),
         ("training", {"compile": "often"}, "training.compile is 'often': it must be true or false"),
         ("training", {"attention": "fast"}, "training.attention is 'fast': it must be 'sdpa', 'eager', "),

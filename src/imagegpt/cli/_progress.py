@@ -13,9 +13,9 @@ _LINE_EVERY_S = 60.0  # where stderr is no terminal
 
 
 @contextmanager
-def pixel_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, gone when done; gives the function to call with pixels done and pixels in all."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("pixels"))
+def pixel_progress(what: str, unit: str = "pixels") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, gone when done; gives the function to call with what is done and what there is."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     console = stderr_console()
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar:

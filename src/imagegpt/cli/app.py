@@ -15,8 +15,11 @@ from rich.console import Console
 
 from imagegpt.cli.bench import bench
 from imagegpt.cli.complete import complete
+from imagegpt.cli.convert import convert_app, export_app, inspect
+from imagegpt.cli.download import download
 from imagegpt.cli.encode import encode
 from imagegpt.cli.evaluate import evaluate
+from imagegpt.cli.fill import fill
 from imagegpt.cli.finetune import finetune
 from imagegpt.cli.info import info
 from imagegpt.cli.models import models
@@ -41,6 +44,11 @@ app.command()(bench)
 app.add_typer(palette_app, name="palette")
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(finetune)
+app.command(no_args_is_help=True)(fill)
+app.add_typer(convert_app, name="convert")
+app.add_typer(export_app, name="export")
+app.command(no_args_is_help=True)(inspect)
+app.command(no_args_is_help=True)(download)
 
 
 def _show_version(wanted: bool) -> None:

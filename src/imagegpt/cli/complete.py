@@ -48,7 +48,7 @@ def complete(
     _check_choice({"--keep": keep, "--rows": rows, "--mask": mask})
     _output.check_png(out, force)
     _output.check_gif(gif, force)
-    places = _output.check_singles(singles, _single_names(images, num), force)
+    places = _output.check_singles(singles, single_names(images, num), force)
     if out.absolute() in {place.absolute() for place in places}:
         raise ValueError(f"--out is {out}, which is also the name of a single completion: choose another name")
     for path in [*images, mask] if mask is not None else images:
@@ -96,7 +96,7 @@ def _check_choice(options: dict[str, Any]) -> None:
         raise ValueError(f"{' and '.join(given)} each say what is kept: give one of them")
 
 
-def _single_names(images: list[Path], num: int) -> list[str]:
+def single_names(images: list[Path], num: int) -> list[str]:
     """What the PNGs of single completions are called."""
     names = [f"{path.stem}_{index}.png" for path in images for index in range(num)]
     if len(set(names)) < len(names):  # two images of the same name, from different folders

@@ -30,9 +30,10 @@ library_name: imagegpt
   {hours} on {machine} (torch {torch}, {date}); all settings are in `recipe.yaml`.
 - Architecture: blocks {config.n_layer}, width {config.n_embd}, heads {config.n_head}, {biases} biases,
   {parameters:,} parameters; {pixels} pixels in {colors} colours.
-- Training: {objective}{adapters}; AdamW ({training.beta1}, {training.beta2}), weight decay {training.weight_decay};
-  {training.num_steps:,} steps of {training.batch_size} images; learning rate {training.learning_rate}
-  after {training.warmup_steps:,} steps of warm-up, then {schedule}; dropout {config.resid_pdrop};
+- Training: {objective}{adapters}; {optimizer} ({training.beta1}, {training.beta2}),
+  weight decay {training.weight_decay}; {training.num_steps:,} steps of {training.batch_size} images;
+  learning rate {training.learning_rate} after {training.warmup_steps:,} steps of warm-up, then {schedule};
+  dropout {config.resid_pdrop};
   augmentation: {augmentation}.
 - The weights are a running average ({training.average_decay} a step), taken at step {progress.best_step:,}, where
   validation was best: {best:.4f}.
@@ -120,6 +121,7 @@ def _card(run: Run, ending: Ending, command: str) -> str:
         objective=recipe.objective.name,
         adapters=f", by LoRA of rank {recipe.model.lora_rank}, merged" if recipe.model.lora_rank else "",
         training=recipe.training,
+        optimizer="Muon for the projections, and AdamW" if recipe.training.optimizer == "muon" else "AdamW",
         schedule="a cosine to 0" if recipe.training.schedule == "cosine" else "unchanged",
         augmentation=recipe.data.augmentation,
         progress=progress,

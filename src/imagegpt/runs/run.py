@@ -32,7 +32,7 @@ from imagegpt.training.checkpoints import Checkpoints
 from imagegpt.training.feed import First, Images, Share, Steps, check_labels, in_stretches
 from imagegpt.training.images import open_data
 from imagegpt.training.objectives import Batch, Loss
-from imagegpt.training.parallelism import whole_weights
+from imagegpt.training.parallelism import autocast, whole_weights
 from imagegpt.training.reading import read_recipe
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.trainer import Metrics, Outcome, Progress, Step, Trainer
@@ -104,6 +104,7 @@ class Run:
                 self._share,
                 training.seed,
                 self._mask_probability,
+                recipe.objective.mask_up_to,
                 labelled=recipe.objective.needs_labels,
             ),
             validate=lambda: self.score(self.data.validation, recipe.watch.validation_images),
@@ -148,7 +149,7 @@ class Run:
 
     @torch.no_grad()
     def score(self, images: Images, most: int | None = None) -> Metrics:
-        """The objective over images, in evaluation mode, from all processes.
+        """The objective over images, in evaluation mode and the recipe's precision, from all processes.
 
         Args:
             images: to score.
@@ -167,7 +168,8 @@ class Run:
                 places, seed = np.arange(start, start + len(ids)), self.recipe.training.seed
                 hidden = order.masks(seed, _MASKED_LIKE_STEP, places, ids.shape[1], self._mask_probability)
                 masked = torch.from_numpy(hidden)
-            parts = self._loss(Batch(ids=ids, labels=labels, masked=masked).to(device))
+            with autocast(device, self.recipe.training.precision):
+                parts = self._loss(Batch(ids=ids, labels=labels, masked=masked).to(device))
             for name, value in {**parts, "images": torch.ones((), device=device)}.items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value * counted
         model.train(was_training)

@@ -1,7 +1,8 @@
 """Drawing images: the rules by which a pixel is drawn, and the engine that draws them."""
 
 from imagegpt.sampling.engine import DecoderName, FinishedRow, Sampler
+from imagegpt.sampling.filling import FillSchedule, fill
 from imagegpt.sampling.projections import Precision
 from imagegpt.sampling.rules import SamplingRules, image_seed
 
-__all__ = ["DecoderName", "FinishedRow", "Precision", "Sampler", "SamplingRules", "image_seed"]
+__all__ = ["DecoderName", "FillSchedule", "FinishedRow", "Precision", "Sampler", "SamplingRules", "fill", "image_seed"]

@@ -229,7 +229,7 @@ class Sampler:
                     if batch is None:
                         break
                     yield images, batch, done
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:  # what torch.OutOfMemoryError is, too
                 if not _is_out_of_memory(error) or len(images) == 1:
                     raise
                 half = len(images) // 2

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Checkpoints:
         self,
         step: int,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         average: dict[str, Tensor],
         progress: dict[str, Any],
     ) -> Path:
@@ -57,7 +57,7 @@ class Checkpoints:
         Args:
             step: steps done.
             model: its weights, whole or sharded.
-            optimizer: its state.
+            optimizers: their states.
             average: of the weights.
             progress: everything else, for JSON.
         Raises: OSError if it cannot be written; the checkpoints that are there stay.
@@ -71,7 +71,7 @@ class Checkpoints:
         self._world.wait()
         try:
             with _quiet():
-                save(_state(model, optimizer, average), checkpoint_id=making)
+                save(_state(model, optimizers, average), checkpoint_id=making)
         except CheckpointException as error:  # no Exception to Python, and not to be mistaken for a mistake of ours
             reasons = sorted({" ".join(str(failure).split()) for failure, _ in error.failures.values()})
             raise OSError(
@@ -103,20 +103,24 @@ class Checkpoints:
         return self._world.told(found)
 
     def load(
-        self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+        self,
+        path: Path,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        average: dict[str, Tensor],
     ) -> dict[str, Any]:
-        """Put a checkpoint into a model, an optimiser and an average, all changed in place.
+        """Put a checkpoint into a model, optimisers and an average, all changed in place.
 
         Returns: the progress.
         Raises: ValueError if it is of another model.
         """
-        state = _state(model, optimizer, average)
+        state = _state(model, optimizers, average)
         try:
             with _quiet():
                 load(state, checkpoint_id=path)
         except (RuntimeError, CheckpointException) as error:
             raise ValueError(f"{path} is no checkpoint of this model: train it anew with --force") from error
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         return json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
 
     def _all(self) -> list[Path]:
@@ -159,8 +163,8 @@ def _described(path: Path) -> list[Any]:
     return [path.stat().st_size, digest.hexdigest()]
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> dict[str, Any]:
-    weights, updates = get_state_dict(model, optimizer)
+def _state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: dict[str, Tensor]) -> dict[str, Any]:
+    weights, updates = get_state_dict(model, optimizers)
     return {"model": weights, "optimizer": updates, "average": average}
 
 

@@ -80,6 +80,7 @@ class Steps(Dataset[list[Batch]]):
         share: of the step that is this process's.
         seed: of the run.
         mask_probability: of a pixel being hidden; None draws no masks.
+        mask_up_to: see `order.masks`.
         labelled: whether each image must have a class.
     """
 
@@ -89,10 +90,11 @@ class Steps(Dataset[list[Batch]]):
         share: Share,
         seed: int,
         mask_probability: float | None = None,
+        mask_up_to: float | None = None,
         labelled: bool = False,
     ) -> None:
         self._images, self._share, self._seed, self._mask_probability = images, share, seed, mask_probability
-        self._labelled = labelled
+        self._labelled, self._mask_up_to = labelled, mask_up_to
 
     def __getitem__(self, step: int) -> list[Batch]:
         """All passes of a step."""
@@ -107,7 +109,9 @@ class Steps(Dataset[list[Batch]]):
             check_labels(labels)
         masked = None
         if self._mask_probability is not None:
-            hidden = order.masks(self._seed, step, np.asarray(places), ids.shape[1], self._mask_probability)
+            hidden = order.masks(
+                self._seed, step, np.asarray(places), ids.shape[1], self._mask_probability, self._mask_up_to
+            )
             masked = torch.from_numpy(hidden)
         return Batch(
             ids=torch.from_numpy(ids), labels=None if labels is None else torch.from_numpy(labels), masked=masked

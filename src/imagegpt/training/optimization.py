@@ -1,14 +1,16 @@
-"""Updating weights: AdamW in two groups, the rate's way up and down, and an average of the weights."""
+"""Updating weights: AdamW and Muon, the rate's way up and down, and an average of the weights."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Muon, Optimizer
 
+from imagegpt.model.layers import Projection
 from imagegpt.training.recipes import TrainingRecipe
 
 
@@ -22,28 +24,51 @@ def learning_rate(step: int, recipe: TrainingRecipe) -> float:
     return recipe.learning_rate * 0.5 * (1 - math.cos(math.pi * left))
 
 
-def build_optimizer(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.AdamW:
-    """AdamW over two groups: the projections' matrices, which decay, and the rest, which does not.
+def build_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[Optimizer]:
+    """AdamW for all weights that are trained, or Muon for the projections and AdamW for the rest.
 
-    Its moments are there from the beginning: of an optimiser without any, torch's checkpoints make a step of their own.
+    Matrices decay; embeddings, biases and gains do not. Muon's rate is scaled to updates as large as AdamW's, so that
+    both have the recipe's ("Muon is scalable for LLM training", Liu et al., 2025). Moments are there from the
+    beginning: of an optimiser without any, torch's checkpoints make a step of their own.
     """
-    decayed, rest, seen = [], [], set[int]()
+    matrices: list[Tensor] = []
+    decayed: list[Tensor] = []
+    rest: list[Tensor] = []
+    seen = set[int]()
     for module in model.modules():
         for weight in module.parameters(recurse=False):
-            if weight.requires_grad and id(weight) not in seen:
-                seen.add(id(weight))
-                (decayed if weight.ndim > 1 and not isinstance(module, nn.Embedding) else rest).append(weight)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+            if not weight.requires_grad or id(weight) in seen:
+                continue
+            seen.add(id(weight))
+            is_matrix = weight.ndim > 1 and not isinstance(module, nn.Embedding)
+            by_muon = is_matrix and isinstance(module, Projection) and recipe.optimizer == "muon"
+            (matrices if by_muon else decayed if is_matrix else rest).append(weight)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]  # of adapters, all weights are matrices
+    optimizers: list[Optimizer] = []
+    if groups:
+        optimizers.append(_adamw(groups, recipe))
+    if matrices:
+        muon = Muon(matrices, recipe.learning_rate, recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        for weight in matrices:
+            muon.state[weight]["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
+        optimizers.append(muon)
+    return optimizers
+
+
+def _adamw(groups: list[dict[str, Any]], recipe: TrainingRecipe) -> torch.optim.AdamW:
     betas = (recipe.beta1, recipe.beta2)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
-    for weight in (*decayed, *rest):
-        optimizer.state[weight] = {
+    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
+    for weight in (weight for group in groups for weight in group["params"]):
+        adamw.state[weight] = {
             "step": torch.zeros((), device=weight.device),
             "exp_avg": torch.zeros_like(weight, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(weight, requires_grad=False),
         }
-    return optimizer
+    return adamw
 
 
 def local(weight: Tensor) -> Tensor:

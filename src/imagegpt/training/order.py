@@ -42,11 +42,30 @@ def augmentation_generator(seed: int, step: int, place: int) -> np.random.Genera
 
 
 def masks(
-    seed: int, step: int, places: Int64[np.ndarray, " b"], num_pixels: int, probability: float
+    seed: int,
+    step: int,
+    places: Int64[np.ndarray, " b"],
+    num_pixels: int,
+    probability: float,
+    up_to: float | None = None,
 ) -> Bool[np.ndarray, "b t"]:
-    """Which pixels of the images at some places of a step's batch are hidden from BERT, each with a probability."""
-    rows = [np.random.default_rng((seed, step, int(place), _MASKS)).random(num_pixels) for place in places]
-    return np.stack(rows) < probability
+    """Which pixels of the images at some places of a step's batch are hidden from BERT.
+
+    Args:
+        seed: of the run.
+        step: from 0.
+        places: in the batch.
+        num_pixels: T.
+        probability: of each pixel.
+        up_to: where given, each image's probability is drawn evenly between the two.
+    """
+    rows = []
+    for place in places:
+        generator = np.random.default_rng((seed, step, int(place), _MASKS))
+        draws = generator.random(num_pixels)
+        mine = probability if up_to is None else generator.uniform(probability, up_to)
+        rows.append(draws < mine)
+    return np.stack(rows)
 
 
 @functools.lru_cache(maxsize=2)

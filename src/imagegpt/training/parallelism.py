@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -16,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from imagegpt.training.objectives import Loss
-from imagegpt.training.recipes import TrainingRecipe
+from imagegpt.training.recipes import Precision, TrainingRecipe
 from imagegpt.training.world import World
 
 
@@ -41,6 +42,11 @@ def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
         _shard(loss, transformer, init_device_mesh(world.device.type, (world.size,)))
         return loss
     return DistributedDataParallel(loss)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The arithmetic of a recipe's precision; weights and sums stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextmanager

@@ -34,6 +34,7 @@ Share = Annotated[float, _Number, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, _Number, Field(gt=0, lt=1)]
 
 ObjectiveName = Literal["autoregressive", "bert", "joint", "classification"]
+Precision = Literal["float32", "bfloat16"]
 AugmentationName = Literal["none", "flip", "reflect-crop-flip", "random-resized-crop"]
 
 
@@ -139,21 +140,31 @@ class ObjectiveRecipe:
 
     Args:
         name: which.
-        mask_probability: of each pixel being hidden, for "bert" only.
+        mask_probability: of each pixel being hidden, for "bert" only; 0.15 in the paper.
+        mask_up_to: each training image's probability is drawn evenly between `mask_probability` and this, for a model
+            that shall fill large holes; None keeps it. Validation hides `mask_probability`.
         generative_weight: of the pixels' loss, for "joint" only.
     """
 
     name: ObjectiveName = "autoregressive"
     mask_probability: BetweenZeroAndOne = 0.15
+    mask_up_to: BetweenZeroAndOne | None = None
     generative_weight: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        for field, owner, default in (("mask_probability", "bert", 0.15), ("generative_weight", "joint", 1.0)):
+        own = (("mask_probability", "bert", 0.15), ("mask_up_to", "bert", None), ("generative_weight", "joint", 1.0))
+        for field, owner, default in own:
             if self.name != owner and getattr(self, field) != default:
                 raise ValueError(
                     f"objective.{field} is {getattr(self, field)} and objective.name is {self.name!r}: it is for "
                     f"{owner!r} only, drop one"
                 )
+
+        if self.mask_up_to is not None and self.mask_up_to <= self.mask_probability:
+            raise ValueError(
+                f"objective.mask_up_to is {self.mask_up_to} and objective.mask_probability {self.mask_probability}: "
+                "the first must be larger, or left out"
+            )
 
     @property
     def needs_labels(self) -> bool:
@@ -169,12 +180,14 @@ class TrainingRecipe:
         num_steps: updates.
         batch_size: images in a step, of all processes together.
         micro_batch: images a process works on at a time, gradients being accumulated; None is all of its share.
+        optimizer: "adamw" as in the paper; "muon" updates the projections by Muon and the rest by AdamW, which learns
+            more from few images.
         learning_rate: at its highest, after the warm-up.
         warmup_steps: over which the rate rises linearly.
         schedule: what follows: half a cosine down to 0 (the paper), or no change.
         beta1: of AdamW.
         beta2: of AdamW; the paper saw loss spikes at 0.999.
-        weight_decay: of AdamW, on matrices; not on embeddings, biases and gains. The paper has none.
+        weight_decay: on matrices; not on embeddings, biases and gains. The paper has none.
         max_grad_norm: longer gradients are shortened to this.
         average_decay: of the running average of the weights, per step; the average is what is kept. 0 keeps the last.
         precision: of the arithmetic; weights and sums stay in float32.
@@ -189,6 +202,7 @@ class TrainingRecipe:
     num_steps: Count
     batch_size: Count = 128
     micro_batch: Count | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Positive = 0.003
     warmup_steps: FromZero = 100
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -197,7 +211,7 @@ class TrainingRecipe:
     weight_decay: NotNegative = 0.01
     max_grad_norm: Positive = 1.0
     average_decay: Share = 0.99
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     compile: bool = False
     gradient_checkpointing: bool = False
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
@@ -209,6 +223,11 @@ class TrainingRecipe:
             raise ValueError(
                 f"training.warmup_steps is {self.warmup_steps} and training.num_steps {self.num_steps}: "
                 "the warm-up must be shorter than the run"
+            )
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError(
+                "training.optimizer is 'muon' and training.parallel 'fsdp': Muon needs whole matrices, choose ddp or "
+                "adamw"
             )
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(
@@ -272,6 +291,13 @@ class Recipe:
     objective: ObjectiveRecipe = ObjectiveRecipe()
     watch: WatchRecipe = WatchRecipe()
     card: CardRecipe = CardRecipe()
+
+    def __post_init__(self) -> None:
+        if self.model.lora_rank and self.training.optimizer == "muon":
+            raise ValueError(
+                f"model.lora_rank is {self.model.lora_rank} and training.optimizer 'muon': Muon updates projections, "
+                "which stand still beside adapters, choose adamw"
+            )
 
     def resolved(self) -> str:
         """The recipe as YAML, every default spelt out; reading it gives this recipe again."""

@@ -21,9 +21,9 @@ from torch.nn.utils import clip_grad_norm_
 from imagegpt.training.checkpoints import Checkpoints
 from imagegpt.training.feed import Steps, feed
 from imagegpt.training.objectives import Batch, Loss
-from imagegpt.training.optimization import AveragedWeights, build_optimizer, learning_rate, whole
+from imagegpt.training.optimization import AveragedWeights, build_optimizers, learning_rate, whole
 from imagegpt.training.order import dropout_seed
-from imagegpt.training.parallelism import prepare, synchronised
+from imagegpt.training.parallelism import autocast, prepare, synchronised
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.world import World
 
@@ -132,7 +132,7 @@ class Trainer:
         self._validate, self._checkpoints = validate, checkpoints
         self._on_validation, self._on_step, self._should_stop = on_validation, on_step, should_stop
         self._loss, self._model = prepare(loss, recipe.training, world), loss.model
-        self._optimizer = build_optimizer(self._model, recipe.training)
+        self._optimizers = build_optimizers(self._model, recipe.training)
         self.average = AveragedWeights(self._model, recipe.training.average_decay)
         self.progress = Progress()
 
@@ -178,10 +178,11 @@ class Trainer:
             self._step_over(metrics["total"])
             return None
         rate = learning_rate(number, recipe.training)
-        for group in self._optimizer.param_groups:
+        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         grad_norm = clip_grad_norm_(self._model.parameters(), recipe.training.max_grad_norm)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         self.average.update(number)
         self.progress.step = number + 1
         self.progress.recent.append(metrics["total"])
@@ -200,13 +201,14 @@ class Trainer:
         """The gradients of a step, summed up in the weights, and the metrics of all its images."""
         recipe, device = self._recipe.training, self._world.device
         self._model.train()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for index, part in enumerate(parts):
             # Seeded anew each time, so that dropout depends on nothing before it.
             torch.manual_seed(dropout_seed(recipe.seed, self._order(), self._world.rank, index))
             with synchronised(self._loss, is_last=index == len(parts) - 1):
-                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                with autocast(device, recipe.precision):
                     losses = self._loss(part.to(device))
                 (losses["total"] / len(parts)).backward()
             for name, value in losses.items():
@@ -275,9 +277,9 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoints is not None:
             progress = self.progress.as_json()
-            self._checkpoints.save(self.progress.step, self._model, self._optimizer, self.average.weights, progress)
+            self._checkpoints.save(self.progress.step, self._model, self._optimizers, self.average.weights, progress)
 
     def _load(self, path: Path) -> None:
         assert self._checkpoints is not None, "it is where the path comes from"
-        content = self._checkpoints.load(path, self._model, self._optimizer, self.average.weights)
+        content = self._checkpoints.load(path, self._model, self._optimizers, self.average.weights)
         self.progress = Progress.from_json(content)

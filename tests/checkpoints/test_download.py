@@ -1,0 +1,248 @@
+"""Files are fetched from a server that behaves badly, and only whole and right ones take their places."""
+
+import base64
+import hashlib
+import http.server
+import random
+import re
+import threading
+from functools import partial
+
+import pytest
+from openai_oracle import random_variables
+
+from imagegpt.checkpoints.download import addresses, download
+from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
+from imagegpt.palette import ColorPalette
+
+BUNDLE = "checkpoints/igpt-s/131000"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves files, and does to its answers what `mischief` says.
+
+    Attributes:
+        files: path to content.
+        mischief: called with the path, the answer's headers and its body; gives both again.
+        asked: (path, range) of every request.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.asked, self.has_md5, self.has_etag = {}, [], True, True
+        self.status, self.mischief = None, lambda path, headers, body: (headers, body)
+        threading.Thread(target=partial(self.serve_forever, poll_interval=0.01), daemon=True).start()
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, path = self.server, self.path.lstrip("/")
+        wanted = self.headers.get("Range")
+        server.asked.append((path, wanted))
+        if server.status is not None or path not in server.files:
+            return self.send_error(server.status or 404)
+        content = server.files[path]
+        tag = '"' + hashlib.sha256(content).hexdigest()[:16] + '"'
+        begin, status = 0, 200
+        if wanted and self.headers.get("If-Range") == tag:
+            begin, status = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]), 206
+            if begin >= len(content):
+                return self.send_error(416)
+        headers = {"Content-Length": str(len(content) - begin)}
+        if status == 206:
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        if server.has_etag:
+            headers["ETag"] = tag
+        if server.has_md5:
+            headers["Content-MD5"] = base64.b64encode(hashlib.md5(content).digest()).decode()
+        headers, body = server.mischief(path, headers, content[begin:])
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = tmp_path / "served"
+    made.mkdir()
+    write_bundle(made / "model.ckpt-131000", random_variables(), num_shards=32)
+    ColorPalette.grey(11).save(made / "kmeans_centers.npy")
+    server = Server()
+    for path in made.iterdir():
+        folder = "color-clusters" if path.suffix == ".npy" else BUNDLE
+        server.files[f"{folder}/{path.name}"] = path.read_bytes()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def fetch(server, tmp_path):
+    return lambda: download(addresses("s", 131_000, base=server.address), tmp_path / "out", pause_s=0.0)
+
+
+def assert_complete(server, out):
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.rpartition("/")[2]: content for path, content in server.files.items()
+    }
+
+
+def placed(out):
+    return sorted(path.name for path in out.iterdir() if path.name != ".fetching")
+
+
+def only_once(name, num_bytes):
+    """So many bytes of a file come the first time, and none later."""
+    came = []
+
+    def mischief(path, headers, body):
+        if not path.endswith(name):
+            return headers, body
+        came.append(path)
+        return headers, body[: num_bytes if len(came) == 1 else 0]
+
+    return mischief
+
+
+def test_a_checkpoint_comes_whole(server, fetch, tmp_path):
+    prefix = fetch()
+    assert prefix == tmp_path / "out" / "model.ckpt-131000"
+    assert_complete(server, tmp_path / "out")
+    assert len(read_bundle(prefix)) == len(random_variables())
+    server.asked.clear()
+    assert fetch() == prefix
+    assert not server.asked
+
+
+def test_addresses_are_openais():
+    files = addresses("l", 1_000_000, bert=True)
+    assert len(files) == 66
+    assert files["model.ckpt-1000000.data-00063-of-00064"] == (
+        "https://openaipublic.blob.core.windows.net/image-gpt/checkpoints/igpt-l-bert/1000000/"
+        "model.ckpt-1000000.data-00063-of-00064"
+    )
+
+
+def test_cut_twenty_times_and_resumed(server, fetch, tmp_path):
+    """The first twenty answers end too early, after some bytes at random."""
+    rng, left = random.Random(0), [20]
+
+    def cut(_, headers, body):
+        if left[0] and len(body) > 1:
+            left[0] -= 1
+            return headers, body[: rng.randrange(1, len(body))]
+        return headers, body
+
+    server.mischief = cut
+    fetch()
+    assert left == [0]
+    assert_complete(server, tmp_path / "out")
+    assert sum(wanted is not None for _, wanted in server.asked) == 20
+
+
+@pytest.mark.parametrize("has_md5", [True, False])
+def test_a_call_that_was_stopped_goes_on(server, fetch, tmp_path, has_md5):
+    server.has_md5 = has_md5
+    server.mischief = only_once("00003-of-00032", 20)
+    with pytest.raises(ConnectionError, match=r"data-00003-of-00032 cannot be fetched .*the same command goes on"):
+        fetch()
+    assert placed(tmp_path / "out") == []
+    server.mischief = lambda path, headers, body: (headers, body)
+    server.asked.clear()
+    fetch()
+    assert_complete(server, tmp_path / "out")
+    assert len(server.asked) == 30  # shards 3 to 31, palette
+
+
+def test_a_file_that_has_changed_meanwhile_is_begun_anew(server, fetch, tmp_path):
+    name = "color-clusters/kmeans_centers.npy"
+    server.mischief = only_once(name, 50)
+    with pytest.raises(ConnectionError):
+        fetch()
+    server.mischief = lambda path, headers, body: (headers, body)
+    other = tmp_path / "other.npy"
+    ColorPalette.from_rgb(range(100, 111)).save(other)
+    server.files[name] = other.read_bytes()
+    fetch()
+    assert_complete(server, tmp_path / "out")
+
+
+@pytest.mark.parametrize("has_md5", [True, False])
+@pytest.mark.parametrize("which", ["data-00005-of-00032", "index", "kmeans_centers.npy"])
+def test_a_damaged_file_never_takes_its_place(server, fetch, tmp_path, has_md5, which):
+    server.has_md5 = has_md5
+
+    def damaged(path, headers, body):
+        if path.endswith(which) and body:
+            body = body[:-60] + bytes([body[-60] ^ 1]) + body[-59:] if "npy" not in which else b"x" + body[1:]
+        return headers, body
+
+    server.mischief = damaged
+    with pytest.raises(ValueError, match="the same command fetches it again"):
+        fetch()
+    assert placed(tmp_path / "out") == []
+    server.mischief = lambda path, headers, body: (headers, body)
+    fetch()
+    assert_complete(server, tmp_path / "out")
+
+
+def test_a_good_file_stays_whatever_comes(server, fetch, tmp_path):
+    fetch()
+    victim = tmp_path / "out" / "model.ckpt-131000.index"
+    (tmp_path / "out" / "model.ckpt-131000.data-00000-of-00032").unlink()
+    good = victim.read_bytes()
+    server.mischief = lambda path, headers, body: (headers, bytes(len(body)))
+    with pytest.raises(ValueError, match="fetches it again"):
+        fetch()
+    assert victim.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, r"\(404 Not Found\): check size and step"),
+        (403, "403"),
+        (500, "try again later"),
+        (429, "try again later"),
+    ],
+)
+def test_what_a_server_may_say(server, fetch, tmp_path, status, message):
+    server.status = status
+    with pytest.raises(ConnectionError, match=message):
+        fetch()
+    assert len(server.asked) == (5 if status in (500, 429) else 1)
+
+
+@pytest.mark.parametrize(
+    "mischief",
+    [
+        lambda _, headers, body: ({key: value for key, value in headers.items() if key != "Content-Length"}, body),
+        lambda _, headers, body: ({**headers, "Content-Length": "many"}, body),
+    ],
+)
+def test_answers_without_a_length(server, fetch, mischief):
+    server.mischief = mischief
+    with pytest.raises(ConnectionError):
+        fetch()
+
+
+def test_nobody_there(tmp_path):
+    with pytest.raises(ConnectionError, match=r"cannot be fetched .*the same command goes on"):
+        download(addresses("s", 131_000, base="http://127.0.0.1:9"), tmp_path / "out", pause_s=0.0)
+
+
+def test_no_place(server, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        download(addresses("s", 131_000, base=server.address), tmp_path / "no" / "out")

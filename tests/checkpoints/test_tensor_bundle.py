@@ -1,0 +1,233 @@
+"""TensorFlow's checkpoints are read and written without TensorFlow, and whatever is wrong with one is told."""
+
+import random
+import re
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from imagegpt.checkpoints.slice_names import encoded_slice_name
+from imagegpt.checkpoints.sorted_table import masked_crc32c, read_table, write_table
+from imagegpt.checkpoints.tensor_bundle import read_bundle, shard_path, write_bundle
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "tf-checkpoints"
+TYPES = [
+    "float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
+    "complex64", "complex128",
+]  # fmt: skip
+
+
+def arrays_of_all_types():
+    rng = np.random.default_rng(0)
+    arrays = {name: (100 * rng.standard_normal((3, 5))).astype(name) for name in TYPES}
+    arrays["bfloat16"] = rng.standard_normal((4, 2)).astype(ml_dtypes.bfloat16)
+    arrays["a/scalar"] = np.float32(2.5)
+    arrays["an/empty/one"] = np.zeros((0, 3), np.float32)
+    arrays["naïve name"] = np.arange(7, dtype=np.int64)
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def same(one, other):
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+@pytest.fixture
+def written(tmp_path):
+    write_bundle(tmp_path / "model.ckpt-7", arrays_of_all_types(), num_shards=3)
+    return tmp_path / "model.ckpt-7"
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 32])
+def test_what_was_written_is_read(tmp_path, num_shards):
+    arrays = arrays_of_all_types()
+    write_bundle(tmp_path / "b", arrays, num_shards)
+    assert len(list(tmp_path.iterdir())) == num_shards + 1
+    bundle = read_bundle(tmp_path / "b")
+    assert set(bundle) == arrays.keys()
+    assert len(bundle) == len(arrays)
+    assert all(same(bundle[name], array) for name, array in arrays.items())
+    assert bundle.entry("bfloat16").nbytes == 16
+    assert list(read_bundle(str(tmp_path / "b.index"))) == list(bundle)
+
+
+def test_arrays_that_lie_otherwise_in_memory(tmp_path):
+    array = np.arange(24, dtype=">f4").reshape(4, 6)
+    write_bundle(tmp_path / "b", {"x": array.T[::-1], "y": array})
+    bundle = read_bundle(tmp_path / "b")
+    np.testing.assert_array_equal(bundle["x"], array.T[::-1])
+    assert bundle["y"].dtype == np.dtype("<f4")
+
+
+def test_arrays_cannot_be_changed_by_accident(written):
+    with pytest.raises(ValueError, match="read-only"):
+        read_bundle(written)["float32"][0, 0] = 1
+
+
+def test_tables_of_many_entries():
+    entries = {f"key {random.Random(k).random()} {k % 7}".encode(): b"v" * (k % 300) for k in range(2000)}
+    assert read_table(write_table(entries)) == entries
+    assert list(read_table(write_table(entries))) == sorted(entries)
+    assert read_table(write_table({})) == {}
+
+
+def test_the_checksum_is_the_one_of_the_specification():
+    """RFC 3720, B.4: 32 zeros have the CRC-32C 8A9136AA."""
+    crc = 0x8A9136AA
+    assert masked_crc32c(bytes(32)) == ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix", "num"),
+    [
+        ("serving/saved_model_half_plus_two_cpu", "variables", None),
+        ("serving/saved_model_half_plus_two_mkl", "variables", None),
+        ("serving/saved_model_half_plus_two_tf2_cpu", "variables", None),
+        ("two-shard", "variables", 67),
+    ],
+)
+def test_checkpoints_of_others(folder, prefix, num):
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"{SHARED} is not there")
+    bundle = read_bundle(SHARED / folder / prefix)
+    if num is not None:
+        assert len(bundle) == num
+    read = {name: bundle[name] for name in bundle if bundle.entry(name).dtype is not None}
+    assert read
+    assert all(np.isfinite(array).all() for array in read.values() if array.dtype.kind == "f")
+    if "half_plus_two" in folder:
+        values = {array.item() for array in read.values() if array.size == 1 and array.dtype.kind == "f"}
+        assert {0.5, 2.0} <= values
+
+
+def test_an_index_without_its_data_can_be_listed():
+    prefix = SHARED / "gpt2-124M-index" / "model.ckpt"
+    if not prefix.with_name("model.ckpt.index").is_file():
+        pytest.skip(f"{SHARED} is not there")
+    bundle = read_bundle(prefix)
+    assert len(bundle) == 148
+    assert bundle.entry("model/wte").shape == (50257, 768)
+    with pytest.raises(FileNotFoundError, match=r"data-00000-of-00001 is missing, one of the 1 data files"):
+        bundle["model/wte"]
+
+
+@pytest.mark.parametrize(
+    ("number", "content"),
+    [
+        (0, b"\x80"), (1, b"\x81"), (63, b"\xbf"), (-1, b"\x7f"), (-64, b"\x40"), (64, b"\xc0\x40"),
+        (8191, b"\xdf\xff"), (8192, b"\xe0\x20\x00"), (-65, b"\x3f\xbf"),
+    ],
+)  # fmt: skip
+def test_names_of_parts(number, content):
+    """A zero, the name and its end, the number of axes, and for each two numbers that sort as their bytes do."""
+    assert encoded_slice_name("a", [(number, -1)]) == b"\x00a\x00\x01\x01\x01" + content + b"\x7f"
+
+
+def test_names_with_bytes_that_mean_something():
+    assert encoded_slice_name("a\0b", [])[1:] == b"a\x00\xffb\x00\x01\x00"
+
+
+@pytest.mark.parametrize("suffix", ["data-00001-of-00003", "index"])
+def test_a_missing_file_is_named(written, suffix):
+    written.with_name(f"{written.name}.{suffix}").unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(suffix) if "data" in suffix else "index is missing"):
+        dict(read_bundle(written))
+
+
+def test_a_file_that_is_cut_short_is_named(written):
+    path = shard_path(written, 0, 3)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"data-00000-of-00003 has \d+ bytes and .* it is cut short"):
+        dict(read_bundle(written))
+
+
+@pytest.mark.parametrize("length", [0, 20, 47, 100])
+def test_an_index_that_is_cut_short(written, length):
+    path = written.with_name(written.name + ".index")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match="is no index of a TensorFlow checkpoint, or damaged"):
+        read_bundle(written)
+
+
+def flipped(content, bit):
+    out = bytearray(content)
+    out[bit // 8] ^= 1 << bit % 8
+    return bytes(out)
+
+
+def read_all(prefix):
+    """Everything in a checkpoint, or None if it was found damaged."""
+    try:
+        return dict(read_bundle(prefix))
+    except (ValueError, FileNotFoundError):
+        return None
+
+
+def test_every_flipped_bit_of_an_index_is_found_or_does_no_harm(tmp_path):
+    arrays = {"a": np.arange(3, dtype=np.float32), "b/c": np.ones((2, 2), np.int8)}
+    write_bundle(tmp_path / "b", arrays)
+    path = tmp_path / "b.index"
+    content = path.read_bytes()
+    harmless = 0
+    for bit in range(8 * len(content)):
+        path.write_bytes(flipped(content, bit))
+        read = read_all(tmp_path / "b")
+        harmless += read is not None
+        assert read is None or (read.keys() == arrays.keys() and all(same(read[name], arrays[name]) for name in arrays))
+    assert harmless < 8 * (48 + 13)  # the padding of the footer, the empty block, and where that is
+
+
+def test_flipped_bits_of_data_are_found(written):
+    rng = random.Random(0)
+    contents = {shard: shard_path(written, shard, 3).read_bytes() for shard in range(3)}
+    for _ in range(300):
+        shard = rng.randrange(3)
+        path = shard_path(written, shard, 3)
+        path.write_bytes(flipped(contents[shard], rng.randrange(8 * len(contents[shard]))))
+        with pytest.raises(ValueError, match=r"the checksum of .* is wrong: it is damaged"):
+            dict(read_bundle(written))
+        path.write_bytes(contents[shard])
+
+
+@pytest.mark.slow
+def test_garbage_never_crashes(tmp_path):
+    """10,000 indexes with right checksums and wrong contents: an array, or one sentence."""
+    rng = random.Random(1)
+    write_bundle(tmp_path / "b", arrays_of_all_types())
+    path = tmp_path / "b.index"
+    table = read_table(path.read_bytes())
+    for _ in range(10_000):
+        wrong = dict(table)
+        for key in rng.sample(sorted(wrong), 2):
+            value = bytearray(wrong.pop(key))
+            for _ in range(rng.randrange(1, 4)):
+                at = rng.randrange(len(value) + 1)
+                value[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(4))
+            wrong[key] = bytes(value)
+        path.write_bytes(write_table(wrong))
+        read_all(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "num_shards", "message"),
+    [
+        ({"x": np.array(["text"])}, 1, "x is of type <U4: TensorFlow's checkpoints hold float32"),
+        ({"": np.zeros(1)}, 1, "'' is no name for a variable"),
+        ({"x": np.zeros(1)}, 0, "num_shards is 0: it must be 1 to 99,999"),
+    ],
+)
+def test_what_cannot_be_written(arrays, num_shards, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_bundle(tmp_path / "b", arrays, num_shards)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_what_was_there(written, monkeypatch):
+    before = {path: path.read_bytes() for path in written.parent.iterdir()}
+    monkeypatch.setattr(
+        "imagegpt.checkpoints.tensor_bundle.write_table", lambda _: (_ for _ in ()).throw(OSError("full"))
+    )
+    with pytest.raises(OSError, match="full"):
+        write_bundle(written, {"x": np.zeros(9)}, 3)
+    assert {path: path.read_bytes() for path in written.parent.iterdir()} == before
