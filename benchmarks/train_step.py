@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from _common import both_models, finish, measure, parser, print_ratios, print_times
+from imagegpt import ImageGPTForCausalImageModeling
 from imagegpt.benchmarking.memory import in_use
 from imagegpt.training.objectives import Batch, with_start_token
 from imagegpt.training.optimization import build_optimizers
+from imagegpt.training.parallelism import set_checkpointing
 from imagegpt.training.recipes import TrainingRecipe
 
 PRECISIONS = ("float32", "bfloat16")
+CHECKPOINTING = {"selective": "selective", "recomputed": True}  # what computes activations again, see `TrainingRecipe`
 RECIPE = TrainingRecipe(num_steps=1000)
 
 
@@ -48,6 +51,11 @@ def main() -> None:
     batch = _batch(options, models["imagegpt"])
     difference = _compare(models, batch)
     contestants = {f"{who} {name}": _step(models[who], name, batch) for name in PRECISIONS for who in models}
+    contestants |= {
+        f"imagegpt {name} {kind}": _step(models["imagegpt"], name, batch, checkpointing=kind)
+        for name in PRECISIONS
+        for kind in CHECKPOINTING
+    }
     seconds = measure(contestants, options.repeats)
     print(f"{options.size}, {options.batch} images, {options.device}")
     print(f"gradients differ by {difference:.1e} of their norm")
@@ -69,7 +77,9 @@ def _loss(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.ids.flatten())
 
 
-def _step(model: nn.Module, precision: str, batch: Batch) -> Callable[[], float]:
+def _step(
+    model: nn.Module, precision: str, batch: Batch, checkpointing: bool | str | None = None
+) -> Callable[[], float]:
     """A function that makes one step. Optimisers are made when they are first needed: moments take memory."""
     optimizers = None
 
@@ -77,6 +87,8 @@ def _step(model: nn.Module, precision: str, batch: Batch) -> Callable[[], float]
         nonlocal optimizers
         optimizers = optimizers or build_optimizers(model, RECIPE)
         _without_dropout(model)
+        if isinstance(model, ImageGPTForCausalImageModeling):
+            set_checkpointing(model.transformer, CHECKPOINTING.get(checkpointing, False))
         for optimizer in optimizers:
             optimizer.zero_grad()
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -124,18 +136,19 @@ def _print_memory(options: argparse.Namespace, names: list[str]) -> dict[str, in
         taken[name] = json.loads(done.stdout.splitlines()[-1])
         print(f"{name:<22} {taken[name] / 1e6:9,.0f} MB at most")
     for precision in PRECISIONS:
-        share = taken[f"imagegpt {precision}"] / taken[f"transformers {precision}"]
-        print(f"{precision}: our memory is {share:.0%} of theirs")
+        theirs = taken[f"transformers {precision}"]
+        shares = [f"{taken[name] / theirs:.0%} ({name})" for name in names if name.startswith(f"imagegpt {precision}")]
+        print(f"{precision}, our memory as a share of theirs: {', '.join(shares)}")
     return taken
 
 
 def _memory_of(options: argparse.Namespace) -> int:
-    who, precision = options.alone.split()
+    who, precision, *checkpointing = options.alone.split()
     before = in_use(options.device) or 0
     ours, theirs = both_models(options.size, options.device)
     model = ours if who == "imagegpt" else theirs
     del ours, theirs
-    step = _step(model, precision, _batch(options, model))
+    step = _step(model, precision, _batch(options, model), *checkpointing)
     step()
     step()
     return (in_use(options.device, peak=True) or 0) - before

@@ -15,7 +15,6 @@ import inspect
 import json
 import logging
 import os
-import platform
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from imagegpt.sampling import kernels
+from imagegpt.sampling.machine import machine
 from imagegpt.sampling.projections import FEW
 
 Runner = Callable[[list[Tensor]], Tensor]
@@ -175,18 +175,6 @@ def _key(kind: str, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str
         strides = () if varies else tensor.stride()  # those that vary are contiguous
         signature.append(f"{sizes} {strides} {tensor.dtype} {tensor.layout} {tensor.device}")
     return hashlib.sha256(json.dumps(signature, default=str).encode()).hexdigest()[:24]
-
-
-@functools.cache
-def machine() -> str:
-    """What code that was compiled here needs: the processor's abilities, the libraries."""
-    flags = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), flags)
-    except OSError:
-        pass
-    return f"{torch.__version__} {platform.machine()} {platform.system()} {flags}"
 
 
 @functools.cache

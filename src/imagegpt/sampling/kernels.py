@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Float32, Int8, Int64, Shaped
 from torch import Tensor
 
+from imagegpt.sampling.machine import machine
+
 TILE = 32  # outputs computed together
 SCALE_BYTES = 4  # behind each vector of int8 in a cache
 _LANES = 16
@@ -161,8 +163,6 @@ def _build(path: Path) -> None:
 
 def _key() -> str:
     """What the compiled kernels depend on."""
-    from imagegpt.sampling.compilation import machine
-
     sources = [path.read_bytes() for path in sorted(_FOLDER.iterdir())]
     facts = [machine().encode(), repr(_FLAGS).encode(), *sources]
     return hashlib.sha256(b"\n".join(facts)).hexdigest()[:24]

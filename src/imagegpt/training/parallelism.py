@@ -4,10 +4,11 @@ What one process would compute, many compute together: gradients are means over 
 many images, and so equal the mean over the whole batch.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,22 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from imagegpt.training.objectives import Loss
 from imagegpt.training.recipes import Precision, TrainingRecipe
 from imagegpt.training.world import World
+
+# What costs much to compute again. Whatever else a block does takes little time and most of the memory.
+_KEPT: list[Any] = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
 
 
 def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
@@ -28,11 +41,7 @@ def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
     """
     loss.to(world.device)
     transformer: Any = cast(Any, loss.model).transformer
-    if recipe.gradient_checkpointing:
-        with warnings.catch_warnings():
-            # The name that transformers 5.17 knows; 5.23 would rather have another.
-            warnings.simplefilter("ignore", FutureWarning)
-            transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    set_checkpointing(transformer, recipe.gradient_checkpointing)
     if recipe.compile:
         for block in transformer.h:
             block.compile()
@@ -42,6 +51,25 @@ def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
         _shard(loss, transformer, init_device_mesh(world.device.type, (world.size,)))
         return loss
     return DistributedDataParallel(loss)
+
+
+def set_checkpointing(transformer: Any, kind: bool | Literal["selective"]) -> None:
+    """Choose which activations of the blocks are computed again for the backward pass.
+
+    Args:
+        transformer: a model's body, changed in place.
+        kind: none, all, or "selective": all but the results of matrix products and attention.
+    """
+    options: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _KEPT)
+    with warnings.catch_warnings():
+        # The names that transformers 5.17 knows; 5.23 would rather have others.
+        warnings.simplefilter("ignore", FutureWarning)
+        if kind:
+            transformer.gradient_checkpointing_enable(options)
+        else:
+            transformer.gradient_checkpointing_disable()
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
