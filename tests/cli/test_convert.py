@@ -1,0 +1,109 @@
+"""`imagegpt convert`, `export`, `inspect` and `download` on made-up checkpoints."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from openai_oracle import random_variables
+
+from imagegpt import ColorPalette, ImageGPTForCausalImageModeling
+from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
+
+
+@pytest.fixture
+def bundles(workplace):
+    """Checkpoints "ar" and "bert" with the palette beside them."""
+    write_bundle("ar", {**random_variables(), "global_step": np.int64(9), "model/wpe/Adam": np.zeros(3)}, num_shards=2)
+    write_bundle("bert", random_variables(bert=True))
+    ColorPalette.grey(11).save(workplace / "kmeans_centers.npy")
+    return workplace
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+def test_from_openai_and_back(run, bundles):
+    code, out, err = run("convert", "openai", "ar", "model")
+    assert code == 0, err
+    assert "left out 2 variables that are no weights, such as global_step" in out
+    assert re.search(r"autoregressive, [\d,]+ parameters, step 9: model", out)
+    assert "Next: imagegpt info ./model" in err
+    code, out, err = run("export", "openai", "./model", "back", "--shards", 3)
+    assert code == 0, err
+    assert len(list(bundles.glob("back.data-*-of-00003"))) == 3
+    before, after = read_bundle("ar"), read_bundle("back")
+    assert all(np.array_equal(before[name], after[name]) for name in after)
+    card = (bundles / "model" / "README.md").read_text()
+    assert "`imagegpt convert openai ar model`" in card
+
+
+def test_bert_and_biases(run, bundles):
+    assert run("convert", "openai", "bert", "model", "--objective", "bert", "--biases")[0] == 0
+    config = ImageGPTForCausalImageModeling.from_pretrained("model").config
+    assert (config.is_causal, config.use_bias) == (False, True)
+
+
+def test_of_transformers(run, bundles):
+    run("convert", "openai", "ar", "model")
+    model = ImageGPTForCausalImageModeling.from_pretrained("model")
+    (bundles / "old").mkdir()
+    torch.save(model.state_dict(), bundles / "old" / "pytorch_model.bin")
+    for name in ("config.json", "preprocessor_config.json"):
+        (bundles / "old" / name).write_bytes((bundles / "model" / name).read_bytes())
+    assert run("inspect", "./old")[0] == 0
+    code, out, err = run("convert", "transformers", "old", "new")
+    assert code == 0, err
+    assert out == "converted: new\n"
+    again = ImageGPTForCausalImageModeling.from_pretrained("new")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("source", ["ar", "ar.index", "./tiny"])
+def test_inspecting(run, bundles, source):
+    code, out, err = run("inspect", source)
+    assert code == 0, err
+    if source == "./tiny":
+        assert re.search(r"lm_head\.weight +10 x 16 +float32 +640", out)
+    else:
+        assert re.search(r"model/h0/attn/q_proj +2 x 4 x 8 +float32 +256", out)
+        assert re.search(r"global_step +scalar +int64 +8", out)
+    assert re.search(r"^\d+ tensors, [\d,]+ bytes$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["convert", "openai", "none", "model"], "there is no checkpoint of TensorFlow none: none.index is missing"),
+        (
+            ["convert", "openai", "ar", "model", "--objective", "bert"],
+            "it has a start token, model/sos",
+        ),
+        (["convert", "openai", "ar", "model", "--palette", "digits"], "the palette has 17 colours and ar 11"),
+        (["convert", "openai", "ar", "model", "--palette", "none"], "there is no palette 'none'"),
+        (["convert", "openai", "ar", "tiny"], "tiny exists"),
+        (["convert", "openai", "ar", "no/model"], "there is no folder"),
+        (["convert", "transformers", "none", "model"], "holds no config.json"),
+        (["export", "openai", "./tiny", "ar"], "ar.index exists already: give --force to overwrite it"),
+        (["export", "openai", "./tiny", "no/x"], "there is no folder no"),
+        (["inspect", "none"], "there is no model 'none'"),
+        (["download", "s", "--step", "5", "--out", "igpt"], "--step is 5: there are 131000, 262000, 524000, 1000000"),
+        (["download", "s", "--out", "no/igpt"], "there is no folder no"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_sentence(words, message, run, bundles):
+    before = sorted(path.name for path in bundles.iterdir())
+    code, _, err = run(*words)
+    assert code == 2
+    assert message in one_line(err)
+    assert "Traceback" not in err
+    assert sorted(path.name for path in bundles.iterdir()) == before
+
+
+def test_without_a_palette(run, bundles):
+    (bundles / "kmeans_centers.npy").unlink()
+    code, _, err = run("convert", "openai", "ar", "model")
+    assert code == 2
+    assert "there is no kmeans_centers.npy beside ar: give the colours with --palette" in one_line(err)
+    assert not (bundles / "model").exists()
