@@ -10,10 +10,13 @@ from PIL import Image
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Reference
 
 import imagegpt
-from imagegpt import ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+from imagegpt import ImageGPTForCausalImageModeling, ImageGPTImageProcessor, ImageGPTPipeline
 from imagegpt.data.digits import load_digits
 from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
 from imagegpt.evaluation.likelihood import mean_nll
+from imagegpt.runs.scores import masked_nats
+from imagegpt.sampling import fill
+from imagegpt.training.images import ArrayTable, IdImages
 
 FOLDER = Path(imagegpt.__file__).parent / "pretrained" / "digits"
 EXAMPLES = Path(__file__).parents[1] / "examples" / "digits"
@@ -108,7 +111,36 @@ def test_the_command_makes_a_model_as_good(card, tmp_path, capsys):
     from imagegpt.cli import main
 
     with pytest.raises(SystemExit) as stop:
-        main(["train", "digits", "--out", str(tmp_path / "again"), "--seed", "1"])
+        main(["train", "digits", "--out", str(tmp_path / "again"), "--set", "training.seed=1"])
     assert stop.value.code == 0
     again = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / "again")
     assert mean_nll(again, load_digits().test.ids) == pytest.approx(card["this"], abs=0.02)
+
+
+BERT = FOLDER.with_name("digits-bert")
+
+
+def test_the_bidirectional_model_is_small_and_its_card_is_true(data):
+    """Its likelihood of hidden pixels, with the masks that the card's number was made with, and both baselines'."""
+    assert sum(path.stat().st_size for path in BERT.iterdir()) < 3_000_000
+    images = IdImages(ArrayTable(data.test.ids.numpy()), None, (8, 8))
+    nats = masked_nats(BERT, images, probability=0.15)
+    told = re.findall(
+        r"^\| (\w+)[^|]*\| (\d\.\d{4}) \|$", (BERT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    card = {name: float(number) for name, number in told}
+    assert nats == pytest.approx(card["this"], abs=2e-4)
+    assert nats < min(card["neighbours"], card["histogram"])
+
+
+def test_the_bidirectional_model_fills_hidden_halves(data):
+    """What it draws is far more like the right half than like that of another digit."""
+    pipe = ImageGPTPipeline.from_pretrained("digits-bert")
+    ids = data.test.ids[:40]
+    hidden = torch.zeros(40, 64, dtype=torch.bool)
+    hidden[:, 32:] = True
+    filled = fill(pipe.model, ids, hidden, seeds=list(range(40)))
+    assert filled[:, :32].equal(ids[:, :32])
+    apart = (filled[:, 32:].float() - ids[:, 32:].float()).square().mean()
+    others = (filled[:, 32:].float() - ids[:, 32:].roll(1, 0).float()).square().mean()
+    assert apart < 0.75 * others

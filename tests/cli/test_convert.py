@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from openai_oracle import random_variables
 
 from imagegpt import ColorPalette, ImageGPTForCausalImageModeling
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
+from openai_oracle import random_variables
 
 
 @pytest.fixture
