@@ -17,7 +17,7 @@ from imagegpt.training.world import World
 @pytest.mark.parity
 @pytest.mark.timeout(900)
 def test_the_bundled_model_learns_to_read(tmp_path):
-    run = Run(read_recipe(find_recipe("finetune")), tmp_path / "m", World(torch.device("cpu")))
+    run = Run(read_recipe(find_recipe("finetune-digits")), tmp_path / "m", World(torch.device("cpu")))
     run.train()
     said, right = classify(tmp_path / "m", run.data.test)
     assert len(said) == 360

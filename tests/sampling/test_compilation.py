@@ -137,7 +137,7 @@ def test_every_kind_of_block_compiles(variant, own_graphs):
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 @pytest.mark.parametrize("num_images", [1, 2, 3])
 def test_rounded_weights_compile_to_what_they_are_uncompiled(precision, num_images, own_graphs):
-    """Sums are taken in another order and keys are rounded: the logits agree to a fraction of bfloat16's 2^-8."""
+    """Torch rounds what comes out of a product to bfloat16, our kernels do not: the logits agree to its 2^-8."""
     model = freeze(varied_model(num_pixels=80), precision, in_place=False)
     tokens = torch.stack(prompts_of([80] * num_images))
     results = []
@@ -148,7 +148,7 @@ def test_rounded_weights_compile_to_what_they_are_uncompiled(precision, num_imag
             steps = [decoder.feed(tokens[:, [p]], torch.full((num_images, 1), p), 128) for p in range(60, 80)]
             results.append(torch.cat([together, *steps], dim=1))
     assert compiler.num_compilations == 2
-    assert (results[1] - results[0]).norm() < 2e-3 * results[0].norm()
+    assert (results[1] - results[0]).norm() < 2**-8 * results[0].norm()
 
 
 @pytest.mark.parametrize("change", ["hook", "foreign module"])
