@@ -4,6 +4,7 @@ Processes are started by `torchrun` or `accelerate launch`, which tell each one 
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+
+# Gloo's threads let go of tensors a moment after the last exchange, and need Python for that: a process that ends
+# before they had their turn is aborted (torch 2.13, ProcessGroupGloo::runLoop), although all is done.
+_LET_GO_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def joined_world(device: str | None = None) -> Iterator[World]:
     finally:
         if mine:
             distributed.destroy_process_group()
+            time.sleep(_LET_GO_S)
 
 
 def _join(backend: str, restarts: int) -> None:
