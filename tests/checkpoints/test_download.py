@@ -9,11 +9,11 @@ import threading
 from functools import partial
 
 import pytest
-from openai_oracle import random_variables
 
 from imagegpt.checkpoints.download import addresses, download
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
 from imagegpt.palette import ColorPalette
+from openai_oracle import random_variables
 
 BUNDLE = "checkpoints/igpt-s/131000"
 

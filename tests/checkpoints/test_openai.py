@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from openai_oracle import forward, random_variables
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Reference
 
 from imagegpt import ColorPalette, ImageGPTForCausalImageModeling, ImageGPTForImageClassification
@@ -14,6 +13,7 @@ from imagegpt.checkpoints.openai import from_openai, to_openai
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
 from imagegpt.config import ImageGPTConfig
 from imagegpt.training.objectives import with_start_token
+from openai_oracle import forward, random_variables
 
 
 def built(variables, **options):

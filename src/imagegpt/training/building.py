@@ -12,6 +12,7 @@ from imagegpt.checkpoints.loading import check_fit, find_folder, load_config, lo
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.base import ImageGPTPreTrainedModel
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from imagegpt.model.waves import start_as_waves
 from imagegpt.processing import ImageGPTImageProcessor
 from imagegpt.training.adapters import adapter_rank, add_adapters, check_adapters
 from imagegpt.training.images import Data
@@ -100,7 +101,10 @@ def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:
     wants_causal = recipe.objective.name != "bert"
     if recipe.model.pretrained is None:
         sizes = {"num_colors": data.palette.num_colors, "num_pixels": data.num_pixels}
-        return ImageGPTForCausalImageModeling(recipe.model.config(**sizes, is_causal=wants_causal))
+        fresh = ImageGPTForCausalImageModeling(recipe.model.config(**sizes, is_causal=wants_causal))
+        if recipe.model.embeddings == "waves":
+            start_as_waves(fresh, torch.from_numpy(data.palette.clusters), data.size)
+        return fresh
     folder = find_folder(recipe.model.pretrained)
     config = load_config(folder)
     check_fit(config, data.processor, where=f"the data {data.name}")

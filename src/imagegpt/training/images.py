@@ -3,6 +3,7 @@
 Axis letters: N images, B of them, T pixels in raster order.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,9 +129,14 @@ class Data:
         return self.processor.palette
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.processor.size["height"], self.processor.size["width"]
+
+    @property
     def num_pixels(self) -> int:
         """T."""
-        return self.processor.size["height"] * self.processor.size["width"]
+        return math.prod(self.size)
 
 
 def open_data(recipe: DataRecipe, seed: int) -> Data:

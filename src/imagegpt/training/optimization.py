@@ -1,6 +1,7 @@
 """Updating weights: AdamW and Muon, the rate's way up and down, and an average of the weights."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -8,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Muon, Optimizer
+from torch.optim import Optimizer
 
-from imagegpt.model.layers import Projection
+from imagegpt.model.layers import ImageGPTAttention, Projection
+from imagegpt.training.muon import Muon
 from imagegpt.training.recipes import TrainingRecipe
 
 
@@ -31,10 +33,15 @@ def build_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[Optimizer
     both have the recipe's ("Muon is scalable for LLM training", Liu et al., 2025). Moments are there from the
     beginning: of an optimiser without any, torch's checkpoints make a step of their own.
     """
-    matrices: list[Tensor] = []
+    matrices: dict[int, list[Tensor]] = defaultdict(list)  # by the number of maps side by side in them
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
     seen = set[int]()
+    num_maps = {
+        module.c_attn: 2 if module.is_cross_attention else 3
+        for module in model.modules()
+        if isinstance(module, ImageGPTAttention)
+    }
     for module in model.modules():
         for weight in module.parameters(recurse=False):
             if not weight.requires_grad or id(weight) in seen:
@@ -42,7 +49,7 @@ def build_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[Optimizer
             seen.add(id(weight))
             is_matrix = weight.ndim > 1 and not isinstance(module, nn.Embedding)
             by_muon = is_matrix and isinstance(module, Projection) and recipe.optimizer == "muon"
-            (matrices if by_muon else decayed if is_matrix else rest).append(weight)
+            (matrices[num_maps.get(module, 1)] if by_muon else decayed if is_matrix else rest).append(weight)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": rest, "weight_decay": 0.0},
@@ -52,10 +59,8 @@ def build_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[Optimizer
     if groups:
         optimizers.append(_adamw(groups, recipe))
     if matrices:
-        muon = Muon(matrices, recipe.learning_rate, recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-        for weight in matrices:
-            muon.state[weight]["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
-        optimizers.append(muon)
+        by_maps = [{"params": weights, "num_maps": number} for number, weights in matrices.items()]
+        optimizers.append(Muon(by_maps, recipe.learning_rate, recipe.weight_decay))
     return optimizers
 
 

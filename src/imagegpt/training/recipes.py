@@ -54,6 +54,8 @@ class ModelRecipe:
         attn_pdrop: dropout on the attention weights.
         use_bias: biases in the projections, as transformers wants them; the paper has none.
         init_scheme: how fresh weights are drawn; "openai" starts at a loss of ln V exactly.
+        embeddings: how those of colours and positions start: "random", as in the paper, or as "waves" of the colour, row
+            and column (`imagegpt.model.waves`), from which far fewer images are needed.
     """
 
     size: str | None = None
@@ -67,6 +69,7 @@ class ModelRecipe:
     attn_pdrop: Share = 0.0
     use_bias: bool = False
     init_scheme: Literal["openai", "transformers"] = "openai"
+    embeddings: Literal["random", "waves"] = "random"
 
     def __post_init__(self) -> None:
         shape = {name: getattr(self, name) for name in ("n_layer", "n_embd", "n_head")}
@@ -75,6 +78,11 @@ class ModelRecipe:
             other = "size" if self.size is not None else given[0]
             raise ValueError(f"model.pretrained and model.{other} were both given: the shape is the model's, drop one")
         if self.pretrained is not None:
+            if self.embeddings != "random":
+                raise ValueError(
+                    f"model.pretrained and model.embeddings = {self.embeddings!r} were both given: the embeddings are the "
+                    "model's, drop one"
+                )
             return
         if self.lora_rank:
             raise ValueError(
