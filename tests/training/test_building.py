@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from imagegpt import (
 )
 from imagegpt.training.building import build_loss, rebuilt, save_model
 from imagegpt.training.images import Data
-from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint
+from imagegpt.training.objectives import Autoregressive, Batch, Bert, Classification, Joint
 from imagegpt.training.two_heads import GeneratorAndClassifier
 from stripes import STRIPES, StripeImages, make_recipe, same_weights, weights_of
 
@@ -71,6 +72,21 @@ def test_fresh_weights_depend_on_the_seed_alone():
     torch.manual_seed(2)
     assert same_weights(first, build_loss(make_recipe(), data()).model)
     assert not same_weights(first, build_loss(make_recipe(training={"seed": 1}), data()).model)
+
+
+def test_embeddings_may_start_as_waves():
+    random = build_loss(make_recipe(), data())
+    waves = build_loss(make_recipe(model={"embeddings": "waves"}), data())
+    changed = {
+        name
+        for name, weight in waves.model.named_parameters()
+        if not torch.equal(weight, random.model.get_parameter(name))
+    }
+    assert changed == {"transformer.wpe.weight", "transformer.wte.weight"}
+    ids = torch.arange(16).expand(2, 16)
+    assert waves(Batch(ids=ids))["total"].item() == pytest.approx(math.log(16), abs=1e-5)
+    again = build_loss(make_recipe(model={"embeddings": "waves"}), data())
+    assert same_weights(waves.model, again.model)
 
 
 def test_a_pretrained_model_goes_on(tmp_path):

@@ -66,10 +66,10 @@ def test_muon_is_for_the_projections():
     model = make_loss().model
     adamw, muon = build_optimizers(model, make_recipe(training={"optimizer": "muon", "weight_decay": 0.3}).training)
     names = {id(weight): name for name, weight in model.named_parameters()}
-    [matrices] = muon.param_groups
-    mine = {names[id(weight)] for weight in matrices["params"]}
-    assert mine == {name for name in names.values() if ".c_" in name and name.endswith(".weight")}
-    assert matrices["weight_decay"] == 0.3
+    num_maps = {names[id(weight)]: group["num_maps"] for group in muon.param_groups for weight in group["params"]}
+    mine = {name for name in names.values() if ".c_" in name and name.endswith(".weight")}
+    assert num_maps == {name: 3 if "c_attn" in name else 1 for name in mine}  # queries, keys and values
+    assert {group["weight_decay"] for group in muon.param_groups} == {0.3}
     others = [names[id(weight)] for group in adamw.param_groups for weight in group["params"]]
     assert sorted([*mine, *others]) == sorted(names.values())
 

@@ -17,6 +17,12 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
     [
         ("training", {"num_steps": 0}, "training.num_steps is 0: it must be greater than or equal to 1"),
         ("training", {"num_steps": True}, "training.num_steps is True: it must be a number"),
+        (
+            "model",
+            {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "digits", "embeddings": "waves"},
+            "model.pretrained and model.embeddings = 'waves' were both given: the embeddings are the model's, drop one",
+        ),
+        ("model", {"embeddings": "sines"}, "model.embeddings is 'sines': it must be 'random' or 'waves'"),
         ("training", {"num_steps": "many"}, "training.num_steps is 'many': it must be a whole number"),
         ("training", {"num_steps": 1.5}, "training.num_steps is 1.5: it must be a whole number"),
         ("training", {"num_steps": None}, "training.num_steps is None: it must be a whole number"),

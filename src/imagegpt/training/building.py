@@ -103,7 +103,7 @@ def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:
         sizes = {"num_colors": data.palette.num_colors, "num_pixels": data.num_pixels}
         fresh = ImageGPTForCausalImageModeling(recipe.model.config(**sizes, is_causal=wants_causal))
         if recipe.model.embeddings == "waves":
-            start_as_waves(fresh, torch.from_numpy(data.palette.clusters), data.size)
+            start_as_waves(fresh, torch.tensor(data.palette.clusters), data.size)
         return fresh
     folder = find_folder(recipe.model.pretrained)
     config = load_config(folder)
