@@ -8,21 +8,19 @@ Several processes make shards, each from a stretch of the source; what they hold
 import contextlib
 import hashlib
 import importlib.metadata
-import itertools
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imagegpt.data import encoding_folder as places
 from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard
-from imagegpt.data.encoding_worker import ShardMaker, make_shard, start_worker
+from imagegpt.data.encoding_pool import ShardPool
+from imagegpt.data.encoding_worker import Part, ShardMaker
 from imagegpt.data.examples import ImageSource
 from imagegpt.data.palettes import checked_palette
 from imagegpt.data.sources import list_splits, open_images
@@ -30,12 +28,13 @@ from imagegpt.files import atomic_write, locked
 from imagegpt.processing import ImageGPTImageProcessor
 
 Progress = Callable[[int, int], None]
+_Tell = Callable[[int], None]
+_Make = Callable[[Sequence[int], _Tell], Iterator[tuple[int, Shard]]]
 
 MAX_BROKEN = 0.05
 
 _WORTH_PROCESSES = 2_000  # images; a worker takes seconds to start, because reading images imports torch
 _SHOWN = 3  # broken images in an error
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +128,25 @@ def encode_images(
     folders = [folder / name for name in names] or [folder]
     places.check_folder(folder, names)
     jobs = [
-        _Job(source, place, processor, _settings(source, processor, shard_size), max_broken)
+        _Job(
+            Part(
+                source=source,
+                processor=processor,
+                folder=place,
+                settings=_settings(source, processor, shard_size),
+            ),
+            max_broken,
+        )
         for source, place in zip(sources, folders, strict=True)
     ]
     for job in jobs:
         job.check()
     with _claimed(folder):
         total = _Total(jobs, on_progress)
-        parts = [job.run(num_workers, total) for job in jobs]
+        with _shard_pool(jobs, num_workers) as pool:
+            parts = [
+                job.run(total, None if pool is None else partial(pool.make, part)) for part, job in enumerate(jobs)
+            ]
         if names:
             _describe_splits(folder, names, processor)
     return EncodingReport(parts=parts, elapsed_s=time.monotonic() - started)
@@ -169,16 +179,9 @@ class _Total:
 class _Job:
     """One part of an encoding."""
 
-    def __init__(
-        self,
-        source: ImageSource,
-        folder: Path,
-        processor: ImageGPTImageProcessor,
-        settings: EncodingSettings,
-        max_broken: float,
-    ) -> None:
-        self.source, self.folder, self.processor = source, folder, processor
-        self.settings, self.max_broken = settings, max_broken
+    def __init__(self, part: Part, max_broken: float) -> None:
+        self.part, self.source, self.folder, self.settings = part, part.source, part.folder, part.settings
+        self.max_broken = max_broken
 
     def check(self) -> None:
         """See that the folder may be used, and what is there already.
@@ -202,17 +205,20 @@ class _Job:
         """Pictures of the source in shards that are done."""
         return sum(len(self.settings.stretch(number)) for number in self.shards)
 
-    def run(self, num_workers: int | None, total: _Total) -> EncodedPart:
-        """Make the shards that are missing, and what belongs beside them."""
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not."""
+        return [number for number in range(self.settings.num_shards) if number not in self.shards]
+
+    def run(self, total: _Total, make: _Make | None) -> EncodedPart:
+        """Make the shards that are missing, and what belongs beside them; in this process if `make` is None."""
         self.folder.mkdir(exist_ok=True)
         places.remove_temporaries(self.folder)
         if places.read_manifest(self.folder) is None:
             places.write_manifest(self.folder, self.settings, None)
         self._check_broken()
-        missing = [number for number in range(self.settings.num_shards) if number not in self.shards]
-        num_missing = sum(len(self.settings.stretch(number)) for number in missing)
-        workers = min(_workers(num_workers, num_missing), len(missing))
-        for number, shard in self._made(missing, workers, total):
+        num_missing = self.settings.num_source - self.num_there
+        for number, shard in (make or self._make_here)(self.missing, total.show):
             self.shards[number] = shard
             self._check_broken()
         total.add(num_missing)
@@ -221,7 +227,7 @@ class _Job:
                 f"none of the {self.settings.num_source} images of {self.source.name} can be read: "
                 f"{self._first_broken()}"
             )
-        self.processor.save_pretrained(self.folder)
+        self.part.processor.save_pretrained(self.folder)
         places.write_descriptions(self.folder, self.settings, _fingerprint(self.settings))
         places.write_manifest(self.folder, self.settings, self.shards)
         return EncodedPart(
@@ -234,50 +240,17 @@ class _Job:
             classes=self.settings.classes,
         )
 
-    def _made(self, missing: list[int], workers: int, total: _Total) -> Iterator[tuple[int, Shard]]:
-        """The missing shards, as they are done."""
-        if workers > 1:
-            yield from self._made_by_workers(missing, workers, total)
-            return
+    def _make_here(self, missing: Sequence[int], tell: _Tell) -> Iterator[tuple[int, Shard]]:
         count = 0
 
-        def tell(num: int) -> None:
+        def add(num: int) -> None:
             nonlocal count
             count += num
-            total.show(count)
+            tell(count)
 
-        maker = ShardMaker(
-            source=self.source, processor=self.processor, folder=self.folder, settings=self.settings, tell=tell
-        )
+        maker = ShardMaker(**vars(self.part), tell=add)
         for number in missing:
             yield number, maker.make(number)
-
-    def _made_by_workers(self, missing: list[int], workers: int, total: _Total) -> Iterator[tuple[int, Shard]]:
-        context = multiprocessing.get_context("spawn")  # threads of torch and pyarrow do not survive a fork
-        counter, stopped = context.Value("q", 0), context.Value("b", 0)
-        given = (self.source, self.processor, self.folder, self.settings, counter, stopped)
-        with ProcessPoolExecutor(workers, context, start_worker, given) as pool:
-            running: dict[Future[Shard], int] = {}
-            todo = iter(missing)
-            try:
-                while True:
-                    for number in itertools.islice(todo, 2 * workers - len(running)):
-                        running[pool.submit(make_shard, number)] = number
-                    if not running:
-                        return
-                    done, _ = wait(running, _POLL_S, FIRST_COMPLETED)
-                    total.show(counter.value)
-                    for future in done:
-                        yield running.pop(future), future.result()
-            except BrokenProcessPool as error:
-                raise ChildProcessError(
-                    f"a worker process of the encoding into {self.folder} has died, perhaps for want of memory: "
-                    "the same command goes on, with fewer workers"
-                ) from error
-            finally:
-                stopped.value = 1
-                for future in running:
-                    future.cancel()
 
     def _broken(self) -> list[BrokenImage]:
         return [one for number in sorted(self.shards) for one in self.shards[number].broken]
@@ -313,6 +286,18 @@ def _settings(source: ImageSource, processor: ImageGPTImageProcessor, shard_size
         shard_size=default_shard_size(len(source)) if shard_size is None else shard_size,
         version=importlib.metadata.version("imagegpt"),
     )
+
+
+@contextlib.contextmanager
+def _shard_pool(jobs: "list[_Job]", num_workers: int | None) -> Iterator[ShardPool | None]:
+    """Processes for what is missing, or None if this one does it."""
+    num_missing = sum(job.settings.num_source - job.num_there for job in jobs)
+    workers = min(_workers(num_workers, num_missing), sum(len(job.missing) for job in jobs))
+    if workers <= 1:
+        yield None
+        return
+    with ShardPool([job.part for job in jobs], workers) as pool:
+        yield pool
 
 
 def _workers(asked: int | None, num_images: int) -> int:

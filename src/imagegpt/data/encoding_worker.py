@@ -11,7 +11,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,30 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardMaker:
-    """Makes shards in one process.
+class Part:
+    """A source, or one of its splits, on its way into a folder.
 
     Attributes:
         source: of the pictures.
         processor: reads, resizes and encodes them.
         folder: where the shards go.
         settings: of the encoding.
-        tell: called with the number of pictures that were read since the last call; raises `StoppedError` to stop.
     """
 
     source: ImageSource
     processor: ImageGPTImageProcessor
     folder: Path
     settings: EncodingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardMaker(Part):
+    """Makes shards of a part in one process.
+
+    Attributes:
+        tell: called with the number of pictures that were read since the last call; raises `StoppedError` to stop.
+    """
+
     tell: Callable[[int], None]
 
     def __post_init__(self) -> None:
@@ -88,28 +97,17 @@ class ShardMaker:
 
 # What a worker process works with. The pool gives no other way to hand something to a process rather than to a task,
 # and a source may list millions of files.
-_maker: ShardMaker | ValueError | None = None
+_makers: list[ShardMaker | ValueError] = []
 
 
-def start_worker(
-    source: ImageSource,
-    processor: ImageGPTImageProcessor,
-    folder: Path,
-    settings: EncodingSettings,
-    counter: Any,
-    stopped: Any,
-) -> None:
+def start_worker(parts: Sequence[Part], counter: Any, stopped: Any) -> None:
     """Prepare a worker process.
 
     Args:
-        source: of the pictures; has just opened itself here.
-        processor: see `ShardMaker`.
-        folder: see `ShardMaker`.
-        settings: see `ShardMaker`.
+        parts: whose shards it may be asked for; their sources have just opened themselves here.
         counter: a shared number, of all pictures that were read.
         stopped: a shared number, not 0 when the work is called off.
     """
-    global _maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent says what becomes of it
     threading.Thread(target=_follow_parent, daemon=True).start()
 
@@ -119,21 +117,25 @@ def start_worker(
         if stopped.value:
             raise StoppedError
 
-    try:
-        _maker = ShardMaker(source=source, processor=processor, folder=folder, settings=settings, tell=tell)
-    except ValueError as error:  # to be raised where the parent hears of it
-        _maker = error
+    for part in parts:
+        try:
+            _makers.append(ShardMaker(**vars(part), tell=tell))
+        except ValueError as error:  # to be raised where the parent hears of it
+            _makers.append(error)
 
 
-def make_shard(number: int) -> Shard:
+def make_shard(part: int, number: int) -> Shard:
     """`ShardMaker.make` in a worker process.
 
+    Args:
+        part: whose shard, by its place.
+        number: of the shard.
     Raises: as it does; ValueError if the source is not the parent's.
     """
-    assert _maker is not None, "the pool has called start_worker"
-    if isinstance(_maker, ValueError):
-        raise _maker
-    return _maker.make(number)
+    maker = _makers[part]
+    if isinstance(maker, ValueError):
+        raise maker
+    return maker.make(number)
 
 
 def _follow_parent() -> None:

@@ -1,12 +1,12 @@
-"""Muon: momentum whose matrix is replaced by a nearby orthogonal one, so that no direction is learnt faster than others.
+"""Muon: momentum whose matrix is replaced by an orthogonal one near it, so that no direction learns faster than others.
 
 Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024, whose polynomial this is; the
 factor on the rate is that of "Muon is scalable for LLM training", Liu et al., 2025. Beside `torch.optim.Muon`, which
 computes in bfloat16 and takes matrix after matrix, this one
 
-- computes in float32 where bfloat16 has no instructions of its own: there torch's takes eight times as long (docs/log.md),
-- takes all matrices of a shape at once, and keeps matrices that are stored side by side, as queries, keys and values
-  are, apart.
+- computes in float32 on a CPU: on one without instructions for bfloat16 torch's took eight times as long (docs/log.md),
+- takes all matrices of a shape at once,
+- keeps matrices that are stored side by side, as queries, keys and values are, apart.
 """
 
 import math

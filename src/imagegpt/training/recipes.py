@@ -54,8 +54,8 @@ class ModelRecipe:
         attn_pdrop: dropout on the attention weights.
         use_bias: biases in the projections, as transformers wants them; the paper has none.
         init_scheme: how fresh weights are drawn; "openai" starts at a loss of ln V exactly.
-        embeddings: how those of colours and positions start: "random", as in the paper, or as "waves" of the colour, row
-            and column (`imagegpt.model.waves`), from which far fewer images are needed.
+        embeddings: how those of colours and positions start: "random", as in the paper, or as "waves" of the colour, the
+            row and the column (`imagegpt.model.waves`), which takes far fewer images.
     """
 
     size: str | None = None
@@ -80,8 +80,8 @@ class ModelRecipe:
         if self.pretrained is not None:
             if self.embeddings != "random":
                 raise ValueError(
-                    f"model.pretrained and model.embeddings = {self.embeddings!r} were both given: the embeddings are the "
-                    "model's, drop one"
+                    f"model.pretrained and model.embeddings = {self.embeddings!r} were both given: the embeddings are "
+                    "the model's, drop one"
                 )
             return
         if self.lora_rank:
