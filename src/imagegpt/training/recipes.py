@@ -54,8 +54,8 @@ class ModelRecipe:
         attn_pdrop: dropout on the attention weights.
         use_bias: biases in the projections, as transformers wants them; the paper has none.
         init_scheme: how fresh weights are drawn; "openai" starts at a loss of ln V exactly.
-        embeddings: how those of colours and positions start: "random", as in the paper, or as "waves" of the colour, the
-            row and the column (`imagegpt.model.waves`), which takes far fewer images.
+        embeddings: how those of colours and positions start: "random" as in the paper, or as "waves" of the colour, of
+            the row and of the column (`imagegpt.model.waves`), which takes far fewer images.
     """
 
     size: str | None = None
