@@ -57,6 +57,17 @@ def test_the_bundled_model_has_a_recipe_of_its_own(run, workplace):
     assert recipe_of(workplace / "other").training.learning_rate == 0.0003
 
 
+def test_a_bidirectional_model_becomes_a_bidirectional_classifier(run, workplace):
+    code, out, err = run("finetune", "digits-bert", "digits", "--out", "reader", *QUICK)
+    assert code == 0, err
+    assert out.strip().endswith("of 360 test images are classified rightly")
+    assert recipe_of(workplace / "reader").objective.name == "joint-bert"
+    general = ["--recipe", "finetune", "--set", "data.augmentation=none"]
+    assert run("finetune", "digits-bert", "digits", "--out", "other", *general, *QUICK)[0] == 0
+    assert recipe_of(workplace / "other").objective.name == "joint-bert"
+    assert not ImageGPTForImageClassification.from_pretrained("other").config.is_causal
+
+
 def test_finetuning_begins_with_the_models_weights(run, workplace):
     words = [*QUICK, "--set", "training.learning_rate=1e-9"]
     assert run("finetune", "digits", "digits", "--out", "reader", *words)[0] == 0

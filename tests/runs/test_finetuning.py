@@ -8,9 +8,32 @@ from helpers import largest_difference
 from imagegpt import ImageGPTForImageClassification
 from imagegpt.data.digits import load_digits
 from imagegpt.runs import Run
-from imagegpt.runs.scores import classify
+from imagegpt.runs.scores import classify, modal_class
 from imagegpt.training.reading import find_recipe, read_recipe
 from imagegpt.training.world import World
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_bundled_bert_model_learns_to_read(tmp_path):
+    run = Run(read_recipe(find_recipe("finetune-digits-bert")), tmp_path / "m", World(torch.device("cpu")))
+    run.train()
+    said, right = classify(tmp_path / "m", run.data.test)
+    assert (said == right).mean() >= 0.95
+
+
+def test_most_views_decide_and_of_equals_the_likelier():
+    """Views of images in rows: three for class 0, two and two with class 2 surer, all undecided."""
+    views = torch.tensor(
+        [
+            [[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]],
+            [[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]],
+            [[2.0, 1.0, 0.0], [0.0, 1.0, 9.0], [0.0, 0.0, 0.0]],
+            [[0.0, 99.0, 0.0], [0.0, 1.0, 9.0], [0.0, 0.0, 0.0]],
+            [[0.0, 99.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]],
+        ]
+    )
+    assert modal_class(views).tolist() == [0, 2, 0]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.data.digits import load_digits
-from imagegpt.runs import Run, check_folder, score_folder
+from imagegpt.runs import Run, check_folder, score_folder, scores
 from imagegpt.runs.scores import classify, masked_nats, parts_of
 from imagegpt.runs.watching import draw_curve
 from imagegpt.training.feed import First
@@ -73,6 +73,21 @@ def test_a_classifier_says_what_validation_counted(tmp_path):
     said, right = classify(tmp_path / "m", run.data.validation)
     assert (said == right).mean() == pytest.approx(run.progress.best["correct"], abs=1e-9)
     assert ImageGPTForImageClassification.from_pretrained(tmp_path / "m").config.id2label[7] == "7"
+
+
+def test_a_bidirectional_classifier_reads_each_image_five_times(tmp_path, monkeypatch):
+    run = trained(tmp_path / "m", objective={"name": "joint-bert"})
+    classifier = ImageGPTForImageClassification.from_pretrained(tmp_path / "m")
+    assert (classifier.config.is_causal, classifier.config.shift_inputs) == (False, False)
+    asked = []
+    voted = scores.modal_class
+    monkeypatch.setattr(scores, "modal_class", lambda views: (asked.append(views), voted(views))[1])
+    said, right = classify(tmp_path / "m", run.data.validation, mask_probability=0.4)
+    assert len(said) == len(right) == sum(views.shape[1] for views in asked)
+    assert {len(views) for views in asked} == {5}
+    assert not any(views[0].equal(views[1]) for views in asked)
+    again, _ = classify(tmp_path / "m", run.data.validation, mask_probability=0.4)
+    assert (said == again).all()
 
 
 def test_the_best_model_is_the_one_in_the_folder(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from imagegpt import (
 )
 from imagegpt.training.building import build_loss, rebuilt, save_model
 from imagegpt.training.images import Data
-from imagegpt.training.objectives import Autoregressive, Batch, Bert, Classification, Joint
+from imagegpt.training.objectives import Autoregressive, Batch, Bert, Classification, Joint, JointBert
 from imagegpt.training.two_heads import GeneratorAndClassifier
 from stripes import STRIPES, StripeImages, make_recipe, same_weights, weights_of
 
@@ -51,19 +51,21 @@ def pretrained(path, objective="autoregressive", **model):
         ("bert", ImageGPTForCausalImageModeling, Bert(0.3)),
         ("classification", ImageGPTForImageClassification, Classification()),
         ("joint", GeneratorAndClassifier, Joint(0.5)),
+        ("joint-bert", GeneratorAndClassifier, JointBert(0.3, 0.5)),
     ],
 )
 def test_each_objective_has_its_model(objective, kind, options):
-    fields = {"bert": {"mask_probability": 0.3}, "joint": {"generative_weight": 0.5}}.get(objective, {})
+    hiding, weighing = {"mask_probability": 0.3}, {"generative_weight": 0.5}
+    fields = {"bert": hiding, "joint": weighing, "joint-bert": {**hiding, **weighing}}.get(objective, {})
     loss = build_loss(make_recipe(objective={"name": objective, **fields}), data())
     assert type(loss.model) is kind
     assert loss.objective == options
     config = loss.model.config
-    assert (config.vocab_size, config.n_positions, config.is_causal) == (17, 16, objective != "bert")
-    if objective in ("classification", "joint"):
+    assert (config.vocab_size, config.n_positions, config.is_causal) == (17, 16, "bert" not in objective)
+    if objective in ("classification", "joint", "joint-bert"):
         assert config.id2label == {0: "a", 1: "b", 2: "c", 3: "d"}
         assert loss.model.score.weight.shape == (4, 32)
-        assert config.shift_inputs
+        assert config.shift_inputs == config.is_causal
 
 
 def test_fresh_weights_depend_on_the_seed_alone():
@@ -99,6 +101,16 @@ def test_a_pretrained_model_goes_on(tmp_path):
         assert all(weight.equal(before[name]) for name, weight in body.items())
 
 
+@pytest.mark.parametrize(("objective", "is_causal"), [("bert", True), ("joint-bert", True), ("autoregressive", False)])
+def test_weights_may_be_used_otherwise_when_asked(tmp_path, objective, is_causal):
+    folder = folder_with(tmp_path / "m", is_causal=is_causal)
+    model = build_loss(pretrained(folder, objective, change_attention=True), data()).model
+    assert model.config.is_causal != is_causal
+    assert {block.attn.is_causal for block in model.transformer.h} == {not is_causal}
+    before = load_file(folder / "model.safetensors")
+    assert model.transformer.wpe.weight.equal(before["transformer.wpe.weight"])
+
+
 def test_dropout_is_the_runs_own(tmp_path):
     folder = folder_with(tmp_path / "m", resid_pdrop=0.4, embd_pdrop=0.4, attn_pdrop=0.4)
     model = build_loss(pretrained(folder, resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3), data()).model
@@ -127,6 +139,7 @@ def test_the_kernel_is_the_one_asked_for(objective):
             "is bidirectional, and objective.name = 'autoregressive' needs a causal",
         ),
         ({"is_causal": False}, PROCESSOR, "joint", "is bidirectional, and objective.name = 'joint' needs a causal one"),
+        ({}, PROCESSOR, "joint-bert", "needs a bidirectional one: choose another, or set model.change_attention=true"),
         ({"vocab_size": 33}, ImageGPTImageProcessor(ColorPalette.grey(32), size=4), "autoregressive", "stripes"),
         ({"n_positions": 64}, ImageGPTImageProcessor(ColorPalette.grey(16), size=8), "autoregressive", "stripes"),
         (

@@ -11,9 +11,11 @@ from imagegpt.training.objectives import (
     Bert,
     Classification,
     Joint,
+    JointBert,
     Loss,
     autoregressive_loss,
     bert_loss,
+    masked_embeddings,
     with_start_token,
 )
 from imagegpt.training.two_heads import GeneratorAndClassifier
@@ -187,6 +189,41 @@ class TestJoint:
         said = classifier(ids).logits.argmax(dim=1)
         labels = torch.where(torch.tensor([True, True, True, False]), said, (said + 1) % 3)
         assert Joint()(model, Batch(ids=ids, labels=labels))["correct"] == 0.75
+
+
+class TestJointBert:
+    @pytest.fixture
+    def parts(self):
+        generator = bidirectional(dtype=torch.float64)
+        classifier = tiny_model(
+            ImageGPTForImageClassification,
+            seed=1,
+            dtype=torch.float64,
+            num_labels=3,
+            is_causal=False,
+            shift_inputs=False,
+        )
+        classifier.transformer = generator.transformer
+        return GeneratorAndClassifier(generator, classifier), generator, classifier
+
+    def test_both_losses_are_of_what_the_masks_leave(self, parts):
+        model, generator, classifier = parts
+        ids = image_ids(4, sos=False)
+        told = JointBert(0.15, 0.5)(model, Batch(ids=ids, labels=LABELS, masked=MASKED))
+        pixels = bert_loss(generator, ids, MASKED)
+        logits = classifier(inputs_embeds=masked_embeddings(classifier, ids, MASKED)).logits
+        classes = torch.nn.functional.cross_entropy(logits, LABELS)
+        assert told["pixels"].item() == pytest.approx(pixels.item(), abs=1e-12)
+        assert told["classes"].item() == pytest.approx(classes.item(), abs=1e-12)
+        assert told["total"].item() == pytest.approx((0.5 * pixels + classes).item(), abs=1e-12)
+
+    def test_what_is_under_the_mask_cannot_be_seen(self, parts):
+        model, *_ = parts
+        ids = image_ids(4, sos=False)
+        other = torch.where(MASKED, (ids + 1) % 16, ids)
+        told, changed = (JointBert()(model, Batch(ids=x, labels=LABELS, masked=MASKED)) for x in (ids, other))
+        assert told["classes"].equal(changed["classes"])
+        assert not told["pixels"].equal(changed["pixels"])  # they are the targets
 
 
 def test_classification_is_the_models_own_loss():

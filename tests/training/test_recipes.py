@@ -22,6 +22,16 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
             {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "digits", "embeddings": "waves"},
             "model.pretrained and model.embeddings = 'waves' were both given: the embeddings are the model's, drop one",
         ),
+        (
+            "model",
+            {"change_attention": True},
+            "model.change_attention is true and model.pretrained is missing: fresh weights have learnt no kind",
+        ),
+        (
+            "objective",
+            {"name": "joint-bert", "mask_up_to": 0.5},
+            "objective.mask_up_to is 0.5 and objective.name is 'joint-bert': it is for 'bert' only, drop one",
+        ),
         ("model", {"embeddings": "sines"}, "model.embeddings is 'sines': it must be 'random' or 'waves'"),
         ("training", {"num_steps": "many"}, "training.num_steps is 'many': it must be a whole number"),
         ("training", {"num_steps": 1.5}, "training.num_steps is 1.5: it must be a whole number"),
@@ -109,7 +119,7 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
         ("model", {**PRETRAINED, "size": "small"}, "model.pretrained and model.size were both given"),
         ("model", {"resid_pdrop": 1}, "model.resid_pdrop is 1: it must be less than 1"),
         ("model", {"init_scheme": "zeros"}, "model.init_scheme is 'zeros': it must be 'openai' or 'transformers'"),
-        ("objective", {"name": "gan"}, "objective.name is 'gan': it must be 'autoregressive', 'bert', 'joint' or"),
+        ("objective", {"name": "gan"}, "objective.name is 'gan': it must be 'autoregressive', 'bert', 'joint',"),
         (
             "objective",
             {"name": "bert", "mask_probability": 1},
@@ -118,12 +128,12 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
         (
             "objective",
             {"mask_probability": 0.3},
-            "objective.mask_probability is 0.3 and objective.name is 'autoregressive': it is for 'bert' only, drop one",
+            "objective.mask_probability is 0.3 and objective.name is 'autoregressive': it is for 'bert' and ",
         ),
         (
             "objective",
             {"name": "bert", "generative_weight": 0.5},
-            "objective.generative_weight is 0.5 and objective.name is 'bert': it is for 'joint' only, drop one",
+            "objective.generative_weight is 0.5 and objective.name is 'bert': it is for 'joint' and 'joint-bert' only",
         ),
         ("watch", {"keep_checkpoints": 1}, "watch.keep_checkpoints is 1: it must be greater than or equal to 2"),
         ("watch", {"spike_nats": 0}, "watch.spike_nats is 0: it must be greater than 0"),

@@ -83,6 +83,7 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    is_causal: bool | None = None,
 ) -> Model:
     """Load a model whose weights fit exactly, in evaluation mode.
 
@@ -91,10 +92,14 @@ def load_model(
         model_class: one of ours.
         dtype: of the weights; the norms stay in float32 under half precision.
         device: where to.
+        is_causal: None is as the folder says; another makes a bidirectional model of a causal one, or the other way,
+            whose weights were learnt for something else.
     Raises: FileNotFoundError if a file is missing; ValueError, naming them, if weights are missing, left over or of
         another shape, or a file is damaged.
     """
     config = load_config(folder)
+    if is_causal is not None:
+        config.is_causal = is_causal
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise FileNotFoundError(f"{folder} holds no weights: expected {WEIGHT_FILES[0]} in it")
     try:

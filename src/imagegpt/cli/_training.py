@@ -155,7 +155,7 @@ def step_progress(recipe: "Recipe", shown: bool) -> Iterator[Callable[["Told"], 
 
 def _text(told: "Told", objective: str) -> str:
     """Loss, best validation and speed of a run."""
-    step, unit = told.step, "nats/image" if objective in ("joint", "classification") else "nats/pixel"
+    step, unit = told.step, "nats/image" if objective in ("joint", "joint-bert", "classification") else "nats/pixel"
     loss = step.metrics["total"]
     text = f"{loss:.3f} {unit}"
     if unit == "nats/pixel":

@@ -56,6 +56,8 @@ def finetune(
 def classifier_recipe(model: str, data: str, recipe: str | None, changes: list[str]) -> "Recipe":
     """The recipe for a classifier; pictures that are not encoded get the model's own palette and size.
 
+    Of a bidirectional model it is a bidirectional classifier.
+
     Raises: ValueError or OSError, in one sentence, if there is no such recipe or model, or the changes cannot be made.
     """
     from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
@@ -65,9 +67,13 @@ def classifier_recipe(model: str, data: str, recipe: str | None, changes: list[s
     own = f"finetune-{model}"
     name = recipe or (own if own in known_recipes() else "finetune")
     folder = find_folder(model)
+    config = load_config(folder)
     given = {"model.pretrained": model, "data.train": data}
     if not holds_ids(data):
-        processor = load_processor(folder, load_config(folder))
+        processor = load_processor(folder, config)
         given |= {"data.palette": model, "data.side": processor.size["height"]}
     chosen = [f"{key}={json.dumps(value)}" for key, value in given.items()]
-    return read_recipe(find_recipe(name), [*chosen, *changes])
+    found = find_recipe(name)
+    if not config.is_causal and read_recipe(found, chosen).objective.name == "joint":
+        chosen.append("objective.name=joint-bert")
+    return read_recipe(found, [*chosen, *changes])

@@ -82,7 +82,8 @@ def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> En
         own = Score(name="this model", nats=nats, note=note)
         scores = sorted([own, *baselines(parts_of(data))], key=lambda one: one.nats)
     else:
-        said, right = classify(out, images, device=str(run.device), progress=progress)
+        probability = run.recipe.objective.mask_probability
+        said, right = classify(out, images, mask_probability=probability, device=str(run.device), progress=progress)
         accuracy = float((said == right).mean())
         assert data.classes is not None
         counts = np.zeros((len(data.classes), len(data.classes)), np.int64)

@@ -91,8 +91,8 @@ class Run:
         self.data = open_data(recipe.data, training.seed)
         self._loss: Loss = build_loss(recipe, self.data)
         self.num_parameters = sum(weight.numel() for weight in self._loss.model.parameters())
-        bert = recipe.objective.name == "bert"
-        self._mask_probability = recipe.objective.mask_probability if bert else None
+        hides = recipe.objective.hides_pixels
+        self._mask_probability = recipe.objective.mask_probability if hides else None
         self._claim_folder(force)
         self._checkpoints = Checkpoints(out / "checkpoints", world, recipe.watch.keep_checkpoints)
         self._trainer = Trainer(

@@ -16,11 +16,17 @@ from imagegpt.model.waves import start_as_waves
 from imagegpt.processing import ImageGPTImageProcessor
 from imagegpt.training.adapters import adapter_rank, add_adapters, check_adapters
 from imagegpt.training.images import Data
-from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, Loss
+from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert, Loss
 from imagegpt.training.recipes import ObjectiveRecipe, Recipe
 from imagegpt.training.two_heads import GeneratorAndClassifier
 
-_OBJECTIVES = {"autoregressive": Autoregressive, "bert": Bert, "classification": Classification, "joint": Joint}
+_OBJECTIVES = {
+    "autoregressive": Autoregressive,
+    "bert": Bert,
+    "classification": Classification,
+    "joint": Joint,
+    "joint-bert": JointBert,
+}
 
 
 def build_loss(recipe: Recipe, data: Data) -> Loss:
@@ -46,7 +52,7 @@ def build_loss(recipe: Recipe, data: Data) -> Loss:
     assert data.classes is not None
     config = _with_classes(generator.config, data.classes)
     classifier = ImageGPTForImageClassification(config)
-    if objective.name == "joint":
+    if objective.name in ("joint", "joint-bert"):
         return Loss(GeneratorAndClassifier(generator, classifier), _objective(objective))
     classifier.transformer = generator.transformer
     return Loss(classifier, _objective(objective))
@@ -98,7 +104,7 @@ def save_model(weights: dict[str, Tensor], model: nn.Module, processor: ImageGPT
 
 
 def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:
-    wants_causal = recipe.objective.name != "bert"
+    wants_causal = not recipe.objective.hides_pixels
     if recipe.model.pretrained is None:
         sizes = {"num_colors": data.palette.num_colors, "num_pixels": data.num_pixels}
         fresh = ImageGPTForCausalImageModeling(recipe.model.config(**sizes, is_causal=wants_causal))
@@ -114,13 +120,14 @@ def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:
             f"the model {recipe.model.pretrained} has another palette than the data {data.name}: encode them with "
             f"--palette {recipe.model.pretrained}"
         )
-    if config.is_causal != wants_causal:
+    if config.is_causal != wants_causal and not recipe.model.change_attention:
         kinds = {True: "causal", False: "bidirectional"}
         raise ValueError(
             f"the model {recipe.model.pretrained} is {kinds[config.is_causal]}, and objective.name = "
-            f"{recipe.objective.name!r} needs a {kinds[wants_causal]} one"
+            f"{recipe.objective.name!r} needs a {kinds[wants_causal]} one: choose another, or set "
+            "model.change_attention=true to use its weights otherwise"
         )
-    model = load_model(folder)
+    model = load_model(folder, is_causal=wants_causal)
     for name, value in recipe.model.options().items():
         if name.endswith("pdrop"):
             _set_dropout(model, name, value)
@@ -150,12 +157,18 @@ def _set_dropout(model: ImageGPTForCausalImageModeling, name: str, value: float)
 def _with_classes(config: ImageGPTConfig, classes: list[str]) -> ImageGPTConfig:
     names = dict(enumerate(classes))
     own = {**config.to_dict(), "id2label": names, "label2id": {name: index for index, name in names.items()}}
-    return ImageGPTConfig.from_dict({**own, "shift_inputs": True, "problem_type": "single_label_classification"})
+    # A bidirectional model has no start token.
+    own |= {"shift_inputs": config.is_causal, "problem_type": "single_label_classification"}
+    return ImageGPTConfig.from_dict(own)
 
 
 def _objective(recipe: ObjectiveRecipe) -> Any:
     options = {
         "bert": {"mask_probability": recipe.mask_probability},
         "joint": {"generative_weight": recipe.generative_weight},
+        "joint-bert": {
+            "mask_probability": recipe.mask_probability,
+            "generative_weight": recipe.generative_weight,
+        },
     }
     return _OBJECTIVES[recipe.name](**options.get(recipe.name, {}))

@@ -115,9 +115,28 @@ class Joint:
         assert batch.labels is not None, "the feed has labels for this objective"
         pixel_logits, class_logits = model(with_start_token(batch.ids, model.config.sos_token_id))
         pixels = _cross_entropy(pixel_logits.flatten(0, 1), batch.ids.flatten())
-        classes, correct = _class_loss(class_logits, batch.labels)
-        total = self.generative_weight * pixels + classes
-        return {"total": total, "pixels": pixels.detach(), "classes": classes.detach(), "correct": correct}
+        return _joint(pixels, class_logits, batch.labels, self.generative_weight)
+
+
+@dataclass(frozen=True)
+class JointBert:
+    """The class of the image and its hidden pixels, both from what is left of it: how the paper fine-tunes BERT.
+
+    Args:
+        mask_probability: of each pixel being hidden, in (0, 1).
+        generative_weight: of the pixels' loss; 1 in the paper, 0 leaves the class alone.
+    """
+
+    mask_probability: float = 0.15
+    generative_weight: float = 1.0
+
+    def __call__(self, model: GeneratorAndClassifier, batch: Batch) -> Parts:
+        """Both losses from one pass over the blocks."""
+        assert batch.labels is not None, "the feed has labels for this objective"
+        assert batch.masked is not None, "the feed draws masks for this objective"
+        pixel_logits, class_logits = model(inputs_embeds=masked_embeddings(model, batch.ids, batch.masked))
+        pixels = _masked_loss(pixel_logits, batch.ids, batch.masked)
+        return _joint(pixels, class_logits, batch.labels, self.generative_weight)
 
 
 def with_start_token(ids: Int[Tensor, "b t"], sos: int) -> Int[Tensor, "b t"]:
@@ -163,8 +182,22 @@ def bert_loss(
     """
     if model.config.is_causal:
         raise ValueError("this model is causal (is_causal=True): the BERT loss needs a bidirectional one")
-    embeddings = model.transformer.wte(ids).masked_fill(masked.unsqueeze(-1), 0)
-    logits = model(inputs_embeds=embeddings, use_cache=False).logits
+    logits = model(inputs_embeds=masked_embeddings(model, ids, masked), use_cache=False).logits
+    return _masked_loss(logits, ids, masked)
+
+
+def masked_embeddings(
+    model: ImageGPTForCausalImageModeling | ImageGPTForImageClassification | GeneratorAndClassifier,
+    ids: Int[Tensor, "b t"],
+    masked: Bool[Tensor, "b t"],
+) -> Float[Tensor, "b t c"]:
+    """What a bidirectional model is fed: the embeddings of colours, 0 where a pixel is hidden."""
+    return model.transformer.wte(ids).masked_fill(masked.unsqueeze(-1), 0)
+
+
+def _masked_loss(
+    logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b t"], masked: Bool[Tensor, "b t"]
+) -> Float[Tensor, ""]:
     by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
     nats = functional.cross_entropy(by_class, ids, reduction="none")
     return ((nats * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()
@@ -172,6 +205,12 @@ def bert_loss(
 
 def _cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, ""]:
     return functional.cross_entropy(logits.to(at_least_float32(logits.dtype)), targets)
+
+
+def _joint(pixels: Tensor, class_logits: Tensor, labels: Tensor, generative_weight: float) -> Parts:
+    classes, correct = _class_loss(class_logits, labels)
+    total = generative_weight * pixels + classes
+    return {"total": total, "pixels": pixels.detach(), "classes": classes.detach(), "correct": correct}
 
 
 def _class_loss(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

@@ -33,7 +33,7 @@ NotNegative = Annotated[float, _Number, Field(ge=0)]
 Share = Annotated[float, _Number, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, _Number, Field(gt=0, lt=1)]
 
-ObjectiveName = Literal["autoregressive", "bert", "joint", "classification"]
+ObjectiveName = Literal["autoregressive", "bert", "joint", "joint-bert", "classification"]
 Precision = Literal["float32", "bfloat16"]
 AugmentationName = Literal["none", "flip", "reflect-crop-flip", "random-resized-crop"]
 
@@ -48,6 +48,8 @@ class ModelRecipe:
         n_embd: width.
         n_head: attention heads.
         pretrained: a model to go on from (its name or folder), instead of all of the above.
+        change_attention: go on with a causal model as a bidirectional one, or the other way, where the objective needs
+            that; otherwise such a model is refused, because its weights were learnt for something else.
         lora_rank: of adapters that are trained in place of a pretrained model's weights, by peft; 0 trains the weights.
         resid_pdrop: dropout on what is added to the stream; the paper has none, as for the next two.
         embd_pdrop: dropout on the embeddings.
@@ -63,6 +65,7 @@ class ModelRecipe:
     n_embd: Count | None = None
     n_head: Count | None = None
     pretrained: str | None = None
+    change_attention: bool = False
     lora_rank: FromZero = 0
     resid_pdrop: Share = 0.0
     embd_pdrop: Share = 0.0
@@ -84,6 +87,11 @@ class ModelRecipe:
                     "the model's, drop one"
                 )
             return
+        if self.change_attention:
+            raise ValueError(
+                "model.change_attention is true and model.pretrained is missing: fresh weights have learnt no kind of "
+                "attention, give a model or drop it"
+            )
         if self.lora_rank:
             raise ValueError(
                 f"model.lora_rank is {self.lora_rank} and model.pretrained is missing: adapters stand beside weights "
@@ -147,11 +155,11 @@ class ObjectiveRecipe:
     """What is minimised; see `imagegpt.training.objectives`.
 
     Args:
-        name: which.
-        mask_probability: of each pixel being hidden, for "bert" only; 0.15 in the paper.
+        name: which. "joint-bert" is "joint" for a bidirectional model, which learns classes with pixels hidden, too.
+        mask_probability: of each pixel being hidden, for "bert" and "joint-bert" only; 0.15 in the paper.
         mask_up_to: each training image's probability is drawn evenly between `mask_probability` and this, for a model
-            that shall fill large holes; None keeps it. Validation hides `mask_probability`.
-        generative_weight: of the pixels' loss, for "joint" only.
+            that shall fill large holes; None keeps it. Validation hides `mask_probability`. For "bert" only.
+        generative_weight: of the pixels' loss, for "joint" and "joint-bert" only.
     """
 
     name: ObjectiveName = "autoregressive"
@@ -160,12 +168,16 @@ class ObjectiveRecipe:
     generative_weight: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        own = (("mask_probability", "bert", 0.15), ("mask_up_to", "bert", None), ("generative_weight", "joint", 1.0))
-        for field, owner, default in own:
-            if self.name != owner and getattr(self, field) != default:
+        own = (
+            ("mask_probability", ("bert", "joint-bert"), 0.15),
+            ("mask_up_to", ("bert",), None),
+            ("generative_weight", ("joint", "joint-bert"), 1.0),
+        )
+        for field, owners, default in own:
+            if self.name not in owners and getattr(self, field) != default:
                 raise ValueError(
                     f"objective.{field} is {getattr(self, field)} and objective.name is {self.name!r}: it is for "
-                    f"{owner!r} only, drop one"
+                    f"{' and '.join(map(repr, owners))} only, drop one"
                 )
 
         if self.mask_up_to is not None and self.mask_up_to <= self.mask_probability:
@@ -177,7 +189,12 @@ class ObjectiveRecipe:
     @property
     def needs_labels(self) -> bool:
         """Whether it learns classes."""
-        return self.name in ("joint", "classification")
+        return self.name in ("joint", "joint-bert", "classification")
+
+    @property
+    def hides_pixels(self) -> bool:
+        """Whether it is for a bidirectional model, some of whose pixels are hidden."""
+        return self.name in ("bert", "joint-bert")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -13,7 +13,7 @@ class GeneratorAndClassifier(nn.Module):
     """The body of a model, its head for pixels, and a head for classes.
 
     Args:
-        generator: a causal model; its weights are used, not copied.
+        generator: a model; its weights are used, not copied.
         classifier: made for the same configuration; its head is used, not copied.
     """
 
@@ -24,7 +24,14 @@ class GeneratorAndClassifier(nn.Module):
         self.lm_head = generator.lm_head
         self.score = classifier.score
 
-    def forward(self, tokens: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b t v"], Float[Tensor, "b k"]]:
-        """Logits of the pixels and of the classes, from the start token and all pixels but the last."""
-        features = self.transformer(tokens, use_cache=False).last_hidden_state
+    def forward(
+        self, tokens: Int[Tensor, "b t"] | None = None, *, inputs_embeds: Float[Tensor, "b t c"] | None = None
+    ) -> tuple[Float[Tensor, "b t v"], Float[Tensor, "b k"]]:
+        """Logits of the pixels and of the classes.
+
+        Args:
+            tokens: for a causal model, the start token and all pixels but the last.
+            inputs_embeds: for a bidirectional model, embeddings of all pixels, those of hidden ones 0.
+        """
+        features = self.transformer(tokens, inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
         return self.lm_head(features), self.score(features.mean(dim=1))
