@@ -90,6 +90,7 @@ def test_defect_2_decoder_mask_with_an_encoder_is_a_shape_error():
     assert largest_difference(logits[real], exact_cross_attention(ours, inputs)[real]) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")  # the reference's, since 5.24
 def test_defect_2_cross_cache_holds_every_key_twice():
     ours = tiny_model(add_cross_attention=True)
     inputs, _ = cross_attention_inputs()

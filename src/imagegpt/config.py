@@ -79,7 +79,7 @@ class ImageGPTConfig(PreTrainedConfig):
     """
 
     model_type = "imagegpt"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - Trainer adds it to another list
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 - Trainer adds it to another list
     attribute_map = {  # noqa: RUF012 - transformers wants a plain dict
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",

@@ -184,6 +184,24 @@ def test_workers_make_the_same_bytes(tmp_path, photos, processor):
     assert (told[0], told[-1]) == ((0, 200), (200, 200))
 
 
+def test_all_parts_share_the_workers(tmp_path, rgb, processor, monkeypatch):
+    place = tmp_path / "src"
+    place.mkdir()
+    np.savez(place / "train.npz", images=rgb[:20])
+    np.savez(place / "test.npz", images=rgb[20:])
+    pools, told = [], []
+    start = encoding.ShardPool.__init__
+    monkeypatch.setattr(encoding.ShardPool, "__init__", lambda *given: (pools.append(1), start(*given))[1])
+    one, two = tmp_path / "one", tmp_path / "two"
+    encode_images(place, one, processor, shard_size=5, num_workers=1)
+    assert not pools
+    encode_images(place, two, processor, shard_size=5, num_workers=2, on_progress=lambda *n: told.append(n))
+    assert pools == [1]
+    assert contents(one) == contents(two)
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == ((0, 30), (30, 30))
+
+
 def test_how_many_broken_are_too_many(tmp_path, photos, processor):
     encode_images(photos, tmp_path / "enough", processor, max_broken=0.01, shard_size=10)
     out = tmp_path / "out"

@@ -10,6 +10,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 import oracle
 from helpers import image_ids, largest_difference, tiny_config, tiny_model
 from imagegpt import ImageGPTForImageClassification, ImageGPTModel
+from imagegpt.model.cache_names import CACHE
 
 EAGER_AND_SDPA = pytest.mark.parametrize("backend", ["eager", "sdpa"])
 CHUNKS = {"pixel by pixel": [1] * 16, "prompt then pixels": [8] + [1] * 8, "uneven": [3, 1, 7, 5], "at once": [16]}
@@ -326,3 +327,22 @@ def test_flex_attention_with_a_cache(kind):
 
 def test_tiny_config_is_causal():
     assert tiny_config().is_causal  # the tests above mean nothing otherwise
+
+
+def test_a_cache_may_be_called_cache():
+    """What transformers calls it since 5.24; our models take either name, whatever version is installed."""
+    model = tiny_model()
+    ids = image_ids(2)
+    expected = model(ids).logits
+    for name in ("past_key_values", "cache"):
+        cache = DynamicCache(config=model.config)
+        parts = [model(part, **{name: cache}).logits for part in (ids[:, :5], ids[:, 5:])]
+        assert largest_difference(torch.cat(parts, dim=1), expected) < 1e-5
+        assert cache.get_seq_length() == ids.shape[1]
+    assert model(ids, cache=None, past_key_values=DynamicCache(config=model.config)).logits.shape == expected.shape
+    with pytest.raises(ValueError, match=r"^cache and past_key_values were both given"):
+        model(ids, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+def test_the_output_has_the_name_of_the_version_installed():
+    assert CACHE in tiny_model()(image_ids(2), use_cache=True)

@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model import inputs
+from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.initialization import initialize_module
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
 from imagegpt.model.pruning import prune_heads
@@ -42,7 +43,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["ImageGPTBlock"]  # noqa: RUF012 - transformers wants plain lists and dicts
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     # Sums of squares need float32, and so do the gains, under float16 and bfloat16 alike.
     _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_cross_attn", "ln_f"]  # noqa: RUF012
     # transformers 4 stored the causal mask of each block.
@@ -143,6 +144,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         """Replace the token embedding."""
         self.wte = cast(nn.Embedding, value)
 
+    @takes_either_name
     @inputs.without_empty_cross_attentions
     @merge_with_config_defaults
     @capture_outputs
@@ -203,7 +205,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         hidden_states = self.ln_f(hidden_states)
         past = tuple((layer.keys, layer.values) for layer in cast(Any, cache).layers) if legacy else cache
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=cast(Any, past if use_cache or legacy else None)
+            last_hidden_state=hidden_states, **{CACHE: cast(Any, past if use_cache or legacy else None)}
         )
 
     def _prepare_cache(self, past: Cache | LegacyCache | None, use_cache: bool | None) -> Cache | None:
@@ -310,8 +312,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             config=config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=cache,
             position_ids=position_ids,
+            **{CACHE: cast(Any, cache)},
         )
         if encoder_hidden_states is None:
             return self_mask, None

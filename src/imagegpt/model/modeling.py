@@ -21,6 +21,7 @@ from transformers.utils.generic import can_return_tuple
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model import inputs as door
 from imagegpt.model.base import ImageGPTModel, ImageGPTPreTrainedModel, LegacyCache
+from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.layers import at_least_float32
 
 __all__ = [
@@ -46,6 +47,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         self.loss_type = "ForCausalLM" if config.is_causal else "ForMaskedLM"
         self.post_init()
 
+    @takes_either_name
     @can_return_tuple
     def forward(
         self,
@@ -101,7 +103,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -207,6 +209,7 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
         self.score = nn.Linear(config.n_embd, cast(int, config.num_labels), bias=False)
         self.post_init()
 
+    @takes_either_name
     @can_return_tuple
     def forward(
         self,
@@ -252,7 +255,7 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=None if labels is None else self._label_loss(logits, labels),
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
