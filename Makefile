@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test check lint format parity slow gpu bench clean
 
-demo: $(VENV)/.installed  ## complete held-out digits with the bundled model and write demo.png
-	$(BIN)/imagegpt complete examples/digits/*.png --model digits --keep 0.5 --num 8 --seed 0 --out demo.png --force
+demo: $(VENV)/.installed  ## complete photographs with the bundled model and write demo.png
+	$(BIN)/imagegpt complete examples/photos/*.png --model cifar10 --keep 0.5 --num 8 --seed 0 --out demo.png --force
 
 test: $(VENV)/.installed-dev  ## the tests that need no network, no GPU and only minutes
 	$(BIN)/python -m pytest

@@ -6,8 +6,11 @@ import torch
 
 from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+from imagegpt.checkpoints.loading import find_folder, load_model
 from imagegpt.cli import main
+from imagegpt.data.digits import load_digits
 from imagegpt.data.encoding import encode_images
+from imagegpt.evaluation.likelihood import mean_nll
 
 
 def run(*words):
@@ -51,6 +54,18 @@ def test_the_bundled_model_is_best(capsys):
     assert list(table) == ["digits", "neighbours", "histogram", "uniform"]
     for nats, bits in table.values():
         assert bits == pytest.approx(nats / math.log(2), abs=1e-4)
+
+
+def test_all_images_may_be_scored(tmp_path, capsys):
+    assert run("evaluate", "digits", "--all") == 0
+    out = capsys.readouterr().out
+    assert "1,797 images of digits" in out
+    table = rows(out)
+    assert list(table) == ["digits", "uniform"]
+    data = load_digits()
+    model = load_model(find_folder("digits"))
+    ids = torch.cat([part.ids for part in (data.train, data.validation, data.test)])
+    assert table["digits"][0] == pytest.approx(mean_nll(model, ids), abs=6e-5)
 
 
 def test_unknown_names(capsys):

@@ -91,7 +91,7 @@ def _report(run: "Run", out: Path, command: str) -> None:
     if ending.accuracy is not None:
         typer.echo(f"{ending.accuracy:.1%} of {ending.num_images:,} {ending.which} images are classified rightly")
     else:
-        print_scores(ending.scores, ending.num_images, run.data.name, ending.which)
+        print_scores(ending.scores, ending.num_images, run.data.name, f"{ending.which} ")
     say(f"The model is in {out}. Next: {ending.next_command}")
 
 

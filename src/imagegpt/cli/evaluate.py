@@ -18,13 +18,20 @@ def evaluate(
     data: Annotated[
         str, typer.Argument(help="digits, a folder that `imagegpt encode` made, or images of any kind it reads.")
     ] = "digits",
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Score all images, not only the test part or what is set aside; no baselines then."),
+    ] = False,
     device: _shared.DeviceOption = None,
 ) -> None:
-    """Print how many nats a model needs for a pixel of images it has never seen, beside two baselines."""
+    """Print how many nats a model needs for a pixel of images it has never seen, beside two baselines.
+
+    Of images without parts 4 % are taken, the same that training sets aside; --all takes all.
+    """
     with _shared.working(f"reading {model} and {data}"):
         from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
         from imagegpt.pipeline import choose_device
-        from imagegpt.runs.scores import score_folder
+        from imagegpt.runs.scores import score_all, score_folder
         from imagegpt.training.images import data_for
 
         _shared.quiet_libraries()
@@ -33,13 +40,18 @@ def evaluate(
         config = load_config(folder)
         images = data_for(data, model, load_processor(folder, config))
     with _progress.image_progress("scoring") as progress:
-        scores = score_folder(folder, images, name=model, device=chosen, progress=progress)
-    print_scores(scores, len(images.test or images.validation), data, "test" if images.test else "held-out")
+        if everything:
+            scores, num_images = score_all(folder, images, name=model, device=chosen, progress=progress)
+        else:
+            scores = score_folder(folder, images, name=model, device=chosen, progress=progress)
+            num_images = len(images.test or images.validation)
+    which = "" if everything else "test " if images.test else "held-out "
+    print_scores(scores, num_images, data, which)
 
 
 def print_scores(scores: list["Score"], num_images: int, data: str, which: str) -> None:
-    """Show scores as a table on stdout."""
-    table = Table(title=f"{num_images:,} {which} images of {data}", title_justify="left")
+    """Show scores as a table on stdout; `which` says which images of `data` they are of."""
+    table = Table(title=f"{num_images:,} {which}images of {data}", title_justify="left")
     table.add_column("predicted by")
     table.add_column("nats/pixel", justify="right")
     table.add_column("bits/pixel", justify="right")

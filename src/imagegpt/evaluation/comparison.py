@@ -67,9 +67,26 @@ def compare(
         batch_size: images the model scores at once.
         progress: called with images that the model has scored, and images in all.
     """
-    nats = mean_nll(model, torch.from_numpy(parts.test), batch_size=batch_size, progress=progress)
-    own = Score(name=name, nats=nats, note=f"{model.num_parameters():,} parameters")
+    own = score_model(model, parts.test, name=name, batch_size=batch_size, progress=progress)
     return sorted([own, *baselines(parts)], key=lambda one: one.nats)
+
+
+def score_model(
+    model: ImageGPTForCausalImageModeling,
+    ids: Int64[np.ndarray, "n t"],
+    *,
+    name: str,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Score:
+    """The likelihood of images under a model; arguments as in `compare`."""
+    nats = mean_nll(model, torch.from_numpy(ids), batch_size=batch_size, progress=progress)
+    return Score(name=name, nats=nats, note=f"{model.num_parameters():,} parameters")
+
+
+def uniform_score(num_colors: int) -> Score:
+    """The likelihood of any images for one who knows nothing but the palette."""
+    return Score(name="uniform", nats=math.log(num_colors), note=f"all {num_colors} colours alike")
 
 
 def baselines(parts: Parts) -> list[Score]:
@@ -84,5 +101,5 @@ def baselines(parts: Parts) -> list[Score]:
     return [
         Score(name="neighbours", nats=nats(neighbours), note="left and upper pixel, position"),
         Score(name="histogram", nats=nats(histogram), note="position"),
-        Score(name="uniform", nats=math.log(num_colors), note=f"all {num_colors} colours alike"),
+        uniform_score(num_colors),
     ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imagegpt.checkpoints.loading import load_config, load_model
-from imagegpt.evaluation.comparison import Parts, Score, compare
+from imagegpt.evaluation.comparison import Parts, Score, compare, score_model, uniform_score
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.training.feed import First, Images, in_stretches
 from imagegpt.training.images import Data
@@ -42,6 +42,27 @@ def score_folder(
     """
     model = load_model(folder, ImageGPTForCausalImageModeling, device=device)
     return compare(model, parts_of(data), name=name, progress=progress)
+
+
+def score_all(
+    folder: Path, data: Data, *, name: str = "this model", device: str = "cpu", progress: Progress = silent
+) -> tuple[list[Score], int]:
+    """The score of a causal model on all images, whatever part they are in, beside that of knowing nothing.
+
+    There are no baselines: they would be counted over the images that they are scored on.
+
+    Args:
+        folder: of the model.
+        data: the images.
+        name: of the model, for people.
+        device: where it computes.
+        progress: called with images that were scored, and images in all.
+    Returns: the scores, best first, and how many images there are.
+    """
+    model = load_model(folder, ImageGPTForCausalImageModeling, device=device)
+    parts = [ids_of(part) for part in (data.train, data.validation, data.test) if part is not None]
+    own = score_model(model, np.concatenate(parts), name=name, progress=progress)
+    return sorted([own, uniform_score(data.palette.num_colors)], key=lambda one: one.nats), sum(map(len, parts))
 
 
 def parts_of(data: Data) -> Parts:
