@@ -36,9 +36,12 @@ gpu: $(VENV)/.installed-dev  ## needs a CUDA device
 
 bench: $(VENV)/.installed-dev  ## every benchmark, beside transformers; about half an hour on two cores
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/encode_dataset.py
+	$(BIN)/python benchmarks/read_bundle.py
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/sampling.py --parallel
+	$(BIN)/python benchmarks/train_step.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) demo.png .pytest_cache .ruff_cache .hypothesis .import_linter_cache
