@@ -4,8 +4,8 @@
     python benchmarks/read_bundle.py --repeats 9
 
 A checkpoint is written, untimed, and lies in the system's file cache then. In a process of its own it is read, every
-checksum looked at: as arrays, which are views of the mapped files, and as a model's weights, which are copies. Memory is
-what the process has for itself (RssAnon; pages of mapped files are the system's, which may take them back).
+checksum looked at: as arrays, which are views of the mapped files, and as a model's weights, which are copies. Memory
+is what the process has for itself (RssAnon; pages of mapped files are the system's, which may take them back).
 transformers cannot read such files, so nothing stands beside it. Ends with one JSON line.
 """
 

@@ -5,6 +5,7 @@ models are right by accident; `randomize` draws them all.
 """
 
 import math
+import re
 
 import torch
 from transformers.models.imagegpt import modeling_imagegpt as reference
@@ -66,6 +67,12 @@ def reference_for(model, **overrides):
     theirs.to(next(model.parameters()).dtype)
     theirs.load_state_dict(model.state_dict(), strict=True)
     return theirs.eval()
+
+
+def card_scores(folder):
+    """The table of a model's card: the first word of each row, and its nats per pixel."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    return {name: float(nats) for name, nats in re.findall(r"^\| (\w+)[^|]*\| (\d\.\d{4}) \|$", text, re.MULTILINE)}
 
 
 def image_ids(batch=2, pixels=None, config=None, seed=0, sos=True):

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Reference
 
 import imagegpt
+from helpers import card_scores
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTImageProcessor, ImageGPTPipeline
 from imagegpt.data.digits import load_digits
 from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
@@ -39,9 +40,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def card():
-    """The table of the model card: the first word of each row, and its nats per pixel."""
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    return {name: float(nats) for name, nats in re.findall(r"^\| (\w+)[^|]*\| (\d\.\d{4}) \|$", text, re.MULTILINE)}
+    return card_scores(FOLDER)
 
 
 def test_the_folder_is_small_and_complete():
@@ -125,10 +124,7 @@ def test_the_bidirectional_model_is_small_and_its_card_is_true(data):
     assert sum(path.stat().st_size for path in BERT.iterdir()) < 3_000_000
     images = IdImages(ArrayTable(data.test.ids.numpy()), None, (8, 8))
     nats = masked_nats(BERT, images, probability=0.15)
-    told = re.findall(
-        r"^\| (\w+)[^|]*\| (\d\.\d{4}) \|$", (BERT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    card = {name: float(number) for name, number in told}
+    card = card_scores(BERT)
     assert nats == pytest.approx(card["this"], abs=2e-4)
     assert nats < min(card["neighbours"], card["histogram"])
 

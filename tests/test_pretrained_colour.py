@@ -11,6 +11,7 @@ from PIL import Image
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Reference
 
 import imagegpt
+from helpers import card_scores
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTImageProcessor, ImageGPTPipeline
 from imagegpt.evaluation.likelihood import pixel_nll
 
@@ -35,9 +36,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def card():
-    """The table of the model card: the first word of each row, and its nats per pixel."""
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    return {name: float(nats) for name, nats in re.findall(r"^\| (\w+)[^|]*\| (\d\.\d{4}) \|$", text, re.MULTILINE)}
+    return card_scores(FOLDER)
 
 
 def held_out(processor, sheet=0):
