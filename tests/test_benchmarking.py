@@ -8,6 +8,7 @@ import torch
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.benchmarking import BenchOptions, contestants, memory, run, run_benchmark, timing
 from imagegpt.model import cost
+from imagegpt.model.cache_names import CACHE
 from imagegpt.sampling import Sampler
 from imagegpt.sampling.compilation import Compiler
 
@@ -149,7 +150,7 @@ def test_a_stretch_of_theirs_begins_behind_a_cache_that_is_full(monkeypatch):
     fed = []
 
     def note(module, arguments, options):
-        fed.append((arguments[0].shape, options["past_key_values"].get_seq_length()))
+        fed.append((arguments[0].shape, options[CACHE].get_seq_length()))
 
     theirs.model.transformer.register_forward_pre_hook(note, with_kwargs=True)
     assert theirs.step_s(3, 5, 2) > 0

@@ -15,6 +15,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from imagegpt.checkpoints.loading import find_folder, load_config, load_model
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
 from imagegpt.model import cost
+from imagegpt.model.cache_names import CACHE
 from imagegpt.model.layers import ImageGPTLayerNorm
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules
@@ -158,7 +159,7 @@ class TheirDraw:
         tokens = torch.zeros(batch, start + 1, dtype=torch.int64, device=self.device)
         tokens[:, 0] = self.config.sos_token_id
         watch = _Stopwatch()
-        self._generate(tokens, num_steps + 1, past_key_values=cache, stopping_criteria=StoppingCriteriaList([watch]))
+        self._generate(tokens, num_steps + 1, **{CACHE: cache}, stopping_criteria=StoppingCriteriaList([watch]))
         return (watch.times[-1] - watch.times[0]) / num_steps
 
     def cache_bytes(self, batch: int, num_pixels: int) -> int:
