@@ -159,7 +159,8 @@ class TheirDraw:
         tokens = torch.zeros(batch, start + 1, dtype=torch.int64, device=self.device)
         tokens[:, 0] = self.config.sos_token_id
         watch = _Stopwatch()
-        self._generate(tokens, num_steps + 1, **{CACHE: cache}, stopping_criteria=StoppingCriteriaList([watch]))
+        more: dict[str, Any] = {CACHE: cache, "stopping_criteria": StoppingCriteriaList([watch])}
+        self._generate(tokens, num_steps + 1, **more)
         return (watch.times[-1] - watch.times[0]) / num_steps
 
     def cache_bytes(self, batch: int, num_pixels: int) -> int:

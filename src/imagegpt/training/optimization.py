@@ -37,7 +37,7 @@ def build_optimizers(model: nn.Module, recipe: TrainingRecipe) -> list[Optimizer
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
     seen = set[int]()
-    num_maps = {
+    num_maps: dict[nn.Module, int] = {
         module.c_attn: 2 if module.is_cross_attention else 3
         for module in model.modules()
         if isinstance(module, ImageGPTAttention)
