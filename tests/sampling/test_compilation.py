@@ -6,7 +6,7 @@ A graph takes 8 to 20 s to compile. The tests that always run make two, in a fol
 import pytest
 import torch
 
-from imagegpt.sampling import Sampler, SamplingRules
+from imagegpt.sampling import Sampler, SamplingRules, compilation
 from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.compilation import Compiler
 from imagegpt.sampling.decoder import Decoder
@@ -188,3 +188,22 @@ def test_rules_do_not_matter_to_graphs(model, shared_graphs):
     before = sampler._compiler.num_compilations
     sampler.generate(seeds=[1], num_pixels=2, rules=SamplingRules(top_k=2))
     assert sampler._compiler.num_compilations == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("variant", ["no biases", "scores scaled by layer", "heads pruned"])
+def test_blocks_compiled_as_for_a_gpu_draw_the_naive_images(variant, own_graphs, monkeypatch):
+    """Just in time, each kind of graph once, whatever the batch, the lengths of prompts and the room."""
+    monkeypatch.setattr(compilation, "_is_ahead_of_time", lambda device: False)
+    model = varied_model(variant, num_pixels=144)
+    kinds = 3 if "pruned" in variant else 1
+    sequential, parallel = compiled(model), compiled(model, "parallel")
+    for lengths in ([0], [0, 70, 3], [130, 140, 143, 144], [2, 2, 2, 140, 7]):
+        prompts = prompts_of(lengths)
+        expected = naive(model, prompts, seeds_of(len(lengths)), RULES[0])
+        assert torch.equal(sequential.generate(prompts, seeds=seeds_of(len(lengths))), expected)
+        assert torch.equal(parallel.generate(prompts, seeds=seeds_of(len(lengths))), expected)
+    assert sequential._compiler.num_compilations == 2 * kinds, "one for a single image, one for more"
+    assert parallel._compiler.num_compilations <= 4 * kinds, "and runs may be of one pixel or of more"
+    assert not list(own_graphs.glob("*.pt2"))

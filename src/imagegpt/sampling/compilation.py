@@ -2,6 +2,8 @@
 
 A block is exported and compiled ahead of time into a shared library (AOTInductor), which is kept on disk: a call then
 costs 3 microseconds where one through `torch.compile` costs 14 and more, and a second run loads it in milliseconds.
+On a GPU it is `torch.compile` all the same: calls are recorded there, so that what they cost does not matter, and
+loading AOTInductor's libraries for CUDA one after the other was seen to end the process (torch 2.11).
 
 What a graph depends on is in its key: the shapes of weights and cache, the number of images where it is small, whether
 one or several positions are fed, the source of the code it was made from, the processor and the version of torch. The
@@ -17,7 +19,7 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ class Compiler:
         """
         key = _key(kind, arguments, dynamic)
         if self._runners.get(key) is None:  # one that was not there may have been made since, by another compiler
-            self._runners[key] = self._find_or_compile(key, step, arguments, dynamic)
+            find = self._find_or_compile if _is_ahead_of_time(arguments[0].device) else self._compile_just_in_time
+            self._runners[key] = find(key, step, arguments, dynamic)
         return self._runners[key]
 
     def has_kernels(self, device: torch.device) -> bool:
@@ -104,6 +107,22 @@ class Compiler:
             return None
         return runner
 
+    def _compile_just_in_time(
+        self, key: str, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
+    ) -> Runner | None:
+        """As `_find_or_compile`, with the compiler of `torch.compile`, which keeps files of its own on disk."""
+        if self.only_known:
+            return None
+        try:
+            logger.info("compiling for this machine, once; this takes about 20 seconds")
+            runner = _compile_now(step, arguments, dynamic)
+            runner([tensor.clone() for tensor in arguments])
+            self.num_compilations += 1
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up(error)
+            return None
+        return runner
+
     def _give_up(self, error: Exception) -> None:
         warnings.warn(f"sampling goes on uncompiled and slower: {_reason(error)}", stacklevel=2)
         self.only_known = True  # the next graph would fail as this one did
@@ -130,26 +149,58 @@ def varying(num_images: int, num_positions: int, is_shared: bool) -> tuple[dict[
     return {**images, **positions}, cache, cache, {**images, **positions}, {0: "seen"}, *shared
 
 
+def _is_ahead_of_time(device: torch.device) -> bool:
+    """Whether graphs for a device are compiled ahead of time, or when they are first run."""
+    return device.type == "cpu"
+
+
 def _compile_ahead(path: Path, step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]) -> None:
     """Compile into a package at `path`, which is there whole or not at all."""
     import torch._inductor
 
+    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.pt2")
+    try:
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(
+                _exported(step, arguments, dynamic), package_path=str(temporary), inductor_configs=_INDUCTOR_OPTIONS
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _compile_now(step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]) -> Runner:
+    """Compile for this process. The function checks nothing when it is called, so that nothing is compiled anew."""
+    from torch._inductor.compile_fx import compile_fx
+    from torch.fx.graph import CodeGen
+
+    with _quiet():
+        exported = _exported(step, arguments, dynamic).module(check_guards=False)
+        graph = torch.fx.GraphModule(exported, exported.graph)  # without what the exported module adds to one
+        graph.graph.set_codegen(CodeGen())
+        graph.recompile()
+        run: Any = compile_fx(graph, [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"])
+    return lambda tensors: run(*tensors)[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without gradients, and without torch's warnings about itself."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _exported(
+    step: nn.Module, arguments: Sequence[Tensor], dynamic: Sequence[dict[int, str]]
+) -> torch.export.ExportedProgram:
+    """A module's graph, in which the sizes that are `dynamic` are symbols."""
     shapes: list[Any] = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in dynamic]
     shapes += [None] * (len(arguments) - len(shapes))
     num_parameters = len(inspect.signature(step.forward).parameters)
     if num_parameters < len(arguments):  # the last one is *tensors
         shapes = [*shapes[: num_parameters - 1], tuple(shapes[num_parameters - 1 :])]
-    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.pt2")
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch's own, about itself
-            exported = torch.export.export(step, tuple(arguments), dynamic_shapes=tuple(shapes), strict=False)
-            torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(temporary), inductor_configs=_INDUCTOR_OPTIONS
-            )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return torch.export.export(step, tuple(arguments), dynamic_shapes=tuple(shapes), strict=False)
 
 
 def _load(path: Path) -> Runner | None:
