@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test check lint format parity slow gpu bench clean
 
@@ -10,7 +11,7 @@ demo: $(VENV)/.installed  ## complete photographs with the bundled model and wri
 	$(BIN)/imagegpt complete examples/photos/*.png --model cifar10 --keep 0.5 --num 8 --seed 0 --out demo.png --force
 
 test: $(VENV)/.installed-dev  ## the tests that need no network, no GPU and only minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: lint test  ## what CI runs
 
