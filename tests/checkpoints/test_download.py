@@ -50,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = server.files[path]
         tag = '"' + hashlib.sha256(content).hexdigest()[:16] + '"'
         begin, status = 0, 200
-        if wanted and self.headers.get("If-Range") == tag:
+        if wanted and self.headers.get("If-Range", tag) == tag:  # a range that nothing restrains is given (RFC 9110)
             begin, status = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]), 206
             if begin >= len(content):
                 return self.send_error(416)
@@ -168,7 +168,7 @@ def test_a_call_that_was_stopped_goes_on(server, fetch, tmp_path, has_md5):
 
 def test_a_file_that_has_changed_meanwhile_is_begun_anew(server, fetch, tmp_path):
     name = "color-clusters/kmeans_centers.npy"
-    server.mischief = only_once(name, 50)
+    server.mischief = only_once(name, 150)  # behind the header, which is the same
     with pytest.raises(ConnectionError):
         fetch()
     server.mischief = lambda path, headers, body: (headers, body)
