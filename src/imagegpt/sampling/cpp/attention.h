@@ -24,6 +24,16 @@ inline float scale_of(const T* vector) {
   return scale;
 }
 
+// Queries that are answered together: as many as leave their sums in registers.
+template <int64_t V>
+constexpr int64_t together() {
+#ifdef __AVX512F__
+  return V <= 4 ? 4 : V <= 8 ? 2 : 1;
+#else
+  return 1;
+#endif
+}
+
 // Keys or values of one image and head, (positions, width) with a stride.
 template <class T>
 struct Rows {
@@ -31,50 +41,81 @@ struct Rows {
   int64_t stride, count;
 };
 
-template <int64_t V, class T>
-void score(const Floats (&query)[V], const Rows<T>& keys, float* scores) {
-  const auto products = [&](const T* key) {
-    Floats of_key = query[0] * load(key);
-    for (int64_t v = 1; v < V; v++) of_key += query[v] * load(key + v * LANES);
+// What Q queries see of them: the first of so many.
+template <int64_t Q>
+int64_t seen_by_all(const int64_t (&counts)[Q], int64_t multiple) {
+  return *std::min_element(counts, counts + Q) / multiple * multiple;
+}
+
+// Sums of products with a query, each in an order that depends on neither the other queries nor the other keys.
+template <int64_t V, int64_t Q, class T>
+void score(const Floats (&queries)[Q][V], const Rows<T>& keys, const int64_t (&counts)[Q], float* const (&scores)[Q]) {
+  const auto products = [&](int64_t q, const T* key) {
+    Floats of_key = queries[q][0] * load(key);
+    for (int64_t v = 1; v < V; v++) of_key += queries[q][v] * load(key + v * LANES);
     return of_key;
   };
-  int64_t s = 0;
-  for (; s + 4 <= keys.count; s += 4) {
+  const auto score_four = [&](int64_t first_query, int64_t last_query, int64_t s) {
     const T* key[4];
     for (int64_t k = 0; k < 4; k++) key[k] = keys.first + (s + k) * keys.stride;
     const Four scales{scale_of<V>(key[0]), scale_of<V>(key[1]), scale_of<V>(key[2]), scale_of<V>(key[3])};
-    const Four four = sums(products(key[0]), products(key[1]), products(key[2]), products(key[3])) * scales;
-    std::memcpy(scores + s, &four, sizeof(four));
-  }
-  for (; s < keys.count; s++) {
-    const T* key = keys.first + s * keys.stride;
-    scores[s] = sums(products(key), Floats{}, Floats{}, Floats{})[0] * scale_of<V>(key);
+    for (int64_t q = first_query; q <= last_query; q++) {
+      const Four four =
+          sums(products(q, key[0]), products(q, key[1]), products(q, key[2]), products(q, key[3])) * scales;
+      std::memcpy(scores[q] + s, &four, sizeof(four));
+    }
+  };
+  const int64_t common = seen_by_all<Q>(counts, 4);
+  for (int64_t s = 0; s < common; s += 4) score_four(0, Q - 1, s);
+  for (int64_t q = 0; q < Q; q++) {
+    int64_t s = common;
+    for (; s + 4 <= counts[q]; s += 4) score_four(q, q, s);
+    for (; s < counts[q]; s++) {
+      const T* key = keys.first + s * keys.stride;
+      scores[q][s] = sums(products(q, key), Floats{}, Floats{}, Floats{})[0] * scale_of<V>(key);
+    }
   }
 }
 
 // Several positions at a time where heads are narrow: an addition takes four cycles, and others can begin meanwhile.
-template <int64_t V, class T>
-void mix(const float* weights, const Rows<T>& values, Floats (&mixed)[V]) {
+template <int64_t V, int64_t Q, class T>
+void mix(float* const (&weights)[Q], const Rows<T>& values, const int64_t (&counts)[Q], Floats (&mixed)[Q][V]) {
   constexpr int64_t AT_ONCE = V < 4 ? 4 / V : 1;
-  Floats parts[AT_ONCE][V] = {};
-  int64_t s = 0;
-  const auto add = [&](int64_t position, Floats (&to)[V]) {
+  Floats parts[Q][AT_ONCE][V] = {};
+  const auto add = [&](int64_t first_query, int64_t last_query, int64_t position, int64_t part) {
     const T* value = values.first + position * values.stride;
-    const float weight = weights[position] * scale_of<V>(value);
-    for (int64_t v = 0; v < V; v++) to[v] += weight * load(value + v * LANES);
+    const float scale = scale_of<V>(value);
+    Floats loaded[V];
+    for (int64_t v = 0; v < V; v++) loaded[v] = load(value + v * LANES);
+    for (int64_t q = first_query; q <= last_query; q++) {
+      const float weight = weights[q][position] * scale;
+      for (int64_t v = 0; v < V; v++) parts[q][part][v] += weight * loaded[v];
+    }
   };
-  for (; s + AT_ONCE <= values.count; s += AT_ONCE)
-    for (int64_t k = 0; k < AT_ONCE; k++) add(s + k, parts[k]);
-  for (; s < values.count; s++) add(s, parts[0]);
-  for (int64_t k = 0; k < AT_ONCE; k++)
-    for (int64_t v = 0; v < V; v++) mixed[v] += parts[k][v];
+  const int64_t common = seen_by_all<Q>(counts, AT_ONCE);
+  for (int64_t s = 0; s < common; s += AT_ONCE)
+    for (int64_t k = 0; k < AT_ONCE; k++) add(0, Q - 1, s + k, k);
+  for (int64_t q = 0; q < Q; q++) {
+    int64_t s = common;
+    for (; s + AT_ONCE <= counts[q]; s += AT_ONCE)
+      for (int64_t k = 0; k < AT_ONCE; k++) add(q, q, s + k, k);
+    for (; s < counts[q]; s++) add(q, q, s, 0);
+    for (int64_t k = 0; k < AT_ONCE; k++)
+      for (int64_t v = 0; v < V; v++) mixed[q][v] += parts[q][k][v];
+  }
 }
 
 // In place; gives the sum by which the weights must still be divided. There is room for whole vectors.
 float unnormalised_softmax(float* scores, int64_t count) {
   const int64_t padded = (count + LANES - 1) / LANES * LANES;
   std::fill(scores + count, scores + padded, -std::numeric_limits<float>::max());
-  const float highest = *std::max_element(scores, scores + count);
+  Floats high = load(scores);
+  for (int64_t s = LANES; s < padded; s += LANES) {
+    const Floats others = load(scores + s);
+    high = others > high ? others : high;
+  }
+  float highest = high[0];
+  for (int64_t lane = 1; lane < LANES; lane++) highest = std::max(highest, high[lane]);
   Floats total{};
   for (int64_t s = 0; s < padded; s += LANES) {
     const Floats weights = exponential(load(scores + s) - highest);
@@ -84,20 +125,26 @@ float unnormalised_softmax(float* scores, int64_t count) {
   return sum(total);
 }
 
-template <int64_t V, class T>
-void attend_one(const float* query, const Rows<T>& shared_keys, const Rows<T>& shared_values, const Rows<T>& keys,
-                const Rows<T>& values, float* scores, float* out) {
-  Floats q[V], mixed[V];
-  for (int64_t v = 0; v < V; v++) {
-    q[v] = load(query + v * LANES);
-    mixed[v] = Floats{};
+// Queries of one image and head, which the memory has to bring keys and values for once.
+template <int64_t V, int64_t Q, class T>
+void attend_some(const float* const (&from)[Q], const Rows<T>& shared_keys, const Rows<T>& shared_values,
+                 const Rows<T>& keys, const Rows<T>& values, const int64_t (&counts)[Q], float* const (&scores)[Q],
+                 float* const (&out)[Q]) {
+  Floats queries[Q][V], mixed[Q][V] = {};
+  int64_t shared[Q];
+  float *own_scores[Q], totals[Q];
+  for (int64_t q = 0; q < Q; q++) {
+    for (int64_t v = 0; v < V; v++) queries[q][v] = load(from[q] + v * LANES);
+    shared[q] = shared_keys.count;
+    own_scores[q] = scores[q] + shared_keys.count;
   }
-  score<V>(q, shared_keys, scores);
-  score<V>(q, keys, scores + shared_keys.count);
-  const float total = unnormalised_softmax(scores, shared_keys.count + keys.count);
-  mix<V>(scores, shared_values, mixed);
-  mix<V>(scores + shared_values.count, values, mixed);
-  for (int64_t v = 0; v < V; v++) store(out + v * LANES, mixed[v] / total);
+  score<V, Q>(queries, shared_keys, shared, scores);
+  score<V, Q>(queries, keys, counts, own_scores);
+  for (int64_t q = 0; q < Q; q++) totals[q] = unnormalised_softmax(scores[q], shared[q] + counts[q]);
+  mix<V, Q>(scores, shared_values, shared, mixed);
+  mix<V, Q>(own_scores, values, counts, mixed);
+  for (int64_t q = 0; q < Q; q++)
+    for (int64_t v = 0; v < V; v++) store(out[q] + v * LANES, mixed[q][v] / totals[q]);
 }
 
 // The rows of image i and head h of a (B, H, S, D) tensor.
@@ -113,24 +160,41 @@ void attend(const Tensor& query, const Tensor& keys, const Tensor& values, const
   const int64_t prompts = shared_keys ? shared_keys->size(0) : images, group = images / prompts;
   const int64_t shared = shared_keys ? shared_keys->size(2) : 0, room = shared + keys.size(2) + LANES;
   const bool large = images * heads * queries * room * width > PARALLEL_FROM;
+  constexpr int64_t Q = together<V>();
+  const int64_t blocks = (queries + Q - 1) / Q;
 #pragma omp parallel if (large)
   {
-    std::vector<float> scores(room);
+    std::vector<float> scores(Q * room);
+    const auto attend_to = [&](auto some, int64_t image, int64_t head, int64_t first, const Rows<T>& past_keys,
+                                 const Rows<T>& past_values) {
+      constexpr int64_t SOME = decltype(some)::value;
+      const float* from[SOME];
+      int64_t counts[SOME];
+      float *of[SOME], *to[SOME];
+      for (int64_t q = 0; q < SOME; q++) {
+        const int64_t n = first + q;
+        from[q] = floats(query) + image * query.stride(0) + head * query.stride(1) + n * query.stride(2);
+        counts[q] = lengths[image * queries + n];
+        of[q] = scores.data() + q * room;
+        to[q] = out + ((image * queries + n) * heads + head) * width;
+      }
+      attend_some<V, SOME, T>(from, past_keys, past_values, rows_of<T>(keys, image, head, keys.size(2)),
+                              rows_of<T>(values, image, head, keys.size(2)), counts, of, to);
+    };
 #pragma omp for schedule(static)
-    for (int64_t item = 0; item < prompts * heads; item++) {
-      const int64_t prompt = item / heads, head = item % heads;
+    for (int64_t item = 0; item < prompts * heads * blocks; item++) {
+      const int64_t prompt = item / (heads * blocks), head = item / blocks % heads, first = item % blocks * Q;
       const Rows<T> none{nullptr, 0, 0};
       const Rows<T> past_keys = shared ? rows_of<T>(*shared_keys, prompt, head, shared) : none;
       const Rows<T> past_values = shared ? rows_of<T>(*shared_values, prompt, head, shared) : none;
-      for (int64_t image = prompt * group; image < (prompt + 1) * group; image++)
-        for (int64_t n = 0; n < queries; n++) {
-          const int64_t length = lengths[image * queries + n];
-          const float* q =
-              floats(query) + image * query.stride(0) + head * query.stride(1) + n * query.stride(2);
-          attend_one<V>(q, past_keys, past_values, rows_of<T>(keys, image, head, length),
-                        rows_of<T>(values, image, head, length), scores.data(),
-                        out + ((image * queries + n) * heads + head) * width);
+      for (int64_t image = prompt * group; image < (prompt + 1) * group; image++) {
+        if (first + Q <= queries) {
+          attend_to(std::integral_constant<int64_t, Q>(), image, head, first, past_keys, past_values);
+          continue;
         }
+        for (int64_t n = first; n < queries; n++)
+          attend_to(std::integral_constant<int64_t, 1>(), image, head, n, past_keys, past_values);
+      }
     }
   }
 }
