@@ -1,6 +1,9 @@
 """The kernels in C++, against the same sums in float64."""
 
+import os
+import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ def error(out, expected):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize(("num_outputs", "width"), [(1, 2), (31, 64), (32, 16), (65, 48), (200, 514)])
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 5, 7, 8, 9, 17, 40])
+@pytest.mark.parametrize("num_rows", [*range(16), 17, 28, 40])
 def test_products(precision, num_outputs, width, num_rows):
     rows, scale = weights(precision, num_outputs, width)
     x = torch.randn(num_rows, width).to(torch.bfloat16).float()  # which no kernel rounds
@@ -195,6 +198,36 @@ def test_what_the_kernels_do_not_know():
     assert not kernels.can_attend(8, torch.float32, cpu)
     assert not kernels.can_attend(16, torch.float16, cpu)
     assert not kernels.can_attend(16, torch.float32, torch.device("meta"))
+
+
+# Other processors.
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are x86 processors")
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def test_kernels_for_other_processors(level, tmp_path):
+    """The tests above, with vectors of 4, 8 and 16 numbers."""
+    if level == "x86-64-v3" and not torch.cpu._is_avx2_supported():
+        pytest.skip("this processor has no AVX2")
+    if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
+        pytest.skip("this processor has no AVX-512")
+    (tmp_path / "choose_processor.py").write_text(
+        "def pytest_configure():\n"
+        "    from imagegpt.sampling import kernels\n"
+        f"    kernels._FLAGS += ('-march={level}',)\n"
+    )
+    chosen = "product or products or inputs or attention or vectors or unlike or beyond or number"
+    options = ["-q", "-x", "-p", "choose_processor", "-p", "no:cacheprovider", "-k", f"({chosen}) and not processors"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, __file__],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
 
 
 # Where they come from.

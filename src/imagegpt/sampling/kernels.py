@@ -144,7 +144,7 @@ def _build(path: Path) -> None:
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp.so")
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
     places = [*(f"-I{folder}" for folder in include_paths()), *(f"-L{folder}" for folder in library_paths())]
-    command = [compiler, *_FLAGS, native, "-fopenmp", *places, str(_FOLDER / "kernels.cpp"), "-o", str(temporary)]
+    command = [compiler, native, *_FLAGS, "-fopenmp", *places, str(_FOLDER / "kernels.cpp"), "-o", str(temporary)]
     try:
         done = subprocess.run(
             [*command, "-ltorch", "-ltorch_cpu", "-lc10"],

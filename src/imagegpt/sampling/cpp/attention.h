@@ -24,14 +24,10 @@ inline float scale_of(const T* vector) {
   return scale;
 }
 
-// Queries that are answered together: as many as leave their sums in registers.
+// Queries that are answered together: worth it even where some of their sums do not find a register.
 template <int64_t V>
 constexpr int64_t together() {
-#ifdef __AVX512F__
-  return V <= 4 ? 4 : V <= 8 ? 2 : 1;
-#else
-  return 1;
-#endif
+  return V <= REGISTERS / 2 ? 4 : 1;
 }
 
 // Keys or values of one image and head, (positions, width) with a stride.
@@ -50,29 +46,35 @@ int64_t seen_by_all(const int64_t (&counts)[Q], int64_t multiple) {
 // Sums of products with a query, each in an order that depends on neither the other queries nor the other keys.
 template <int64_t V, int64_t Q, class T>
 void score(const Floats (&queries)[Q][V], const Rows<T>& keys, const int64_t (&counts)[Q], float* const (&scores)[Q]) {
-  const auto products = [&](int64_t q, const T* key) {
-    Floats of_key = queries[q][0] * load(key);
-    for (int64_t v = 1; v < V; v++) of_key += queries[q][v] * load(key + v * LANES);
-    return of_key;
-  };
-  const auto score_four = [&](int64_t first_query, int64_t last_query, int64_t s) {
-    const T* key[4];
-    for (int64_t k = 0; k < 4; k++) key[k] = keys.first + (s + k) * keys.stride;
-    const Four scales{scale_of<V>(key[0]), scale_of<V>(key[1]), scale_of<V>(key[2]), scale_of<V>(key[3])};
-    for (int64_t q = first_query; q <= last_query; q++) {
-      const Four four =
-          sums(products(q, key[0]), products(q, key[1]), products(q, key[2]), products(q, key[3])) * scales;
-      std::memcpy(scores[q] + s, &four, sizeof(four));
+  const auto score_some = [&](auto some, int64_t first_query, int64_t s) {
+    constexpr int64_t SOME = decltype(some)::value;
+    Floats products[SOME][4];
+    Four scales;
+    for (int64_t k = 0; k < 4; k++) {
+      const T* key = keys.first + (s + k) * keys.stride;
+      Floats loaded[V];
+      for (int64_t v = 0; v < V; v++) loaded[v] = load(key + v * LANES);
+      for (int64_t q = 0; q < SOME; q++) {
+        products[q][k] = queries[first_query + q][0] * loaded[0];
+        for (int64_t v = 1; v < V; v++) products[q][k] += queries[first_query + q][v] * loaded[v];
+      }
+      scales[k] = scale_of<V>(key);
+    }
+    for (int64_t q = 0; q < SOME; q++) {
+      const Four four = sums(products[q][0], products[q][1], products[q][2], products[q][3]) * scales;
+      std::memcpy(scores[first_query + q] + s, &four, sizeof(four));
     }
   };
   const int64_t common = seen_by_all<Q>(counts, 4);
-  for (int64_t s = 0; s < common; s += 4) score_four(0, Q - 1, s);
+  for (int64_t s = 0; s < common; s += 4) score_some(std::integral_constant<int64_t, Q>(), 0, s);
   for (int64_t q = 0; q < Q; q++) {
     int64_t s = common;
-    for (; s + 4 <= counts[q]; s += 4) score_four(q, q, s);
+    for (; s + 4 <= counts[q]; s += 4) score_some(std::integral_constant<int64_t, 1>(), q, s);
     for (; s < counts[q]; s++) {
       const T* key = keys.first + s * keys.stride;
-      scores[q][s] = sums(products(q, key), Floats{}, Floats{}, Floats{})[0] * scale_of<V>(key);
+      Floats products = queries[q][0] * load(key);
+      for (int64_t v = 1; v < V; v++) products += queries[q][v] * load(key + v * LANES);
+      scores[q][s] = sum(products) * scale_of<V>(key);
     }
   }
 }
@@ -203,16 +205,17 @@ template <class T>
 void attend_any_width(const Tensor& query, const Tensor& keys, const Tensor& values, const int64_t* lengths,
                       const std::optional<Tensor>& shared_keys, const std::optional<Tensor>& shared_values,
                       float* out) {
-  switch (query.size(3) / LANES) {
-#define CASE(V) \
-  case V: attend<V, T>(query, keys, values, lengths, shared_keys, shared_values, out); break;
+  switch (query.size(3) / 16) {
+#define CASE(W) \
+  case W: attend<W * 16 / LANES, T>(query, keys, values, lengths, shared_keys, shared_values, out); break;
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(12)
 #undef CASE
   }
 }
 
 // Query (B, H, n, D), scaled, in float32; keys and values (B, H, S, D) in float32 or bfloat16, or (B, H, S, D + 4) as
-// `quantized_rows` makes them, of which each query sees the first `lengths` (B, n); and those of G prompts, (G, H, P, D), seen whole by B / G images each. Gives (B, n, H, D).
+// `quantized_rows` makes them, of which each query sees the first `lengths` (B, n); and those of G prompts, (G, H, P, D),
+// seen whole by B / G images each. Gives (B, n, H, D).
 Tensor cached_attention(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& lengths,
                         const std::optional<Tensor>& shared_keys, const std::optional<Tensor>& shared_values) {
   Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), query.size(3)});

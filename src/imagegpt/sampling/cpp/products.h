@@ -3,17 +3,18 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <type_traits>
-#include <vector>
 
 #include "tensors.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr int64_t TILE = 2 * LANES;  // outputs that are computed together
-constexpr int64_t ROWS = 8;          // inputs that are: with TILE, their sums fill half of AVX-512's registers
+constexpr int64_t TILE = 32;  // outputs that are computed together
+constexpr int64_t VECTORS = TILE / LANES;
+constexpr int64_t ROWS = (REGISTERS - 4) / VECTORS;  // inputs that are: their sums stay in registers
 
 // Weights of float32 lie as (tiles, width, TILE). Of narrower types two weights of an output are neighbours, (tiles,
 // width / 2, TILE, 2): AVX-512 multiplies such pairs of bfloat16, two inputs at a time, and adds both to a float32 sum.
@@ -39,12 +40,12 @@ inline __m512bh pairs(const int8_t* from) {
 }
 
 template <int64_t R, class T>
-inline void add_pairs(const Pair* x, const T* weight, Floats (&sums)[R][2]) {
-  for (int64_t half = 0; half < 2; half++) {
-    const __m512bh weights = pairs(weight + half * TILE);
+inline void add_pairs(const Pair* x, const T* weight, Floats (&sums)[R][VECTORS]) {
+  for (int64_t v = 0; v < VECTORS; v++) {
+    const __m512bh weights = pairs(weight + 2 * v * LANES);
     for (int64_t r = 0; r < R; r++) {
       const __m512bh inputs = bits_as<__m512bh>(_mm512_set1_epi32(x[r]));
-      sums[r][half] = bits_as<Floats>(_mm512_dpbf16_ps(bits_as<__m512>(sums[r][half]), weights, inputs));
+      sums[r][v] = bits_as<Floats>(_mm512_dpbf16_ps(bits_as<__m512>(sums[r][v]), weights, inputs));
     }
   }
 }
@@ -66,50 +67,63 @@ inline void split(const int8_t* from, Floats& first, Floats& second) {
 }
 
 template <int64_t R, class T>
-inline void add_pairs(const Pair* x, const T* weight, Floats (&sums)[R][2]) {
-  for (int64_t half = 0; half < 2; half++) {
+inline void add_pairs(const Pair* x, const T* weight, Floats (&sums)[R][VECTORS]) {
+  for (int64_t v = 0; v < VECTORS; v++) {
     Floats first, second;
-    split(weight + half * TILE, first, second);
-    for (int64_t r = 0; r < R; r++) sums[r][half] += x[r].first * first + x[r].second * second;
+    split(weight + 2 * v * LANES, first, second);
+    for (int64_t r = 0; r < R; r++) sums[r][v] += x[r].first * first + x[r].second * second;
   }
 }
 #endif
+
+// Calls a function with a number from 1 to ROWS that the compiler knows.
+template <class Function>
+inline void with_rows(int64_t rows, Function function) {
+  switch (rows) {
+#define CASE(R) \
+  case R: function(std::integral_constant<int64_t, std::min<int64_t>(R, ROWS)>()); break;
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+#undef CASE
+  }
+  static_assert(ROWS <= 14);
+}
 
 // The inputs, ROWS of them at a time, so that those that meet the same weight lie side by side.
 template <class T>
 auto side_by_side(const float* x, int64_t num_rows, int64_t width) {
   typedef std::conditional_t<IN_PAIRS<T>, Pair, float> Input;
   const int64_t step = IN_PAIRS<T> ? 2 : 1, inputs = width / step;
-  std::vector<Input> out(num_rows * inputs);
+  std::unique_ptr<Input[]> out(new Input[num_rows * inputs]);
   for (int64_t first = 0; first < num_rows; first += ROWS) {
-    const int64_t rows = std::min(ROWS, num_rows - first);
-    Input* to = out.data() + first * inputs;
-    for (int64_t i = 0; i < inputs; i++) {
-      for (int64_t row = first; row < first + rows; row++) {
-        const float* from = x + row * width + i * step;
-        if constexpr (IN_PAIRS<T>)
-          *to++ = pair_of(from[0], from[1]);
-        else
-          *to++ = from[0];
+    with_rows(std::min(ROWS, num_rows - first), [&](auto rows) {
+      const float* from = x + first * width;
+      Input* to = out.get() + first * inputs;
+      for (int64_t i = 0; i < inputs; i++, from += step) {
+        for (int64_t row = 0; row < rows; row++) {
+          if constexpr (IN_PAIRS<T>)
+            *to++ = pair_of(from[row * width], from[row * width + 1]);
+          else
+            *to++ = from[row * width];
+        }
       }
-    }
+    });
   }
   return out;
 }
 
 // Sums of R inputs times TILE outputs.
 template <int64_t R, class T, class Input>
-inline void tile(const Input* x, const T* weight, int64_t width, Floats (&sums)[R][2]) {
-  for (auto& row : sums) row[0] = row[1] = Floats{};
+inline void tile(const Input* x, const T* weight, int64_t width, Floats (&sums)[R][VECTORS]) {
+  for (auto& row : sums)
+    for (auto& part : row) part = Floats{};
   if constexpr (IN_PAIRS<T>) {
     for (int64_t i = 0; i < width / 2; i++) add_pairs<R>(x + i * R, weight + i * 2 * TILE, sums);
   } else {
     for (int64_t i = 0; i < width; i++) {
-      const Floats low = load(weight + i * TILE), high = load(weight + i * TILE + LANES);
-      for (int64_t r = 0; r < R; r++) {
-        sums[r][0] += x[i * R + r] * low;
-        sums[r][1] += x[i * R + r] * high;
-      }
+      Floats weights[VECTORS];
+      for (int64_t v = 0; v < VECTORS; v++) weights[v] = load(weight + i * TILE + v * LANES);
+      for (int64_t r = 0; r < R; r++)
+        for (int64_t v = 0; v < VECTORS; v++) sums[r][v] += x[i * R + r] * weights[v];
     }
   }
 }
@@ -117,11 +131,11 @@ inline void tile(const Input* x, const T* weight, int64_t width, Floats (&sums)[
 template <int64_t R, class T, class Input>
 void rows_of_tile(const Input* x, const T* weight, int64_t width, const float* scale, float* out, int64_t stride,
                   int64_t num_outputs) {
-  Floats sums[R][2];
+  Floats sums[R][VECTORS];
   tile<R>(x, weight, width, sums);
   for (int64_t r = 0; r < R; r++) {
     float whole[TILE];
-    for (int64_t half = 0; half < 2; half++) store(whole + half * LANES, sums[r][half]);
+    for (int64_t v = 0; v < VECTORS; v++) store(whole + v * LANES, sums[r][v]);
     for (int64_t o = 0; o < num_outputs; o++) out[r * stride + o] = scale ? whole[o] * scale[o] : whole[o];
   }
 }
@@ -137,15 +151,12 @@ void product(const float* x, const T* weight, const float* scale, float* out, in
     const int64_t first = t * TILE, outputs = std::min(TILE, num_outputs - first);
     const T* mine = weight + first * width;
     for (int64_t row = 0; row < num_rows; row += ROWS) {
-      const auto* from = inputs.data() + row * inputs_of_row;
+      const auto* from = inputs.get() + row * inputs_of_row;
       float* to = out + row * num_outputs + first;
       const float* scales = scale ? scale + first : nullptr;
-      switch (std::min(ROWS, num_rows - row)) {
-#define CASE(R) \
-  case R: rows_of_tile<R>(from, mine, width, scales, to, num_outputs, outputs); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-#undef CASE
-      }
+      with_rows(std::min(ROWS, num_rows - row), [&](auto rows) {
+        rows_of_tile<rows>(from, mine, width, scales, to, num_outputs, outputs);
+      });
     }
   }
 }
