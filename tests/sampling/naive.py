@@ -5,8 +5,8 @@ import torch
 from helpers import randomize
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 from imagegpt.sampling import Sampler, SamplingRules, image_seed
-from imagegpt.sampling.parallel import RunLength
 from imagegpt.sampling.rules import draw, gumbel_noise, seed_tensor
+from imagegpt.sampling.run_length import RunLength
 
 NUM_PIXELS = 200  # four lengths of the cache, the last of them no whole bucket
 

@@ -10,8 +10,8 @@ from helpers import randomize, tiny_config
 from imagegpt import ImageGPTForCausalImageModeling
 from imagegpt.sampling import Sampler, SamplingRules
 from imagegpt.sampling import batch as module
-from imagegpt.sampling.parallel import RunLength
 from imagegpt.sampling.rules import filter_logits, gumbel_noise
+from imagegpt.sampling.run_length import RunLength
 from naive import OneForAll
 
 NUM_COLORS, NUM_PIXELS, NUM_SAMPLES = 3, 4, 20_000

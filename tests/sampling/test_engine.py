@@ -205,7 +205,8 @@ def test_max_memory_splits_batches_and_changes_nothing(build_model, decoder, mon
     expected = Sampler(model).generate(seeds=seeds_of(5))
     weights = sum(parameter.nbytes for parameter in model.parameters())
     image = 2 * 2 * 64 * 32 * 4 + 64 * 10 * 4  # keys and values of two blocks, noise
-    sampler = Sampler(model, max_memory=weights + 2 * image + 100, decoder=decoder)
+    table = 4 * 10 * 10 if decoder == "parallel" else 0  # of the influence of colours
+    sampler = Sampler(model, max_memory=weights + table + 2 * image + 100, decoder=decoder)
     sizes = []
     monkeypatch.setattr(
         "imagegpt.sampling.engine.StaticCache", lambda m, n, *rest: sizes.append(n) or StaticCache(m, n, *rest)

@@ -9,7 +9,7 @@ from imagegpt import ImageGPTPipeline
 from imagegpt.sampling import Sampler, SamplingRules
 from imagegpt.sampling import parallel as module
 from imagegpt.sampling.batch import Batch
-from imagegpt.sampling.parallel import RunLength
+from imagegpt.sampling.run_length import RunLength
 from naive import RULES, OneForAll, seeds_of
 
 
@@ -61,7 +61,7 @@ def test_a_perfect_guesser_needs_one_pass_per_run(build_model, monkeypatch):
     model = build_model()
     expected = Sampler(model).generate(seeds=[7])
     told = torch.cat([torch.tensor([[10]]), expected], dim=1)  # what stands at each position
-    monkeypatch.setattr(module, "_guesses", lambda tokens, window, guessed, row_length: told.gather(1, window))
+    monkeypatch.setattr(module, "first_guesses", lambda tokens, window, guessed, row_length: told.gather(1, window))
     sampler = Sampler(model, decoder="parallel")
     sampler._run_lengths = OneForAll(Always(4, 16))
     assert torch.equal(sampler.generate(seeds=[7]), expected)
@@ -78,30 +78,21 @@ def test_a_hopeless_guesser_is_as_good_as_drawing_one_by_one(build_model, monkey
         known = tokens.gather(0, window[:, :1].t()).t()
         return torch.cat([known, wrong.gather(1, window[:, 1:])], dim=1)
 
-    monkeypatch.setattr(module, "_guesses", guesses)
+    monkeypatch.setattr(module, "first_guesses", guesses)
     sampler = Sampler(model, decoder="parallel")
     sampler._run_lengths = OneForAll(Always(4, 16))
     assert torch.equal(sampler.generate(seeds=[7]), expected)
     assert sampler.statistics.num_passes == 16
 
 
-def test_first_guesses_are_the_nearest_pixel_above_that_was_drawn():
-    tokens = torch.arange(100, 117).unsqueeze(1)  # row p holds pixel p - 1; width 4
-    window = torch.arange(5, 13).unsqueeze(0)  # pixels 4 to 11 are fed at these positions
-    guessed = torch.tensor([6])  # pixels 0 to 5 were drawn, right or wrong
-    fed = module._guesses(tokens, window, guessed, 4)
-    #                            x4   x5   over x6, x7: x2, x3 ... x8, x9: x4, x5; x10, x11 two rows up: x2, x3
-    assert fed.tolist() == [[105, 106, 103, 104, 105, 106, 103, 104]]
-
-
 def test_what_was_guessed_far_ahead_is_remembered_after_a_short_run():
     """A guess that was drawn is better than the pixel above, however long ago it was drawn."""
     batch = Batch(1, 40, 4, SamplingRules(temperature=0), torch.device("cpu"))
     batch.start([torch.empty(0, dtype=torch.int64)], [1])
-    decoder = SimpleNamespace(feed=lambda fed, window, length: torch.randn(*window.shape, 4))
-    module._draw_run(decoder, batch, 16, 64, 8)
+    decoder = SimpleNamespace(feed=lambda fed, window, length: torch.randn(*window.shape, 4), with_kernels=False)
+    module._draw_run(decoder, batch, 16, 64, 8, None)
     assert batch.guessed.tolist() == [16]
-    module._draw_run(decoder, batch, 1, 64, 8)
+    module._draw_run(decoder, batch, 1, 64, 8, None)
     assert batch.guessed.tolist() == [16]
 
 
@@ -124,44 +115,3 @@ class Always(RunLength):
 
     def observe(self, length, accepted, seconds):
         pass
-
-
-def simulate(speed_of, num_passes, most=1024):
-    """Lengths chosen when a pass of length n takes and accepts what `speed_of(n)` says."""
-    run_length, chosen = RunLength(most), []
-    for _ in range(num_passes):
-        length = run_length.choose()
-        run_length.observe(length, *speed_of(length))
-        chosen.append(length)
-    return run_length, chosen
-
-
-def test_the_run_length_becomes_long_when_long_runs_cost_nothing():
-    run_length, chosen = simulate(lambda n: (n**0.5, 1.0), 100)
-    assert run_length.best == 64
-    assert chosen[50:].count(64) >= 45
-
-
-def test_the_run_length_becomes_one_when_no_guess_is_right_and_little_time_is_lost():
-    run_length, chosen = simulate(lambda n: (1.0, 1.0 + n / 16), 1024)
-    assert run_length.best == 1
-    lost = sum(1 + n / 16 for n in chosen) / (1024 * (1 + 1 / 16)) - 1
-    assert lost < 0.05
-
-
-def test_the_run_length_follows_when_things_change():
-    run_length, _ = simulate(lambda n: (1.0, 1.0 + n / 16), 200)
-    for _ in range(2000):
-        length = run_length.choose()
-        run_length.observe(length, n_accepted(length), 1.0)
-    assert run_length.best >= 16
-
-
-def n_accepted(length):
-    return length**0.5
-
-
-def test_lengths_stay_within_the_image():
-    for most in (1, 3, 5, 64):
-        _, chosen = simulate(lambda n: (n, 1.0), 50, most)
-        assert max(chosen) <= most

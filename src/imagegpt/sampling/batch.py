@@ -19,7 +19,7 @@ from torch import Tensor
 
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.recording import Recorder
-from imagegpt.sampling.rules import SamplingRules, draw, gumbel_noise, seed_tensor
+from imagegpt.sampling.rules import SamplingRules, gumbel_noise, score, seed_tensor
 
 _NOISE_CHUNK = 1 << 16  # numbers computed at once: enough to hide the cost of a call, 5 MB while computing
 
@@ -77,16 +77,25 @@ class Batch:
 
     def draw(self, logits: Float32[Tensor, "b n v"], positions: Int64[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
         """Draw the pixels whose logits the positions gave, and put them where they belong."""
+        return self.put(self.scores(logits, positions).argmax(dim=-1), positions)
+
+    def scores(self, logits: Float32[Tensor, "b n v"], positions: Int64[Tensor, "b n"]) -> Float32[Tensor, "b n v"]:
+        """What the largest of is drawn, see `rules.score`."""
+        self.logits_sum += logits.sum()  # looked at once, at the end: looking waits for the device
         noise = None
         if self._noise is not None:
             images = torch.arange(len(positions), device=positions.device).unsqueeze(1)
             noise = self._noise[positions, images].flatten(0, 1)
-        drawn = draw(logits.flatten(0, 1), noise, self.rules).view(positions.shape)
-        # A prompt that is a whole image is fed its last position, too; what is given there stays.
+        return score(logits.flatten(0, 1), noise, self.rules).view(logits.shape)
+
+    def put(self, drawn: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
+        """Put pixels where they belong; gives what is there now.
+
+        A prompt that is a whole image is fed its last position, too; what is given there stays.
+        """
         given = self.tokens.gather(0, positions.t() + 1).t()
         drawn = torch.where(positions < self._given.unsqueeze(1), given, drawn)
         self.tokens.scatter_(0, positions.t() + 1, drawn.t())
-        self.logits_sum += logits.sum()  # looked at once, at the end: looking waits for the device
         return drawn
 
     def check_finite(self) -> None:

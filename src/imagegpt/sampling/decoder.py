@@ -176,12 +176,16 @@ class Decoder:
         model: frozen, see `projections.freeze`.
         cache: for the images to be fed; with what their prompts share, if anything, already in it.
         compiler: compiles the blocks; None runs them as they are.
+
+    Attributes:
+        cache: likewise.
+        with_kernels: whether `kernels` may be called.
     """
 
     def __init__(self, model: ImageGPTForCausalImageModeling, cache: StaticCache, compiler: Compiler | None) -> None:
         self.cache = cache
         self._model, self._compiler = model, compiler
-        self._with_kernels = lay_out_for(model, compiler)
+        self.with_kernels = lay_out_for(model, compiler)
         self._embeddings = model.transformer.wte, model.transformer.wpe
         self._head = Head(model)
         self._blocks = [block for block in model.transformer.h if isinstance(block, ImageGPTBlock)]
@@ -201,7 +205,7 @@ class Decoder:
         wte, wpe = self._embeddings
         hidden, slots = wte(tokens) + wpe(positions), self.cache.slots[:length]
         runners = self._runners.get(tokens.shape[1] == 1) or self._compile(hidden, positions, slots)
-        seen = None if None not in runners else Seen.of(positions, slots, self._with_kernels)
+        seen = None if None not in runners else Seen.of(positions, slots, self.with_kernels)
         for index, (block, run) in enumerate(zip(self._blocks, runners, strict=True)):
             if run is not None:
                 hidden = run(self._arguments(index, hidden, positions, slots))
@@ -229,8 +233,8 @@ class Decoder:
         for index, block in enumerate(self._blocks):
             run = None
             if self._compiler is not None and _is_plain(block):
-                step = BlockStep(block, is_shared, self._with_kernels)
-                kind = f"{_kind(block)}, shared: {is_shared}, kernels: {self._with_kernels}"
+                step = BlockStep(block, is_shared, self.with_kernels)
+                kind = f"{_kind(block)}, shared: {is_shared}, kernels: {self.with_kernels}"
                 run = self._compiler.runner(step, kind, self._arguments(index, hidden, positions, slots), varies)
             runners.append(run)
         self._runners[positions.shape[1] == 1] = runners

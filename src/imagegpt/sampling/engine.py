@@ -23,11 +23,13 @@ from imagegpt.sampling.batch import Batch, draw_sequentially
 from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.compilation import Compiler
 from imagegpt.sampling.decoder import Decoder, lay_out_for
-from imagegpt.sampling.parallel import ParallelStatistics, RunLength, draw_in_parallel
+from imagegpt.sampling.guessing import influence_bytes, influence_of
+from imagegpt.sampling.parallel import ParallelStatistics, draw_in_parallel
 from imagegpt.sampling.projections import Precision, check_precision, freeze
 from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts, num_shared_prompts
 from imagegpt.sampling.recording import Recorder
 from imagegpt.sampling.rules import SamplingRules
+from imagegpt.sampling.run_length import RunLength
 
 DecoderName = Literal["sequential", "parallel"]
 OnProgress = Callable[[int], None]
@@ -115,6 +117,7 @@ class Sampler:
         self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
         self._cache_dtype = self._dtype_of_cache(None)  # what will be used is known when something is drawn
         self._run_lengths: dict[tuple[int, int], RunLength] = {}  # by images and pixels
+        self._influence: Tensor | None = None  # made when it is needed
         self._room: tuple[tuple[int, int, SamplingRules], _Room] | None = None
         if max_memory is not None:
             self._most_images()
@@ -275,7 +278,9 @@ class Sampler:
         side = math.isqrt(self.model.config.n_positions)
         row_length = side if side**2 == self.model.config.n_positions else 1
         run_length = self._run_lengths.setdefault((len(batch.starts), batch.num_pixels), RunLength(batch.num_pixels))
-        return draw_in_parallel(decoder, batch, recorder, run_length, self.statistics, row_length)
+        if self._influence is None and batch.num_pixels > 1:
+            self._influence = influence_of(self.model)
+        return draw_in_parallel(decoder, batch, recorder, run_length, self.statistics, row_length, self._influence)
 
     def _prefill(self, cache: StaticCache, batch: Batch) -> None:
         """Feed all of the prompts but their last pixels: start token and pixels, each distinct beginning once."""
@@ -331,6 +336,8 @@ class Sampler:
         if self.max_memory is None:
             return None
         weights, image = self._weight_bytes(), self.bytes_per_image
+        if self.decoder == "parallel":
+            weights += influence_bytes(self.model.config.num_colors)
         if self.max_memory < weights + image:
             raise ValueError(
                 f"max_memory is {self.max_memory:,} bytes, the weights take {weights:,} and an image {image:,}: "

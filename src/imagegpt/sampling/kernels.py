@@ -3,8 +3,8 @@
 They are in the folder cpp, are compiled by the machine's own C++ compiler when they are first wanted, which takes some
 seconds, and kept on disk. Where there is no compiler everything runs without them.
 
-Axes: M inputs, I and O their and the outputs' features, T tiles; B images, n queries, H heads, D head width, S
-positions of the cache, G prompts, P positions of theirs.
+Axes: M inputs, I and O their and the outputs' features, T tiles; B images, n queries or positions, V colours, H heads,
+D head width, S positions of the cache, G prompts, P positions of theirs.
 """
 
 import contextlib
@@ -132,6 +132,16 @@ def cached_attention(
         shared_values: likewise.
     """
     return torch.ops.imagegpt.cached_attention(query, keys, values, lengths, shared_keys, shared_values)
+
+
+def redrawn(
+    scores: Float32[Tensor, "b n v"],
+    fed: Int64[Tensor, "b n"],
+    positions: Int64[Tensor, "b n"],
+    influence: Float32[Tensor, "v v"],
+) -> Int64[Tensor, "b n"]:
+    """As `guessing.redrawn`; needs `load`."""
+    return torch.ops.imagegpt.redrawn(scores, fed, positions, influence)
 
 
 def _build(path: Path) -> None:

@@ -100,19 +100,32 @@ def filter_logits(logits: Float[Tensor, "b v"], rules: SamplingRules) -> Float[T
 
 
 def draw(logits: Float[Tensor, "b v"], noise: Float[Tensor, "b v"] | None, rules: SamplingRules) -> Int64[Tensor, " b"]:
-    """Draw one colour an image.
+    """Draw one colour an image: the one with the highest score.
+
+    Args:
+        logits: as for `score`, as are noise and rules.
+        noise: likewise.
+        rules: likewise.
+    Returns: colour ids; of equals the lowest.
+    """
+    return score(logits, noise, rules).argmax(dim=-1)
+
+
+def score(
+    logits: Float[Tensor, "b v"], noise: Float[Tensor, "b v"] | None, rules: SamplingRules
+) -> Float[Tensor, "b v"]:
+    """What the largest of is drawn: logits of colours that the rules allow, and noise.
 
     Args:
         logits: finite; not edited.
         noise: standard Gumbel noise, from `gumbel_noise`; not looked at (and may be None) if `rules.is_greedy`.
         rules: see `SamplingRules`.
-    Returns: colour ids; of equals the lowest.
     """
     if rules.is_greedy or noise is None:
         assert rules.is_greedy, "sampling needs noise"
-        return logits.argmax(dim=-1)
+        return logits
     # The noise times the temperature, not the logits divided by it: no temperature is too small for that.
-    return (filter_logits(logits, rules) + rules.temperature * noise).argmax(dim=-1)
+    return filter_logits(logits, rules) + rules.temperature * noise
 
 
 def gumbel_noise(seeds: Int64[Tensor, " b"], pixels: Int64[Tensor, " p"], num_colors: int) -> Float32[Tensor, "b p v"]:

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "attention.h"
+#include "guesses.h"
 #include "products.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(imagegpt, m) {
@@ -13,10 +14,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(imagegpt, m) {
       "cached_attention(Tensor query, Tensor keys, Tensor values, Tensor lengths, Tensor? shared_keys, "
       "Tensor? shared_values) -> Tensor");
   m.def("quantized_rows(Tensor x) -> Tensor");
+  m.def("redrawn(Tensor scores, Tensor fed, Tensor positions, Tensor influence) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(imagegpt, CPU, m) {
   m.impl("tiled_linear", TORCH_BOX(&tiled_linear));
   m.impl("cached_attention", TORCH_BOX(&cached_attention));
   m.impl("quantized_rows", TORCH_BOX(&quantized_rows));
+  m.impl("redrawn", TORCH_BOX(&redrawn));
 }
