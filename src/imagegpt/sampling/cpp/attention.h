@@ -52,6 +52,7 @@ void score(const Floats (&queries)[Q][V], const Rows<T>& keys, const int64_t (&c
     Four scales;
     for (int64_t k = 0; k < 4; k++) {
       const T* key = keys.first + (s + k) * keys.stride;
+      if constexpr (std::is_same_v<T, int8_t>) ahead(key, V * LANES);  // of wider types it gains nothing
       Floats loaded[V];
       for (int64_t v = 0; v < V; v++) loaded[v] = load(key + v * LANES);
       for (int64_t q = 0; q < SOME; q++) {
@@ -86,6 +87,7 @@ void mix(float* const (&weights)[Q], const Rows<T>& values, const int64_t (&coun
   Floats parts[Q][AT_ONCE][V] = {};
   const auto add = [&](int64_t first_query, int64_t last_query, int64_t position, int64_t part) {
     const T* value = values.first + position * values.stride;
+    if constexpr (std::is_same_v<T, int8_t>) ahead(value, V * LANES);
     const float scale = scale_of<V>(value);
     Floats loaded[V];
     for (int64_t v = 0; v < V; v++) loaded[v] = load(value + v * LANES);

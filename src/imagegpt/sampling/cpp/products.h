@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t TILE = 32;  // outputs that are computed together
 constexpr int64_t VECTORS = TILE / LANES;
-constexpr int64_t PREFETCHED_BYTES = 2048;
 constexpr int64_t ROWS = (REGISTERS - 4) / VECTORS;  // inputs that are: their sums stay in registers
 
 // Weights of float32 lie as (tiles, width, TILE). Of narrower types two weights of an output are neighbours, (tiles,
@@ -110,14 +109,6 @@ auto side_by_side(const float* x, int64_t num_rows, int64_t width) {
     });
   }
   return out;
-}
-
-// Ask for what will be needed some microseconds later. The processor foresees it by itself, but too late where much is
-// computed with each weight: with 8 inputs iGPT-S's projections took up to twice as long.
-template <class T>
-inline void ahead(const T* weight, int64_t count) {
-  const char* from = reinterpret_cast<const char*>(weight) + PREFETCHED_BYTES;
-  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(from + byte);
 }
 
 // Sums of R inputs times TILE outputs.

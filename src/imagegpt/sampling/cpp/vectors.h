@@ -21,6 +21,7 @@ constexpr int64_t LANES = 4, REGISTERS = 32;
 #else
 constexpr int64_t LANES = 4, REGISTERS = 16;
 #endif
+constexpr int64_t PREFETCHED_BYTES = 2048;
 constexpr int64_t PARALLEL_FROM = 1 << 16;  // multiplications below which waking a second thread takes longer
 
 typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -41,6 +42,14 @@ inline To bits_as(From from) {
   To to;
   std::memcpy(&to, &from, sizeof(to));
   return to;
+}
+
+// Ask for what will be needed some microseconds later. The processor foresees it by itself, but too late where much is
+// computed with each number: with 8 inputs iGPT-S's projections took up to twice as long.
+template <class T>
+inline void ahead(const T* from, int64_t count) {
+  const char* first = reinterpret_cast<const char*>(from) + PREFETCHED_BYTES;
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(first + byte);
 }
 
 inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
