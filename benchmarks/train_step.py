@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from _common import both_models, finish, measure, parser, print_ratios, print_times
-from imagegpt import ImageGPTForCausalImageModeling
+from _common import ReferenceConfig, ReferenceModel, both_models, finish, measure, parser, print_ratios, print_times
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 from imagegpt.benchmarking.memory import in_use
 from imagegpt.training.objectives import Batch, with_start_token
 from imagegpt.training.optimization import build_optimizers
@@ -30,7 +30,6 @@ from imagegpt.training.parallelism import set_checkpointing
 from imagegpt.training.recipes import TrainingRecipe
 
 PRECISIONS = ("float32", "bfloat16")
-CHECKPOINTING = {"selective": "selective", "recomputed": True}  # what computes activations again, see `TrainingRecipe`
 RECIPE = TrainingRecipe(num_steps=1000)
 
 
@@ -48,13 +47,13 @@ def main() -> None:
         return
     torch.manual_seed(0)
     models = dict(zip(("imagegpt", "transformers"), both_models(options.size, options.device), strict=True))
+    for model in models.values():
+        _prepare(model)
     batch = _batch(options, models["imagegpt"])
     difference = _compare(models, batch)
     contestants = {f"{who} {name}": _step(models[who], name, batch) for name in PRECISIONS for who in models}
     contestants |= {
-        f"imagegpt {name} {kind}": _step(models["imagegpt"], name, batch, checkpointing=kind)
-        for name in PRECISIONS
-        for kind in CHECKPOINTING
+        f"imagegpt {name} recomputed": _step(models["imagegpt"], name, batch, recomputed=True) for name in PRECISIONS
     }
     seconds = measure(contestants, options.repeats)
     print(f"{options.size}, {options.batch} images, {options.device}")
@@ -77,18 +76,15 @@ def _loss(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.ids.flatten())
 
 
-def _step(
-    model: nn.Module, precision: str, batch: Batch, checkpointing: bool | str | None = None
-) -> Callable[[], float]:
+def _step(model: nn.Module, precision: str, batch: Batch, recomputed: bool = False) -> Callable[[], float]:
     """A function that makes one step. Optimisers are made when they are first needed: moments take memory."""
     optimizers = None
 
     def step() -> float:
         nonlocal optimizers
         optimizers = optimizers or build_optimizers(model, RECIPE)
-        _without_dropout(model)
         if isinstance(model, ImageGPTForCausalImageModeling):
-            set_checkpointing(model.transformer, CHECKPOINTING.get(checkpointing, False))
+            set_checkpointing(model.transformer, recomputed)
         for optimizer in optimizers:
             optimizer.zero_grad()
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -104,6 +100,13 @@ def _step(
     return step
 
 
+def _prepare(model: nn.Module) -> None:
+    """Training without dropout, ours with the attention that `imagegpt train` takes."""
+    _without_dropout(model)
+    if isinstance(model, ImageGPTForCausalImageModeling):
+        model.set_attn_implementation(RECIPE.attention)
+
+
 def _without_dropout(model: nn.Module) -> None:
     model.train()
     model.config.attn_pdrop = 0.0
@@ -116,7 +119,6 @@ def _compare(models: dict[str, nn.Module], batch: Batch) -> float:
     """How far apart the gradients of both models are, in float32, as a share of their norm."""
     gradients = []
     for model in models.values():
-        _without_dropout(model)
         _loss(model, batch).backward()
         gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
         model.zero_grad()
@@ -143,12 +145,15 @@ def _print_memory(options: argparse.Namespace, names: list[str]) -> dict[str, in
 
 
 def _memory_of(options: argparse.Namespace) -> int:
-    who, precision, *checkpointing = options.alone.split()
+    who, precision, *recomputed = options.alone.split()
     before = in_use(options.device) or 0
-    ours, theirs = both_models(options.size, options.device)
-    model = ours if who == "imagegpt" else theirs
-    del ours, theirs
-    step = _step(model, precision, _batch(options, model), *checkpointing)
+    config = ImageGPTConfig.from_size(options.size)
+    if who == "imagegpt":
+        model = ImageGPTForCausalImageModeling(config)
+    else:
+        model = ReferenceModel(ReferenceConfig(**config.to_dict()))
+    _prepare(model.to(options.device))
+    step = _step(model, precision, _batch(options, model), bool(recomputed))
     step()
     step()
     return (in_use(options.device, peak=True) or 0) - before

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from imagegpt.kernels.building import load
+
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for each other
 
 
@@ -66,3 +68,20 @@ UNAVOIDABLE_WARNINGS = [
 def pytest_configure(config):
     for line in UNAVOIDABLE_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def shared_caches(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared-caches")
+
+
+@pytest.fixture(scope="session")
+def with_kernels(shared_caches):
+    """The kernels in C++ can be called; compiled once a session."""
+    assert load("decoding", shared_caches / "kernels", build=True)
+
+
+@pytest.fixture(scope="session")
+def with_training_kernels(shared_caches):
+    """As `with_kernels`, those for training."""
+    assert load("training", shared_caches / "kernels", build=True)

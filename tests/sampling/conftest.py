@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.sampling import kernels
-from imagegpt.sampling.compilation import default_folder
+from imagegpt.kernels.building import default_folder
 
 
 @pytest.fixture
@@ -30,11 +29,6 @@ def tiny_model(build_model):
     return build_model()
 
 
-@pytest.fixture(scope="session")
-def shared_caches(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared-caches")
-
-
 @pytest.fixture
 def shared_graphs(shared_caches, monkeypatch):
     """Where the graphs are that tests share."""
@@ -47,9 +41,3 @@ def own_graphs(tmp_path, monkeypatch):
     """Where no graph is yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return default_folder()
-
-
-@pytest.fixture(scope="session")
-def with_kernels(shared_caches):
-    """The kernels in C++ can be called; compiled once a session."""
-    assert kernels.load(shared_caches / "kernels", build=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from imagegpt.kernels.building import default_folder
 from imagegpt.sampling import Sampler
 from imagegpt.sampling import compilation as module
 from imagegpt.sampling.cache import StaticCache
-from imagegpt.sampling.compilation import Compiler, default_folder, varying
+from imagegpt.sampling.compilation import Compiler, varying
 from imagegpt.sampling.decoder import Decoder
 from imagegpt.sampling.projections import freeze
 from naive import NUM_PIXELS, RULES, VARIANTS, compiled, naive, prompts_of, varied_model
@@ -264,9 +265,8 @@ def test_what_varies():
 def test_the_code_is_part_of_the_key(model, tmp_path, monkeypatch):
     """A change to the arithmetic must not meet graphs of the old one."""
     package = Path(module.__file__).parent.parent
-    (tmp_path / "model").mkdir()
-    (tmp_path / "sampling").mkdir()
     for source in module._SOURCES:
+        (tmp_path / source).parent.mkdir(exist_ok=True)
         shutil.copy(package / source, tmp_path / source)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "sampling" / "compilation.py"))
     keys = []

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from imagegpt import ImageGPTPipeline
-from imagegpt.sampling import Sampler, guessing, kernels
+from imagegpt.kernels.building import load
+from imagegpt.sampling import Sampler, guessing
 from imagegpt.sampling.guessing import first_guesses, influence_of, redrawn
 from naive import OneForAll, Runs
 
@@ -21,7 +22,7 @@ def test_first_guesses_are_the_nearest_pixel_above_that_was_drawn():
 @pytest.fixture(params=["torch", "kernel"])
 def with_kernels(request, shared_caches):
     if request.param == "kernel":
-        assert kernels.load(shared_caches / "kernels", build=True)
+        assert load("decoding", shared_caches / "kernels", build=True)
     return request.param == "kernel"
 
 

@@ -121,7 +121,6 @@ def test_accumulated_gradients_are_like_one_batch(alone, recipe, tmp_path):
         (2, ["training.micro_batch=2"]),
         (2, ["training.micro_batch=2", "training.parallel=fsdp"]),
         (2, ["training.gradient_checkpointing=true", "training.parallel=fsdp"]),
-        (2, ["training.gradient_checkpointing=selective", "training.parallel=fsdp"]),
     ],
 )
 def test_many_processes_are_like_one(num, changes, recipe, alone, tmp_path):

@@ -65,15 +65,10 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
         (
             "training",
             {"gradient_checkpointing": "often"},
-            "training.gradient_checkpointing is 'often': it must be False, True or 'selective'",
-        ),
-        (
-            "training",
-            {"gradient_checkpointing": "selective", "compile": True},
-            "training.gradient_checkpointing is 'selective' and training.compile true: what a compiled block keeps",
+            "training.gradient_checkpointing is 'often': it must be true or false",
         ),
         ("training", {"compile": "often"}, "training.compile is 'often': it must be true or false"),
-        ("training", {"attention": "fast"}, "training.attention is 'fast': it must be 'sdpa', 'eager', "),
+        ("training", {"attention": "fast"}, "training.attention is 'fast': it must be 'kernels', 'sdpa', "),
         (
             "training",
             {"warmup_steps": 12},

@@ -22,7 +22,7 @@ import torch
 
 from imagegpt.benchmarking.contestants import Contestant, TheirDraw
 from imagegpt.config import ImageGPTConfig
-from imagegpt.sampling.compilation import default_folder
+from imagegpt.kernels.building import default_folder
 
 _LAST_PIXELS = 4
 

@@ -19,9 +19,9 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from imagegpt.kernels.decoding import SCALE_BYTES, quantized
 from imagegpt.model.layers import ImageGPTAttention
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling.kernels import SCALE_BYTES, quantized
 
 BUCKET = 64  # positions by which the part that attention reads grows
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imagegpt.sampling import kernels
-from imagegpt.sampling.machine import machine
+from imagegpt.kernels.building import default_folder, load
+from imagegpt.kernels.machine import machine
 from imagegpt.sampling.projections import FEW
 
 Runner = Callable[[list[Tensor]], Tensor]
@@ -36,7 +36,9 @@ logger = logging.getLogger(__name__)
 
 _SOURCES = (
     "model/layers.py",
-    *(f"sampling/{name}.py" for name in ("cache", "compilation", "decoder", "kernels", "projections")),
+    "model/lean.py",
+    "kernels/decoding.py",
+    *(f"sampling/{name}.py" for name in ("cache", "compilation", "decoder", "projections")),
 )
 _INDUCTOR_OPTIONS = {
     "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not as it had when it was compiled
@@ -82,7 +84,7 @@ class Compiler:
         if device.type != "cpu":
             return False
         try:
-            return kernels.load(self.folder, build=not self.only_known)
+            return load("decoding", self.folder, build=not self.only_known)
         except Exception as error:  # noqa: BLE001 - as below
             self._give_up(error)
             return False
@@ -126,12 +128,6 @@ class Compiler:
     def _give_up(self, error: Exception) -> None:
         warnings.warn(f"sampling goes on uncompiled and slower: {_reason(error)}", stacklevel=2)
         self.only_known = True  # the next graph would fail as this one did
-
-
-def default_folder() -> Path:
-    """Where compiled graphs are kept: the user's cache folder, by torch's version."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "imagegpt" / f"compiled-torch-{torch.__version__}"
 
 
 def varying(num_images: int, num_positions: int, is_shared: bool) -> tuple[dict[int, str], ...]:

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imagegpt.kernels import decoding as kernels
 from imagegpt.model.layers import ImageGPTBlock, at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling import kernels
 from imagegpt.sampling.cache import BlockCache, Shared, StaticCache
 from imagegpt.sampling.compilation import Compiler, Runner, varying
 from imagegpt.sampling.projections import lay_out

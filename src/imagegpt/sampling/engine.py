@@ -15,10 +15,10 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from imagegpt.kernels import decoding as kernels
 from imagegpt.model import cost
 from imagegpt.model.layers import ImageGPTBlock
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling import kernels
 from imagegpt.sampling.batch import Batch, draw_sequentially
 from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.compilation import Compiler

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from imagegpt.kernels import decoding as kernels
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling import kernels
 
 _SHARE = 0.55  # of the influence on the second pixel, elsewhere; see decision 9
 _MOST_COLORS = 2048  # the table is as large as their square

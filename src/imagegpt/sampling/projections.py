@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imagegpt.kernels import decoding as kernels
 from imagegpt.model.layers import Projection
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling import kernels
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Layout = Literal["rows", "tiles"]

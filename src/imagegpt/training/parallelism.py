@@ -4,11 +4,10 @@ What one process would compute, many compute together: gradients are means over 
 many images, and so equal the mean over the whole batch.
 """
 
-import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +15,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from imagegpt.model import kernel_attention
 from imagegpt.training.objectives import Loss
 from imagegpt.training.recipes import Precision, TrainingRecipe
 from imagegpt.training.world import World
-
-# What costs much to compute again. Whatever else a block does takes little time and most of the memory.
-_KEPT: list[Any] = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-]
 
 
 def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
@@ -42,6 +30,8 @@ def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
     loss.to(world.device)
     transformer: Any = cast(Any, loss.model).transformer
     set_checkpointing(transformer, recipe.gradient_checkpointing)
+    if recipe.attention == kernel_attention.NAME and world.device.type == "cpu":
+        kernel_attention.has_kernels()  # before a block is compiled, which would have to do without
     if recipe.compile:
         for block in transformer.h:
             block.compile()
@@ -53,21 +43,13 @@ def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
     return DistributedDataParallel(loss)
 
 
-def set_checkpointing(transformer: Any, kind: bool | Literal["selective"]) -> None:
-    """Choose which activations of the blocks are computed again for the backward pass.
-
-    Args:
-        transformer: a model's body, changed in place.
-        kind: none, all, or "selective": all but the results of matrix products and attention.
-    """
-    options: dict[str, Any] = {"use_reentrant": False}
-    if kind == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _KEPT)
+def set_checkpointing(transformer: Any, enabled: bool) -> None:
+    """Choose whether the activations of the blocks of a model's body are computed again for the backward pass."""
     with warnings.catch_warnings():
         # The names that transformers 5.17 knows; 5.23 would rather have others.
         warnings.simplefilter("ignore", FutureWarning)
-        if kind:
-            transformer.gradient_checkpointing_enable(options)
+        if enabled:
+            transformer.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             transformer.gradient_checkpointing_disable()
 

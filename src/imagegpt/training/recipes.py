@@ -217,9 +217,9 @@ class TrainingRecipe:
         average_decay: of the running average of the weights, per step; the average is what is kept. 0 keeps the last.
         precision: of the arithmetic; weights and sums stay in float32.
         compile: compile the blocks.
-        gradient_checkpointing: compute activations again for the backward pass: all of them (true), which takes a third
-            more time and far less memory, or all but the results of products and attention ("selective").
-        attention: transformers' name of the kernel.
+        gradient_checkpointing: compute all activations of a block again for the backward pass, which takes a third more
+            time and half of what memory they took.
+        attention: transformers' name of the backend, or "kernels": ours where there are some, for CPUs, else sdpa.
         parallel: with several processes: copies of the weights ("ddp") or shards ("fsdp").
         seed: of the weights, the order of the images, augmentation, masks and dropout.
     """
@@ -238,8 +238,10 @@ class TrainingRecipe:
     average_decay: Share = 0.99
     precision: Precision = "float32"
     compile: bool = False
-    gradient_checkpointing: Literal[False, True, "selective"] = False
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    gradient_checkpointing: bool = False
+    attention: Literal["kernels", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = (
+        "kernels"
+    )
     parallel: Literal["ddp", "fsdp"] = "ddp"
     seed: Seed = 0
 
@@ -253,11 +255,6 @@ class TrainingRecipe:
             raise ValueError(
                 "training.optimizer is 'muon' and training.parallel 'fsdp': Muon needs whole matrices, choose ddp or "
                 "adamw"
-            )
-        if self.gradient_checkpointing == "selective" and self.compile:
-            raise ValueError(
-                "training.gradient_checkpointing is 'selective' and training.compile true: what a compiled block keeps "
-                "is the compiler's choice, drop one"
             )
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(

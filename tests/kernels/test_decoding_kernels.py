@@ -4,12 +4,11 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from imagegpt.sampling import kernels
+from imagegpt.kernels import decoding as kernels
 
 pytestmark = pytest.mark.usefixtures("with_kernels")
 
@@ -213,8 +212,8 @@ def test_kernels_for_other_processors(level, tmp_path):
         pytest.skip("this processor has no AVX-512")
     (tmp_path / "choose_processor.py").write_text(
         "def pytest_configure():\n"
-        "    from imagegpt.sampling import kernels\n"
-        f"    kernels._FLAGS += ('-march={level}',)\n"
+        "    from imagegpt.kernels import building\n"
+        f"    building._FLAGS += ('-march={level}',)\n"
     )
     chosen = "product or products or inputs or attention or vectors or unlike or beyond or number"
     options = ["-q", "-x", "-p", "choose_processor", "-p", "no:cacheprovider", "-k", f"({chosen}) and not processors"]
@@ -228,71 +227,3 @@ def test_kernels_for_other_processors(level, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
-
-
-# Where they come from.
-
-
-@pytest.fixture
-def not_loaded(monkeypatch, tmp_path):
-    """As in a fresh process; gives the folder and what is loaded from it."""
-    loaded = []
-
-    def load_library(path):
-        if path.read_bytes() == b"damaged":
-            raise OSError("file too short")
-        loaded.append(path)
-
-    monkeypatch.setattr(kernels, "_is_loaded", False)
-    monkeypatch.setattr(torch.ops, "load_library", load_library)
-    monkeypatch.setattr(kernels, "_register_shapes", lambda: None)
-    monkeypatch.setattr(kernels, "_build", lambda path: path.write_bytes(b"whole"))
-    return tmp_path, loaded
-
-
-def test_kernels_are_compiled_once_and_only_when_asked_for(not_loaded):
-    folder, loaded = not_loaded
-    assert not kernels.load(folder, build=False)
-    assert not list(folder.iterdir())
-    assert kernels.load(folder, build=True)
-    assert loaded == list(folder.iterdir())
-    assert kernels.load(folder / "elsewhere", build=False)
-    assert len(loaded) == 1
-
-
-def test_known_kernels_are_found(not_loaded):
-    folder, loaded = not_loaded
-    (folder / f"kernels-{kernels._key()}.so").write_bytes(b"whole")
-    assert kernels.load(folder, build=False)
-    assert len(loaded) == 1
-
-
-@pytest.mark.parametrize("build", [True, False])
-def test_damaged_kernels_are_made_anew(not_loaded, build):
-    folder, _ = not_loaded
-    path = folder / f"kernels-{kernels._key()}.so"
-    path.write_bytes(b"damaged")
-    assert kernels.load(folder, build=build) == build
-    assert path.exists() == build
-
-
-def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
-    (tmp_path / "cpp").mkdir()
-    (tmp_path / "cpp" / "kernels.cpp").write_text("#include <no_such_file.h>\n")
-    monkeypatch.setattr(kernels, "_FOLDER", tmp_path / "cpp")
-    monkeypatch.setattr(kernels, "_is_loaded", False)
-    with pytest.raises(RuntimeError, match=r"cannot compile the kernels \(.*no_such_file"):
-        kernels.load(tmp_path / "made", build=True)
-    assert not list((tmp_path / "made").iterdir())
-
-
-def test_a_compiler_that_is_stopped_leaves_nothing_behind(monkeypatch, tmp_path):
-    def stopped(command, **_):
-        Path(command[command.index("-o") + 1]).write_bytes(b"half")
-        raise subprocess.TimeoutExpired(command, 1)
-
-    monkeypatch.setattr(kernels, "_is_loaded", False)
-    monkeypatch.setattr(kernels.subprocess, "run", stopped)
-    with pytest.raises(subprocess.TimeoutExpired):
-        kernels.load(tmp_path / "made", build=True)
-    assert not list((tmp_path / "made").iterdir())

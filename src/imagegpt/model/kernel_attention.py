@@ -1,0 +1,65 @@
+"""Our own kernels as a backend of transformers: `attn_implementation="kernels"`.
+
+On a CPU attention takes half the time of torch's, forward and backward, where there is no mask and no dropout; else
+torch's is taken. Norm and activation of a model with this backend are kernels of ours, too.
+"""
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from imagegpt.kernels import building, training
+
+NAME = "kernels"
+
+
+@functools.cache
+def has_kernels() -> bool:
+    """Whether they can be called; they are compiled if need be, and if that fails it is said why, once."""
+    try:
+        return building.load("training", building.default_folder(), build=True)
+    except Exception as error:  # noqa: BLE001 - no compiler, no disk: all the same here
+        warnings.warn(f"attention is torch's, and slower: {' '.join(str(error).split())}", stacklevel=2)
+        return False
+
+
+def use_kernels(model: nn.Module, backend: str | None) -> None:
+    """Let the norms and activations of a model use kernels, or not, as its backend does."""
+    for module in model.modules():
+        if hasattr(module, "with_kernels"):
+            setattr(module, "with_kernels", backend == NAME)  # noqa: B010 - else it is taken for a weight
+
+
+def kernel_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    is_causal: bool = True,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `layers.eager_attention_forward`, without head masks and without weights to return."""
+    is_plain = attention_mask is None and not dropout and (not is_causal or query.shape[2] == key.shape[2])
+    if is_plain and training.can_attend(query, key, value) and _is_ready():
+        return training.attention(query, key, value, scaling, is_causal), None
+    out, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+    return out, None
+
+
+def _is_ready() -> bool:
+    return building.is_loaded("training") if torch.compiler.is_compiling() else has_kernels()
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, kernel_attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -1,0 +1,88 @@
+"""The backend "kernels": the model's numbers are those of eager attention."""
+
+import pytest
+import torch
+
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from imagegpt.kernels import building, training
+from imagegpt.model import kernel_attention
+
+
+@pytest.fixture
+def calls(monkeypatch, with_training_kernels):
+    """How often our kernel was called."""
+    seen = []
+    attention = training.attention
+    monkeypatch.setattr(training, "attention", lambda *given: seen.append(1) or attention(*given))
+    monkeypatch.setattr(kernel_attention, "has_kernels", lambda: True)
+    return seen
+
+
+def small_model(**options):
+    torch.manual_seed(0)
+    fields = {"vocab_size": 11, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    return ImageGPTForCausalImageModeling(ImageGPTConfig(**fields, **options)).eval()
+
+
+def logits(model, backend, **more):
+    model.set_attn_implementation(backend)
+    ids = torch.randint(10, (3, 16), generator=torch.Generator().manual_seed(1))
+    return model(ids, **more).logits
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": False}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}]
+)
+def test_logits_and_gradients(options, calls):
+    model = small_model(**options)
+    mine, eager = logits(model, "kernels"), logits(model, "eager")
+    assert len(calls) == 2
+    torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-5)
+    weights = [*model.transformer.h.parameters()]
+    grads = (torch.autograd.grad(out.square().sum(), weights) for out in (mine, eager))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
+
+
+def test_the_rest_is_torchs(calls):
+    model = small_model()
+    mask = torch.ones(3, 16, dtype=torch.int64)
+    mask[0, :5] = 0
+    masked = logits(model, "kernels", attention_mask=mask)
+    torch.testing.assert_close(masked[0, 5:], logits(model, "eager", attention_mask=mask)[0, 5:], rtol=1e-4, atol=1e-5)
+    assert not calls
+    ids = torch.randint(10, (2, 4))
+    model.set_attn_implementation("kernels")
+    mine = model.generate(ids, max_new_tokens=6, do_sample=False)  # all but the first pass has more keys than queries
+    model.set_attn_implementation("eager")
+    assert torch.equal(mine, model.generate(ids, max_new_tokens=6, do_sample=False))
+    model.train()
+    before = len(calls)
+    logits(model, "kernels")  # with dropout
+    assert len(calls) == before
+
+
+def test_without_a_compiler_it_is_torchs(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(building, "load", fail)
+    monkeypatch.setattr(building, "is_loaded", lambda _: False)
+    kernel_attention.has_kernels.cache_clear()
+    model = small_model()
+    with pytest.warns(UserWarning, match="attention is torch's, and slower: no compiler here"):
+        mine = logits(model, "kernels")
+    assert torch.equal(mine, logits(model, "sdpa"))  # and says nothing again
+    kernel_attention.has_kernels.cache_clear()
+
+
+def test_kernels_are_compiled_when_they_are_first_wanted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(building, "load", lambda *given, **how: seen.append((*given, how)) or False)
+    kernel_attention.has_kernels.cache_clear()
+    model = small_model()
+    logits(model, "sdpa")
+    assert not seen
+    logits(model, "kernels")
+    assert seen == [("training", building.default_folder(), {"build": True})]
+    kernel_attention.has_kernels.cache_clear()
