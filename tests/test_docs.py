@@ -69,7 +69,7 @@ def run(command, cwd):
 
 
 @pytest.mark.parametrize("block", list(blocks("bash")))
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # a machine may be twice as slow as ours
 def test_commands_run(block, workplace):
     targets = re.findall(r"^([\w./-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for line in filter(None, (line.split("#")[0].strip() for line in block.replace("\\\n", " ").splitlines())):

@@ -86,3 +86,29 @@ def test_kernels_are_compiled_when_they_are_first_wanted(monkeypatch):
     logits(model, "kernels")
     assert seen == [("training", building.default_folder(), {"build": True})]
     kernel_attention.has_kernels.cache_clear()
+
+
+def test_norm_and_activation_follow_the_backend(with_training_kernels, monkeypatch):
+    seen = []
+    for name in ("norm", "norm_backward", "quick_gelu", "quick_gelu_backward"):
+        function = getattr(training, name)
+        monkeypatch.setattr(
+            training, name, lambda *given, name=name, function=function: seen.append(name) or function(*given)
+        )
+    model = small_model()
+    logits(model, "sdpa").sum().backward()
+    assert not seen
+    logits(model, "kernels").sum().backward()
+    # Two blocks and the last norm; the norms and activations that projections were given are made again.
+    assert {name: seen.count(name) for name in seen} == {
+        "norm": 5 + 4,
+        "quick_gelu": 2 + 2,
+        "norm_backward": 5,
+        "quick_gelu_backward": 2,
+    }
+    seen.clear()
+    with torch.no_grad():
+        logits(model, "kernels")
+    assert seen.count("norm") == 5
+    assert small_model(attn_implementation="kernels").transformer.ln_f.with_kernels
+    assert not small_model().transformer.ln_f.with_kernels
