@@ -108,12 +108,13 @@ def test_gradients_can_be_differentiated_again(has_bias):
 
 
 @pytest.mark.usefixtures("_kernels")
-def test_a_hook_may_change_what_a_projection_is_given():
+@pytest.mark.parametrize("change", [lambda out: 2 * out, lambda out: out.mul_(2)], ids=["replaced", "in_place"])
+def test_a_hook_may_change_what_a_projection_is_given(change):
     """Then it is not what could be computed again."""
     model = small_model(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     doubled = small_model(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     for block in model.transformer.h:
-        block.ln_2.register_forward_hook(lambda module, given, out: 2 * out)
+        block.ln_2.register_forward_hook(lambda module, given, out: change(out))
     with torch.no_grad():
         for block in doubled.transformer.h:
             block.ln_2.weight.mul_(2)
@@ -121,6 +122,13 @@ def test_a_hook_may_change_what_a_projection_is_given():
     for name in mine:
         factor = 2 if "ln_2" in name else 1
         torch.testing.assert_close(mine[name], factor * other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_projection_gave_can_be_changed_in_place():
+    projection, x = Projection(6, 5), torch.randn(2, 3, 6)
+    out = projection(x)
+    out.mul_(3).sum().backward()
+    torch.testing.assert_close(projection.weight.grad, 3 * x.flatten(0, 1).sum(0)[:, None].expand(6, 5))
 
 
 def test_frozen_weights_get_no_gradient():

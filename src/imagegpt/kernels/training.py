@@ -13,13 +13,13 @@ _WIDTH_IS_MULTIPLE_OF = 16
 
 
 def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether there is a kernel for such tensors, and none of torch's that is faster; needs no `load`."""
+    """Whether there is a kernel for such tensors, and none of torch's that should be faster; needs no `load`."""
     given = (query, key, value)
     if any(tensor.device.type != "cpu" or tensor.dtype != query.dtype for tensor in given):
         return False
     if query.shape[-1] % _WIDTH_IS_MULTIPLE_OF or 0 in query.shape or 0 in key.shape:
         return False
-    # With AMX torch's own attention in bfloat16 is faster.
+    # With AMX torch's own attention in bfloat16 has more products a cycle; the two were not compared.
     return _is_known(query.dtype) and not (query.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
 
 
@@ -51,8 +51,9 @@ def norm(
     x: Float32[Tensor, "*lead c"], weight: Float32[Tensor, " c"], eps: float, dtype: torch.dtype
 ) -> Float[Tensor, "*lead c"]:
     """`x * rsqrt(mean(x^2) + eps) * weight`, rounded to a dtype; without a gradient."""
-    rows = x.flatten(0, -2)
-    return torch.ops.imagegpt.norm(rows, weight, eps, torch.empty_like(rows, dtype=dtype)).view(x.shape)
+    out = torch.empty_like(x, dtype=dtype)  # not a view, which autograd would not let anybody change in place
+    torch.ops.imagegpt.norm(x.flatten(0, -2), weight, eps, out.flatten(0, -2))
+    return out
 
 
 def norm_backward(

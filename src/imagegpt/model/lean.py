@@ -22,7 +22,7 @@ from imagegpt.kernels import building
 from imagegpt.kernels import training as kernels
 
 _SIGMOID_FACTOR = 1.702  # of the original code's activation
-_SOURCE = "_imagegpt_source"  # on a tensor: how it was made, and of what
+_SOURCE = "_imagegpt_source"  # on a tensor: how it was made, of what, and its version then
 
 
 def is_plain_training(*tensors: Tensor | None) -> bool:
@@ -80,7 +80,9 @@ def trained_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Keeps the weight and x; where x is what `trained_norm` or `trained_quick_gelu` gave, what that was made of.
     """
-    source, made_of = getattr(x, _SOURCE, (None, ()))
+    source, made_of, version = getattr(x, _SOURCE, (None, (), None))
+    if version != x._version:  # changed in place since, by a hook perhaps
+        source, made_of = None, ()
     return cast(Tensor, _Product.apply(_dtype_of_products(x), x, weight, bias, source, *made_of))
 
 
@@ -93,7 +95,7 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
 
 def _made_by(function: Callable[..., Tensor], made_of: tuple[Tensor, ...], result: Any) -> Tensor:
     """Note on a tensor how to make it again."""
-    setattr(result, _SOURCE, (function, made_of))
+    setattr(result, _SOURCE, (function, made_of, result._version))
     return result
 
 
@@ -173,13 +175,14 @@ class _Product(Function):
         ctx.shape, ctx.in_dtype = x.shape, x.dtype
         ctx.save_for_backward(weight, bias, *(made_of if source else (x,)))
         # The result is given its place before what lives for a moment, behind which it would leave a hole.
-        rows = x.flatten(0, -2)
-        out = x.new_empty(len(rows), weight.shape[1], dtype=dtype)
+        # It is no view, which autograd would not let anybody change in place.
+        out = x.new_empty(*x.shape[:-1], weight.shape[1], dtype=dtype)
+        rows, to = x.flatten(0, -2), out.flatten(0, -2)
         if bias is None:
-            torch.mm(rows.to(dtype), weight.to(dtype), out=out)
+            torch.mm(rows.to(dtype), weight.to(dtype), out=to)
         else:
-            torch.addmm(bias.to(dtype), rows.to(dtype), weight.to(dtype), out=out)
-        return out.view(*x.shape[:-1], out.shape[-1])
+            torch.addmm(bias.to(dtype), rows.to(dtype), weight.to(dtype), out=to)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
