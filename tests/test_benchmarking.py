@@ -1,5 +1,6 @@
 """The benchmark's arithmetic and fairness; how fast anything is, is not asserted."""
 
+import platform
 import statistics
 
 import pytest
@@ -327,3 +328,4 @@ def test_the_environment_names_versions_and_the_command(monkeypatch):
     facts = timing.environment("imagegpt")
     assert facts["command"] == "imagegpt bench --batch 2"
     assert (facts["torch"], facts["threads"]) == (torch.__version__, torch.get_num_threads())
+    assert facts["libc"] == " ".join(platform.libc_ver()).strip()

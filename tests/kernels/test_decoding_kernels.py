@@ -1,10 +1,5 @@
 """The kernels in C++, against the same sums in float64."""
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -202,28 +197,7 @@ def test_what_the_kernels_do_not_know():
 # Other processors.
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are x86 processors")
-@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
-def test_kernels_for_other_processors(level, tmp_path):
-    """The tests above, with vectors of 4, 8 and 16 numbers."""
-    if level == "x86-64-v3" and not torch.cpu._is_avx2_supported():
-        pytest.skip("this processor has no AVX2")
-    if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
-        pytest.skip("this processor has no AVX-512")
-    (tmp_path / "choose_processor.py").write_text(
-        "def pytest_configure():\n"
-        "    from imagegpt.kernels import building\n"
-        f"    building._FLAGS += ('-march={level}',)\n"
-    )
+def test_kernels_for_other_processors(run_for_processor):
+    """The tests above."""
     chosen = "product or products or inputs or attention or vectors or unlike or beyond or number"
-    options = ["-q", "-x", "-p", "choose_processor", "-p", "no:cacheprovider", "-k", f"({chosen}) and not processors"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, __file__],
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    assert "skipped" not in run_for_processor(__file__, chosen)

@@ -1,10 +1,5 @@
 """The kernels for training, against the same sums in float64."""
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -215,28 +210,7 @@ def test_activation_of_large_numbers_and_of_none():
 # Other processors.
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are x86 processors")
-@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
-def test_training_kernels_for_other_processors(level, tmp_path):
-    """The tests above in float32, with vectors of 4, 8 and 16 numbers."""
-    if level == "x86-64-v3" and not torch.cpu._is_avx2_supported():
-        pytest.skip("this processor has no AVX2")
-    if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
-        pytest.skip("this processor has no AVX-512")
-    (tmp_path / "choose_processor.py").write_text(
-        "import torch\n"
-        "def pytest_configure():\n"
-        "    from imagegpt.kernels import building\n"
-        f"    building._FLAGS += ('-march={level}',)\n"
-        "    torch.cpu._is_avx512_bf16_supported = lambda: False\n"
-    )
-    options = ["-q", "-x", "-p", "choose_processor", "-p", "no:cacheprovider", "-k", "not processors and not no_kernel"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, __file__],
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+def test_training_kernels_for_other_processors(run_for_processor):
+    """The tests above, in float32."""
+    without_bfloat16 = "    torch.cpu._is_avx512_bf16_supported = lambda: False\n"
+    run_for_processor(__file__, "not no_kernel", without_bfloat16)

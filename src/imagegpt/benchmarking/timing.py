@@ -97,6 +97,7 @@ def environment(command: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()).strip(),  # whose allocator decides how much memory lies idle
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "threads": torch.get_num_threads(),
     }

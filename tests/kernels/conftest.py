@@ -1,0 +1,44 @@
+"""What the tests of the kernels share."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture(params=["x86-64", "x86-64-v3", "x86-64-v4"])
+def run_for_processor(request, tmp_path):
+    """Runs chosen tests of a file with kernels for another processor: vectors of 4, 8 and 16 numbers."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("these are x86 processors")
+    level = request.param
+    if level == "x86-64-v3" and not torch.cpu._is_avx2_supported():
+        pytest.skip("this processor has no AVX2")
+    if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
+        pytest.skip("this processor has no AVX-512")
+
+    def run(file, chosen, lines=""):
+        (tmp_path / "choose_processor.py").write_text(
+            "import torch\n"
+            "def pytest_configure():\n"
+            "    from imagegpt.kernels import building\n"
+            f"    building._FLAGS += ('-march={level}',)\n"
+            f"{lines}"
+        )
+        options = ["-q", "-x", "-p", "choose_processor", "-p", "no:cacheprovider"]
+        options += ["-k", f"({chosen}) and not processors"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, file],
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert " passed" in done.stdout
+        return done.stdout
+
+    return run
