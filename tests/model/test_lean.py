@@ -131,6 +131,15 @@ def test_what_a_projection_gave_can_be_changed_in_place():
     torch.testing.assert_close(projection.weight.grad, 3 * x.flatten(0, 1).sum(0)[:, None].expand(6, 5))
 
 
+def test_what_a_norm_was_given_may_change_before_a_projection_takes_its_result():
+    norm, projection, x = ImageGPTLayerNorm(6), Projection(6, 5), torch.randn(2, 3, 6)
+    normed = norm(x)
+    kept = normed.detach().clone()
+    x.mul_(torch.rand(6))
+    (grad,) = torch.autograd.grad(projection(normed).sum(), projection.weight)
+    torch.testing.assert_close(grad, kept.flatten(0, 1).sum(0)[:, None].expand(6, 5))
+
+
 def test_frozen_weights_get_no_gradient():
     model = small_model()
     model.transformer.h[0].requires_grad_(False)

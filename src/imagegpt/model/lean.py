@@ -22,7 +22,7 @@ from imagegpt.kernels import building
 from imagegpt.kernels import training as kernels
 
 _SIGMOID_FACTOR = 1.702  # of the original code's activation
-_SOURCE = "_imagegpt_source"  # on a tensor: how it was made, of what, and its version then
+_SOURCE = "_imagegpt_source"  # on a tensor: how it was made, of what, and the versions of all then
 
 
 def is_plain_training(*tensors: Tensor | None) -> bool:
@@ -80,8 +80,8 @@ def trained_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Keeps the weight and x; where x is what `trained_norm` or `trained_quick_gelu` gave, what that was made of.
     """
-    source, made_of, version = getattr(x, _SOURCE, (None, (), None))
-    if version != x._version:  # changed in place since, by a hook perhaps
+    source, made_of, versions = getattr(x, _SOURCE, (None, (), None))
+    if source and versions != _versions(x, *made_of):  # changed in place since, by a hook perhaps
         source, made_of = None, ()
     return cast(Tensor, _Product.apply(_dtype_of_products(x), x, weight, bias, source, *made_of))
 
@@ -95,8 +95,12 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
 
 def _made_by(function: Callable[..., Tensor], made_of: tuple[Tensor, ...], result: Any) -> Tensor:
     """Note on a tensor how to make it again."""
-    setattr(result, _SOURCE, (function, made_of, result._version))
+    setattr(result, _SOURCE, (function, made_of, _versions(result, *made_of)))
     return result
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    return [tensor._version for tensor in tensors]
 
 
 def _are_plain(*tensors: Tensor) -> bool:
