@@ -1,8 +1,8 @@
-"""The architecture of an ImageGPT: transformers' `ImageGPTConfig`, its fields and defaults, plus four fields of ours.
+"""The architecture of an ImageGPT: transformers' `ImageGPTConfig`, its fields and defaults, plus five fields of ours.
 
-Either library reads the other's `config.json`. What is unusual: a `config.json` that says nothing about
-`shift_inputs` was written by transformers, whose classifier feeds the pixels unshifted, so reading one gives False,
-although a configuration made from scratch gives True, the paper's way.
+Either library reads the other's `config.json`, as long as both compute the same. A model that transformers' ImageGPT
+would compute differently, without an error, is written with a `model_type` that transformers does not know
+(`EXTENDED_MODEL_TYPE`).
 """
 
 import functools
@@ -26,6 +26,9 @@ NAMED_SIZES: dict[str, dict[str, int]] = {
     "xl": {"n_layer": 60, "n_embd": 3072, "n_head": 16, "n_positions": 64 * 64},
 }
 
+
+# In a config.json, in place of "imagegpt", for models that transformers' ImageGPT cannot compute.
+EXTENDED_MODEL_TYPE = "imagegpt_extended"
 
 ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
 
@@ -72,7 +75,8 @@ class ImageGPTConfig(PreTrainedConfig):
         use_bias: biases in all projections, as in transformers; False is the model of the paper.
         is_causal: a pixel sees only earlier pixels; False sees all of them (BERT).
         init_scheme: how fresh weights are drawn, "transformers" or "openai" (see `imagegpt.model.initialization`).
-        shift_inputs: the classifier puts sos first and drops the last pixel, as in pre-training.
+        shift_inputs: the classifier puts sos first and drops the last pixel, as in pre-training (the paper); False
+            feeds the pixels as they come, as transformers' classifier does.
         pruned_heads: block index -> indices of attention heads that were removed.
 
     Raises: ValueError, in one sentence that names the field, when a value makes no sense.
@@ -119,7 +123,7 @@ class ImageGPTConfig(PreTrainedConfig):
     use_bias: bool = True
     is_causal: bool = True
     init_scheme: Literal["transformers", "openai"] = "transformers"
-    shift_inputs: bool = True
+    shift_inputs: bool = False
     pruned_heads: dict[int, list[int]] | dict[str, list[int]] | None = None
 
     @classmethod
@@ -155,10 +159,27 @@ class ImageGPTConfig(PreTrainedConfig):
         pruned = next((heads for layer, heads in (self.pruned_heads or {}).items() if layer == layer_idx), ())
         return [head for head in range(self.n_head) if head not in pruned]
 
+    @property
+    def is_extended(self) -> bool:
+        """Whether transformers' ImageGPT would compute something else: bidirectional, or a shifted classifier."""
+        is_classifier = any("ForImageClassification" in name for name in self.architectures or ())
+        return not self.is_causal or (is_classifier and self.shift_inputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as `config.json` holds them; the model type is `EXTENDED_MODEL_TYPE` where `is_extended`."""
+        fields = super().to_dict()
+        return {**fields, "model_type": EXTENDED_MODEL_TYPE} if self.is_extended else fields
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, which would warn of the extended model type."""
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        return _with_own_model_type(fields), unused
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Build from the contents of a `config.json`; without `shift_inputs` there, it is False (see the module)."""
-        return super().from_dict({"shift_inputs": False, **config_dict}, **kwargs)
+        """Build from the contents of a `config.json`, of either model type."""
+        return super().from_dict(_with_own_model_type(config_dict), **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:
@@ -216,3 +237,19 @@ class ImageGPTConfig(PreTrainedConfig):
                 )
             if len(set(heads)) >= self.n_head:
                 raise ValueError(f"pruned_heads leaves no head in block {layer_idx}: keep one of {self.n_head}")
+
+
+def _with_own_model_type(fields: dict[str, Any]) -> dict[str, Any]:
+    is_extended = fields.get("model_type") == EXTENDED_MODEL_TYPE
+    return {**fields, "model_type": ImageGPTConfig.model_type} if is_extended else fields
+
+
+class ImageGPTExtendedConfig(ImageGPTConfig):
+    """What AutoConfig finds under the extended model type; reading one gives an `ImageGPTConfig`."""
+
+    model_type = EXTENDED_MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> ImageGPTConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Build an `ImageGPTConfig`."""
+        return ImageGPTConfig.from_dict(config_dict, **kwargs)

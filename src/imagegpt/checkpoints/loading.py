@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from imagegpt.checkpoints.registry import CONFIG_FILE, HUB_MODELS, ModelSource, resolve
-from imagegpt.config import ImageGPTConfig
+from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 from imagegpt.palette import PALETTE_FILE, PROCESSOR_FILE, ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
@@ -69,7 +69,7 @@ def load_config(folder: Path) -> ImageGPTConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): get the file again") from error
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type != ImageGPTConfig.model_type:
+    if model_type not in (ImageGPTConfig.model_type, EXTENDED_MODEL_TYPE):
         raise ValueError(f"{path} describes a model of type {model_type!r}: this package loads 'imagegpt' only")
     try:
         return ImageGPTConfig.from_dict(fields)

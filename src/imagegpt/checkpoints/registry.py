@@ -105,7 +105,7 @@ def register() -> None:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 
-    from imagegpt.config import ImageGPTConfig
+    from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig, ImageGPTExtendedConfig
     from imagegpt.model.modeling import (
         ImageGPTForCausalImageModeling,
         ImageGPTForImageClassification,
@@ -114,6 +114,7 @@ def register() -> None:
     from imagegpt.processing import ImageGPTImageProcessor
 
     AutoConfig.register(ImageGPTConfig.model_type, ImageGPTConfig, exist_ok=True)
+    AutoConfig.register(EXTENDED_MODEL_TYPE, ImageGPTExtendedConfig, exist_ok=True)
     AutoModel.register(ImageGPTConfig, ImageGPTModel, exist_ok=True)
     AutoModelForImageClassification.register(ImageGPTConfig, ImageGPTForImageClassification, exist_ok=True)
     # No Auto class stands before this mapping; tools that look up what a configuration generates with read it.
