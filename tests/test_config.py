@@ -25,7 +25,7 @@ def test_what_is_ours_alone_is_this_and_no_more():
     assert own_fields(ImageGPTConfig()) - own_fields(ReferenceConfig()) <= OURS_ALONE
     config = ImageGPTConfig()
     defaults = (config.use_bias, config.is_causal, config.init_scheme, config.shift_inputs, config.pruned_heads)
-    assert defaults == (True, True, "transformers", True, None)
+    assert defaults == (True, True, "transformers", False, None)
 
 
 def test_model_type_and_attribute_names_are_those_of_the_reference():
@@ -59,7 +59,8 @@ def test_we_read_the_references_file(tmp_path):
     "options",
     [
         {},
-        {"use_bias": False, "is_causal": False, "init_scheme": "openai", "shift_inputs": False},
+        {"use_bias": False, "is_causal": False, "init_scheme": "openai"},
+        {"shift_inputs": True, "architectures": ["ImageGPTForImageClassification"]},
         {"pruned_heads": {0: [1, 3], 1: [0]}},
         {"num_labels": 3, "problem_type": "regression"},
         {"id2label": {0: "cat", 1: "dog", 2: "fish"}},
@@ -73,10 +74,26 @@ def test_our_own_files_come_back_unchanged(options, tmp_path):
     assert ImageGPTConfig.from_json_file(tmp_path / "config.json").to_diff_dict() == config.to_diff_dict()
 
 
-def test_a_file_says_explicitly_whether_inputs_are_shifted(tmp_path):
-    # Files hold what differs from the defaults, and an absent `shift_inputs` is read as False: True must be written.
-    tiny_config().save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["shift_inputs"] is True
+CLASSIFIER, GENERATOR = ["ImageGPTForImageClassification"], ["ImageGPTForCausalImageModeling"]
+
+
+@pytest.mark.parametrize(
+    ("options", "model_type"),
+    [
+        ({}, "imagegpt"),
+        ({"architectures": CLASSIFIER}, "imagegpt"),
+        ({"architectures": GENERATOR, "shift_inputs": True}, "imagegpt"),  # a generator has no use for it
+        ({"architectures": CLASSIFIER, "shift_inputs": True}, "imagegpt_extended"),
+        ({"architectures": GENERATOR, "is_causal": False}, "imagegpt_extended"),
+        ({"is_causal": False}, "imagegpt_extended"),
+    ],
+)
+def test_only_what_transformers_computes_alike_carries_its_model_type(options, model_type, tmp_path, transformers_log):
+    tiny_config(**options).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == model_type
+    again = ImageGPTConfig.from_pretrained(tmp_path)
+    assert (type(again), again.model_type) == (ImageGPTConfig, "imagegpt")
+    assert not transformers_log  # of an unknown type
 
 
 def test_pruned_heads_have_string_keys_in_json_and_numbers_here(tmp_path):
@@ -101,7 +118,7 @@ def test_a_file_of_transformers_4_is_read(tmp_path):
 
 
 def test_copies_by_dict_are_equal():
-    config = tiny_config(shift_inputs=False, pruned_heads={0: [1]})
+    config = tiny_config(shift_inputs=True, pruned_heads={0: [1]})
     assert ImageGPTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 

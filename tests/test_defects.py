@@ -147,7 +147,7 @@ def test_defect_4_the_exact_likelihood_cannot_be_had_from_labels():
 
 
 def test_defect_5_classified_pixels_sit_one_position_early():
-    ours = tiny_model(ImageGPTForImageClassification, num_labels=3)
+    ours = tiny_model(ImageGPTForImageClassification, num_labels=3, shift_inputs=True)
     theirs = reference_for(ours)
     pixels = image_ids(sos=False)
     entered = {}

@@ -234,7 +234,7 @@ def test_trainer_reports_the_loss_and_trains(labels, accumulation, tmp_path):
     first = model(**batch).loss.item()
     arguments = TrainingArguments(
         output_dir=tmp_path, max_steps=2, per_device_train_batch_size=8 // accumulation, logging_steps=1,
-        gradient_accumulation_steps=accumulation, learning_rate=1e-2, report_to=[], use_cpu=True, save_strategy="no",
+        gradient_accumulation_steps=accumulation, learning_rate=1e-3, report_to=[], use_cpu=True, save_strategy="no",
         disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model=model, args=arguments, train_dataset=Images(labels))

@@ -160,10 +160,17 @@ class ImageGPTConfig(PreTrainedConfig):
         return [head for head in range(self.n_head) if head not in pruned]
 
     @property
+    def head(self) -> Literal["pixels", "classes", "none"]:
+        """What the saved model ends in, by `architectures`; pixels where that is missing."""
+        names = self.architectures or ()
+        if any(name.endswith("ForImageClassification") for name in names):
+            return "classes"
+        return "none" if any(name.endswith("Model") for name in names) else "pixels"
+
+    @property
     def is_extended(self) -> bool:
         """Whether transformers' ImageGPT would compute something else: bidirectional, or a shifted classifier."""
-        is_classifier = any("ForImageClassification" in name for name in self.architectures or ())
-        return not self.is_causal or (is_classifier and self.shift_inputs)
+        return not self.is_causal or (self.head == "classes" and self.shift_inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as `config.json` holds them; the model type is `EXTENDED_MODEL_TYPE` where `is_extended`."""

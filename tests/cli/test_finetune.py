@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageClassification
 
+from helpers import largest_difference
 from imagegpt import ImageGPTForImageClassification
 from imagegpt.checkpoints.loading import find_folder, load_model
+from imagegpt.data.digits import load_digits
 from imagegpt.training.reading import read_recipe
 from imagegpt.training.trainer import Trainer
 
@@ -55,6 +58,42 @@ def test_the_bundled_model_has_a_recipe_of_its_own(run, workplace):
     other = ["--recipe", "finetune", "--set", "data.augmentation=none"]
     assert run("finetune", "digits", "digits", "--out", "other", *other, *QUICK)[0] == 0
     assert recipe_of(workplace / "other").training.learning_rate == 0.0003
+
+
+def test_a_classifier_scores_the_same_in_transformers(run, workplace):
+    """As anyone would use the folder who has never heard of this package."""
+    assert run("finetune", "digits", "digits", "--out", "reader", *QUICK)[0] == 0
+    theirs = AutoModelForImageClassification.from_pretrained("reader").eval()
+    assert type(theirs) is not ImageGPTForImageClassification
+    ours = ImageGPTForImageClassification.from_pretrained("reader").eval()
+    ids = load_digits().test.ids[:20]
+    assert largest_difference(ours(ids).logits, theirs(ids).logits) < 1e-4
+
+
+def test_the_papers_form_is_an_option_that_transformers_refuses(run, workplace):
+    words = [*QUICK, "--set", "model.shift_inputs=true"]
+    assert run("finetune", "digits", "digits", "--out", "reader", *words)[0] == 0
+    assert ImageGPTForImageClassification.from_pretrained("reader").config.shift_inputs
+    with pytest.raises(ValueError, match="imagegpt_extended"):
+        AutoModelForImageClassification.from_pretrained("reader")
+
+
+def test_info_of_a_classifier_is_about_the_classifier(run, workplace, photos):
+    for name, words in (("plain", []), ("shifted", ["--set", "model.shift_inputs=true"])):
+        assert run("finetune", "./tiny", "photos", "--out", name, *QUICK, *words)[0] == 0
+    model = ImageGPTForImageClassification.from_pretrained("plain")
+    num_parameters = sum(weight.numel() for weight in model.parameters())
+    status, out, _ = run("info", "./plain")
+    assert status == 0
+    facts = {line[:22].strip(): line[22:].strip() for line in out.splitlines()}
+    assert facts["kind"] == "classifier of 2 classes, autoregressive"
+    assert facts["parameters"] == f"{num_parameters:,}"
+    assert facts["classes"] == "dark, light"
+    assert facts["input"] == "all pixels, as transformers feeds them"
+    assert "an image" not in facts["operations"]  # it draws none
+    assert "keys and values" not in facts
+    assert "the start token, then all pixels but the last" in run("info", "./shifted")[1]
+    assert f"{num_parameters:,} parameters" in (workplace / "plain/README.md").read_text()
 
 
 def test_a_bidirectional_model_becomes_a_bidirectional_classifier(run, workplace):

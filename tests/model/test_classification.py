@@ -1,14 +1,18 @@
 """The classifier: what enters it, what it averages, and its three losses against float64 by hand."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForImageClassification as Reference
 
 import oracle
 from helpers import image_ids, largest_difference, tiny_config, tiny_model
-from imagegpt import ImageGPTConfig, ImageGPTForImageClassification
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 
 def classifier(**options):
@@ -45,26 +49,26 @@ def test_unshifted_inputs_enter_as_they_come():
 
 
 def test_the_two_differ():
-    assert largest_difference(classifier()(pixels()).logits, classifier(shift_inputs=False)(pixels()).logits) > 0.01
+    assert largest_difference(classifier()(pixels()).logits, classifier(shift_inputs=True)(pixels()).logits) > 0.01
 
 
 def test_embeddings_are_shifted_as_ids_are():
-    model = classifier()
+    model = classifier(shift_inputs=True)
     embeds = model.transformer.wte(pixels())
     assert largest_difference(model(inputs_embeds=embeds).logits, model(pixels()).logits) < 1e-6
 
 
 def test_token_types_and_masks_belong_to_the_pixels_and_are_shifted_with_them():
     """The mask says which pixels are real. Shifted, its first column is the start token's."""
-    model, plain = classifier(), classifier(shift_inputs=False)
+    model, plain = classifier(shift_inputs=True), classifier()
     mask = torch.tensor([[1] * 10 + [0] * 6, [1] * 16])
     moved = torch.tensor([[1] * 11 + [0] * 5, [1] * 16])
     ours = model(pixels(), attention_mask=mask).logits
     assert largest_difference(ours, plain(shifted(pixels()), attention_mask=moved).logits) < 1e-6
 
 
-def test_a_fresh_configuration_shifts_and_an_old_file_does_not(tmp_path):
-    assert ImageGPTConfig().shift_inputs is True
+def test_nothing_is_shifted_unless_asked_for(tmp_path):
+    assert ImageGPTConfig().shift_inputs is False
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "imagegpt", "n_embd": 32, "n_head": 4, "n_layer": 2}))
     assert ImageGPTConfig.from_json_file(path).shift_inputs is False
@@ -81,6 +85,48 @@ def test_a_saved_classifier_keeps_its_way(shift_inputs, tmp_path):
     assert largest_difference(loaded(pixels()).logits, model(pixels()).logits) == 0
 
 
+# --- In transformers ---
+
+
+def test_a_default_classifier_scores_the_same_in_transformers(tmp_path):
+    classifier().save_pretrained(tmp_path)
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert type(theirs) is Reference
+    assert largest_difference(theirs(pixels()).logits, classifier()(pixels()).logits) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"shift_inputs": True}, {"is_causal": False}], ids=["shifted", "bidirectional"])
+@pytest.mark.parametrize("auto", [AutoConfig, AutoModel, AutoModelForImageClassification])
+def test_transformers_refuses_a_classifier_that_it_would_compute_otherwise(options, auto, tmp_path):
+    classifier(**options).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="imagegpt_extended"):
+        auto.from_pretrained(tmp_path)
+
+
+def test_transformers_refuses_a_bidirectional_model(tmp_path):
+    tiny_model(ImageGPTForCausalImageModeling, is_causal=False).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="imagegpt_extended"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"shift_inputs": True}, {"is_causal": False}])
+def test_ours_reads_each_of_them_behind_auto_classes(options, tmp_path):
+    """In a process of its own: `register` is for a whole process."""
+    model = classifier(**options)
+    model.save_pretrained(tmp_path)
+    code = (
+        "import imagegpt, sys, torch, transformers\n"
+        "imagegpt.register()\n"
+        "model = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()\n"
+        "assert type(model) is imagegpt.ImageGPTForImageClassification\n"
+        "torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])\n"
+    )
+    ids, logits = tmp_path / "ids.pt", tmp_path / "logits.pt"
+    torch.save(pixels(), ids)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ids), str(logits)], check=True, capture_output=True)
+    assert largest_difference(torch.load(logits), model(pixels()).logits) < 1e-6
+
+
 # --- Losses ---
 
 
@@ -88,7 +134,7 @@ def test_single_label_loss_in_float64_by_hand():
     model = classifier(dtype=torch.float64)
     labels = torch.tensor([3, 1])
     outputs = model(pixels(), labels=labels)
-    logits = exact_logits(model, shifted(pixels()))
+    logits = exact_logits(model, pixels())
     expected = np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)])
     assert outputs.loss.item() == pytest.approx(expected, abs=1e-6)
 
@@ -96,14 +142,14 @@ def test_single_label_loss_in_float64_by_hand():
 def test_regression_loss_in_float64_by_hand():
     model = classifier(num_labels=1, dtype=torch.float64)
     labels = torch.tensor([0.3, -2.0], dtype=torch.float64)
-    expected = np.mean((exact_logits(model, shifted(pixels()))[:, 0] - labels.numpy()) ** 2)
+    expected = np.mean((exact_logits(model, pixels())[:, 0] - labels.numpy()) ** 2)
     assert model(pixels(), labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_regression_of_several_numbers():
     model = classifier(num_labels=3, problem_type="regression", dtype=torch.float64)
     labels = torch.tensor([[0.3, -2.0, 1], [0.1, 0.2, 0.3]], dtype=torch.float64)
-    expected = np.mean((exact_logits(model, shifted(pixels())) - labels.numpy()) ** 2)
+    expected = np.mean((exact_logits(model, pixels()) - labels.numpy()) ** 2)
     assert model(pixels(), labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -111,7 +157,7 @@ def test_regression_of_several_numbers():
 def test_several_labels_at_once_in_float64_by_hand(problem_type):
     model = classifier(problem_type=problem_type, dtype=torch.float64)
     labels = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.float64)
-    logits = exact_logits(model, shifted(pixels()))
+    logits = exact_logits(model, pixels())
     expected = np.mean(np.log1p(np.exp(logits)) - labels.numpy() * logits)
     assert model(pixels(), labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
 

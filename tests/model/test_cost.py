@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from imagegpt import (
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTModel,
+)
 from imagegpt.model import cost
 
 CONFIGS = {
@@ -26,6 +31,15 @@ def test_parameters_and_bytes_are_the_models(overrides):
     model = ImageGPTForCausalImageModeling(config(**overrides))
     assert cost.num_parameters(model.config) == sum(p.numel() for p in model.parameters())
     assert cost.weight_bytes(model.config) == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("model_class", [ImageGPTForImageClassification, ImageGPTModel])
+def test_parameters_of_a_saved_model_are_those_of_its_head(model_class, tmp_path):
+    model_class(config(num_labels=5)).save_pretrained(tmp_path)
+    saved = ImageGPTConfig.from_pretrained(tmp_path)
+    model = model_class.from_pretrained(tmp_path)
+    assert cost.num_parameters(saved) == sum(p.numel() for p in model.parameters())
+    assert cost.weight_bytes(saved) == sum(p.nbytes for p in model.parameters())
 
 
 def test_bytes_in_half_precision_count_the_norms_in_float32(tmp_path):

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
 
-from helpers import largest_difference, reference_for, tiny_config, tiny_model
+from helpers import largest_difference, tiny_config, tiny_model
 from imagegpt import (
     ColorPalette,
     ImageGPTForCausalImageModeling,
@@ -65,7 +66,7 @@ def test_each_objective_has_its_model(objective, kind, options):
     if objective in ("classification", "joint", "joint-bert"):
         assert config.id2label == {0: "a", 1: "b", 2: "c", 3: "d"}
         assert loss.model.score.weight.shape == (4, 32)
-        assert config.shift_inputs == config.is_causal
+        assert config.shift_inputs is False
 
 
 def test_fresh_weights_depend_on_the_seed_alone():
@@ -183,21 +184,36 @@ def test_a_model_is_rebuilt_around_its_weights():
     assert again(STRIPES[:2]).logits.equal(model(STRIPES[:2]).logits)
 
 
-def test_a_saved_classifier_predicts_the_same_in_transformers(tmp_path):
-    """Ours shifts the pixels behind the start token itself; theirs is fed what it shall see."""
-    model = build_loss(make_recipe(objective={"name": "joint"}, model={"use_bias": True}), data()).model.eval()
+def saved_classifier(folder, **options):
+    """What a joint run writes, and the model that it trains."""
+    recipe = make_recipe(objective={"name": "joint"}, model={"use_bias": True, **options})
+    model = build_loss(recipe, data()).model.eval()
     with torch.no_grad():
         model.score.weight.normal_()
-    tmp_path.joinpath("m").mkdir()
-    save_model(model.state_dict(), model, PROCESSOR, tmp_path / "m")
-    assert not [name for name in load_file(tmp_path / "m" / "model.safetensors") if "lm_head" in name]
+    folder.mkdir()
+    save_model(model.state_dict(), model, PROCESSOR, folder)
+    assert not [name for name in load_file(folder / "model.safetensors") if "lm_head" in name]
+    return model
+
+
+def test_a_saved_classifier_predicts_the_same_in_transformers(tmp_path):
+    trained = saved_classifier(tmp_path / "m")
     ours = ImageGPTForImageClassification.from_pretrained(tmp_path / "m").eval()
-    theirs = type(reference_for(tiny_model(ImageGPTForImageClassification))).from_pretrained(tmp_path / "m").eval()
-    shifted = torch.cat([torch.full((24, 1), 16), STRIPES[:, :-1]], dim=1)
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "m").eval()
+    assert type(theirs) is not type(ours)
     logits = ours(STRIPES).logits
-    assert largest_difference(logits, model(shifted)[1]) < 1e-5
-    assert largest_difference(logits, theirs(shifted).logits) < 1e-5
+    assert largest_difference(logits, trained(STRIPES)[1]) < 1e-5
+    assert largest_difference(logits, theirs(STRIPES).logits) < 1e-5
     assert ours.config.id2label == theirs.config.id2label == {0: "a", 1: "b", 2: "c", 3: "d"}
+
+
+def test_a_shifted_classifier_is_the_papers_and_transformers_refuses_it(tmp_path):
+    trained = saved_classifier(tmp_path / "m", shift_inputs=True)
+    ours = ImageGPTForImageClassification.from_pretrained(tmp_path / "m").eval()
+    shifted = torch.cat([torch.full((24, 1), 16), STRIPES[:, :-1]], dim=1)
+    assert largest_difference(ours(STRIPES).logits, trained(shifted)[1]) < 1e-5
+    with pytest.raises(ValueError, match="imagegpt_extended"):
+        AutoModelForImageClassification.from_pretrained(tmp_path / "m")
 
 
 def test_saving_replaces_a_model_and_leaves_nothing_else(tmp_path):

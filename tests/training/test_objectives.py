@@ -149,20 +149,26 @@ class TestBert:
 LABELS = torch.tensor([0, 2, 1, 2])
 
 
-def two_heads(dtype=torch.float64):
+def two_heads(dtype=torch.float64, shift_inputs=False):
     generator = tiny_model(dtype=dtype)
-    classifier = tiny_model(ImageGPTForImageClassification, seed=1, dtype=dtype, num_labels=3, shift_inputs=True)
+    options = {"num_labels": 3, "shift_inputs": shift_inputs}
+    classifier = tiny_model(ImageGPTForImageClassification, seed=1, dtype=dtype, **options)
     return GeneratorAndClassifier(generator, classifier), generator, classifier
 
 
 class TestJoint:
     @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
-    def test_it_is_the_weighted_sum_and_so_are_its_gradients(self, weight):
-        model, generator, classifier = two_heads()
+    @pytest.mark.parametrize("shift_inputs", [False, True])
+    def test_it_is_the_weighted_sum_and_so_are_its_gradients(self, weight, shift_inputs):
+        model, generator, classifier = two_heads(shift_inputs=shift_inputs)
         classifier.transformer = generator.transformer
         batch = Batch(ids=image_ids(4, sos=False), labels=LABELS)
         parts = Joint(weight)(model, batch)
-        pixels, classes = autoregressive_loss(generator, batch.ids), Classification()(classifier, batch)
+        # Without the start token nothing predicts the first pixel.
+        pixels = (
+            autoregressive_loss(generator, batch.ids) if shift_inputs else generator(batch.ids, labels=batch.ids).loss
+        )
+        classes = Classification()(classifier, batch)
         assert parts["pixels"].item() == pytest.approx(pixels.item(), abs=1e-12)
         assert parts["classes"].item() == pytest.approx(classes["total"].item(), abs=1e-12)
         assert parts["correct"] == classes["correct"]

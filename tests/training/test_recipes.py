@@ -112,6 +112,11 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
             "model.pretrained and model.n_layer were both given: the shape is the model's",
         ),
         ("model", {**PRETRAINED, "size": "small"}, "model.pretrained and model.size were both given"),
+        (
+            "model",
+            {"shift_inputs": True},
+            "model.shift_inputs is true and objective.name is 'autoregressive': it is for causal classifiers",
+        ),
         ("model", {"resid_pdrop": 1}, "model.resid_pdrop is 1: it must be less than 1"),
         ("model", {"init_scheme": "zeros"}, "model.init_scheme is 'zeros': it must be 'openai' or 'transformers'"),
         ("objective", {"name": "gan"}, "objective.name is 'gan': it must be 'autoregressive', 'bert', 'joint',"),

@@ -34,26 +34,39 @@ def info(
 def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:
     from imagegpt.model import cost
 
-    pixels = config.n_positions
-    kind = "autoregressive" if config.is_causal else "bidirectional (BERT)"
-    weights = [
-        f"{_bytes(cost.weight_bytes(config, size))} in {name}" for name, size in (("float32", 4), ("bfloat16", 2))
-    ]
-    cache = [
-        f"{_bytes(pixels * cost.cache_bytes_per_pixel(config, size))} in {name}"
-        for name, size in (("float32", 4), ("bfloat16", 2))
-    ]
-    return [
-        ("kind", kind),
+    sizes = (("float32", 4), ("bfloat16", 2))
+    weights = [f"{_bytes(cost.weight_bytes(config, size))} in {name}" for name, size in sizes]
+    facts = [
+        ("kind", _kind(config)),
         ("blocks, width, heads", f"{config.n_layer}, {config.n_embd}, {config.n_head}"),
         ("parameters", f"{cost.num_parameters(config):,}"),
         ("weights", ", ".join(weights)),
-        ("keys and values", f"{', '.join(cache)}, for one image"),
-        (
-            "operations",
-            f"{_flops(cost.forward_flops(config))} a forward pass, {_flops(cost.image_flops(config))} an image",
-        ),
     ]
+    operations = f"{_flops(cost.forward_flops(config))} a forward pass"
+    if config.head == "classes":
+        names = ", ".join(map(str, (config.id2label or {}).values()))
+        return [*facts, ("classes", names), ("input", _input(config)), ("operations", operations)]
+    if config.is_causal:
+        cache = [
+            f"{_bytes(config.n_positions * cost.cache_bytes_per_pixel(config, size))} in {name}" for name, size in sizes
+        ]
+        facts.append(("keys and values", f"{', '.join(cache)}, for one image"))
+        operations += f", {_flops(cost.image_flops(config))} an image"
+    return [*facts, ("operations", operations)]
+
+
+def _kind(config: "ImageGPTConfig") -> str:
+    attention = "autoregressive" if config.is_causal else "bidirectional (BERT)"
+    if config.head == "classes":
+        return f"classifier of {config.num_labels} classes, {attention}"
+    return attention + (", without a head" if config.head == "none" else "")
+
+
+def _input(config: "ImageGPTConfig") -> str:
+    """How pixels enter a classifier."""
+    if config.shift_inputs:
+        return "the start token, then all pixels but the last"
+    return "all pixels, as transformers feeds them" if config.is_causal else "all pixels"
 
 
 def _palette_facts(processor: "ImageGPTImageProcessor") -> list[tuple[str, str]]:

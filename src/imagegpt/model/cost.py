@@ -10,10 +10,11 @@ from imagegpt.config import ImageGPTConfig
 
 
 def num_parameters(config: ImageGPTConfig) -> int:
-    """Parameters of the generative model: blocks, final norm C, embeddings (V + 1) C and T C, logits C V."""
+    """Parameters: blocks, final norm C, embeddings (V + 1) C and T C, and those of the head, by `config.head`."""
     blocks = sum(_block_parameters(config, layer) for layer in range(config.n_layer))
     embeddings = (config.vocab_size + config.n_positions) * config.n_embd
-    return blocks + config.n_embd + embeddings + config.n_embd * config.num_colors
+    outputs = {"pixels": config.num_colors, "classes": config.num_labels, "none": 0}[config.head]
+    return blocks + config.n_embd + embeddings + config.n_embd * outputs
 
 
 def weight_bytes(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
@@ -106,6 +107,6 @@ def _block_parameters(config: ImageGPTConfig, layer_idx: int) -> int:
 
 
 def _multiplying_weights(config: ImageGPTConfig) -> int:
-    """Weights every position is multiplied by: the projections and the output matrix."""
+    """Weights every position is multiplied by: the projections, and the output matrix if pixels are predicted."""
     blocks = sum(rows * out for layer in range(config.n_layer) for rows, out in _matrices(config, layer))
-    return blocks + config.n_embd * config.num_colors
+    return blocks + (config.n_embd * config.num_colors if config.head == "pixels" else 0)

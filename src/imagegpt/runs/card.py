@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from imagegpt.checkpoints.loading import load_config
 from imagegpt.curves import confusion_picture
 from imagegpt.evaluation.comparison import Score, baselines
 from imagegpt.files import atomic_write
+from imagegpt.model.cost import num_parameters
 from imagegpt.runs.run import Run
 from imagegpt.runs.scores import Progress, classify, masked_nats, parts_of, score_folder, silent
 
@@ -78,7 +80,7 @@ def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> En
     elif objective == "bert":
         probability = run.recipe.objective.mask_probability
         nats = masked_nats(out, images, probability=probability, device=str(run.device), progress=progress)
-        note = f"{run.num_parameters:,} parameters, {probability:.0%} of the pixels hidden"
+        note = f"{num_parameters(load_config(out)):,} parameters, {probability:.0%} of the pixels hidden"
         own = Score(name="this model", nats=nats, note=note)
         scores = sorted([own, *baselines(parts_of(data))], key=lambda one: one.nats)
     else:
@@ -116,7 +118,7 @@ def _card(run: Run, ending: Ending, command: str) -> str:
         date=time.strftime("%Y-%m-%d"),
         config=config,
         biases="with" if config.use_bias else "without",
-        parameters=run.num_parameters,
+        parameters=num_parameters(load_config(run.out)),
         pixels=config.n_positions,
         colors=config.num_colors,
         objective=recipe.objective.name,

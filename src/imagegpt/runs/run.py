@@ -90,7 +90,6 @@ class Run:
         check_trackers(recipe.watch.trackers)
         self.data = open_data(recipe.data, training.seed)
         self._loss: Loss = build_loss(recipe, self.data)
-        self.num_parameters = sum(weight.numel() for weight in self._loss.model.parameters())
         hides = recipe.objective.hides_pixels
         self._mask_probability = recipe.objective.mask_probability if hides else None
         self._claim_folder(force)

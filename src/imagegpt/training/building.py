@@ -50,7 +50,7 @@ def build_loss(recipe: Recipe, data: Data) -> Loss:
     if not objective.needs_labels:
         return Loss(generator, _objective(objective))
     assert data.classes is not None
-    config = _with_classes(generator.config, data.classes)
+    config = _with_classes(generator.config, data.classes, shift_inputs=recipe.model.shift_inputs)
     classifier = ImageGPTForImageClassification(config)
     if objective.name in ("joint", "joint-bert"):
         return Loss(GeneratorAndClassifier(generator, classifier), _objective(objective))
@@ -154,12 +154,17 @@ def _set_dropout(model: ImageGPTForCausalImageModeling, name: str, value: float)
             block.attn.resid_dropout.p = block.mlp.dropout.p = value
 
 
-def _with_classes(config: ImageGPTConfig, classes: list[str]) -> ImageGPTConfig:
+def _with_classes(config: ImageGPTConfig, classes: list[str], *, shift_inputs: bool) -> ImageGPTConfig:
     names = dict(enumerate(classes))
-    own = {**config.to_dict(), "id2label": names, "label2id": {name: index for index, name in names.items()}}
-    # A bidirectional model has no start token.
-    own |= {"shift_inputs": config.is_causal, "problem_type": "single_label_classification"}
-    return ImageGPTConfig.from_dict(own)
+    return ImageGPTConfig.from_dict(
+        {
+            **config.to_dict(),
+            "id2label": names,
+            "label2id": {name: index for index, name in names.items()},
+            "shift_inputs": shift_inputs,
+            "problem_type": "single_label_classification",
+        }
+    )
 
 
 def _objective(recipe: ObjectiveRecipe) -> Any:

@@ -104,6 +104,8 @@ class Classification:
 class Joint:
     """The class of the image and each of its pixels, L_gen + L_clf: how the paper fine-tunes.
 
+    With `config.shift_inputs` the start token comes first, as in the paper; without, the pixels enter as they come.
+
     Args:
         generative_weight: of the pixels' loss; 1 in the paper, 0 leaves the class alone.
     """
@@ -111,10 +113,13 @@ class Joint:
     generative_weight: float = 1.0
 
     def __call__(self, model: GeneratorAndClassifier, batch: Batch) -> Parts:
-        """Both losses from one pass over the blocks."""
+        """Both losses from one pass over the blocks, whose inputs are the classifier's."""
         assert batch.labels is not None, "the feed has labels for this objective"
-        pixel_logits, class_logits = model(with_start_token(batch.ids, model.config.sos_token_id))
-        pixels = _cross_entropy(pixel_logits.flatten(0, 1), batch.ids.flatten())
+        ids, shifted = batch.ids, model.config.shift_inputs
+        pixel_logits, class_logits = model(with_start_token(ids, model.config.sos_token_id) if shifted else ids)
+        if not shifted:  # nothing predicts the first pixel, and the last input predicts nothing
+            pixel_logits, ids = pixel_logits[:, :-1], ids[:, 1:]
+        pixels = _cross_entropy(pixel_logits.flatten(0, 1), ids.flatten())
         return _joint(pixels, class_logits, batch.labels, self.generative_weight)
 
 

@@ -50,6 +50,8 @@ class ModelRecipe:
         pretrained: a model to go on from (its name or folder), instead of all of the above.
         change_attention: go on with a causal model as a bidirectional one, or the other way, where the objective needs
             that; otherwise such a model is refused, because its weights were learnt for something else.
+        shift_inputs: a causal classifier reads the start token and all pixels but the last, as in pre-training (the
+            paper), and transformers cannot load it; False reads the pixels as they come, as transformers does.
         lora_rank: of adapters that are trained in place of a pretrained model's weights, by peft; 0 trains the weights.
         resid_pdrop: dropout on what is added to the stream; the paper has none, as for the next two.
         embd_pdrop: dropout on the embeddings.
@@ -66,6 +68,7 @@ class ModelRecipe:
     n_head: Count | None = None
     pretrained: str | None = None
     change_attention: bool = False
+    shift_inputs: bool = False
     lora_rank: FromZero = 0
     resid_pdrop: Share = 0.0
     embd_pdrop: Share = 0.0
@@ -324,6 +327,12 @@ class Recipe:
             raise ValueError(
                 f"model.lora_rank is {self.model.lora_rank} and training.optimizer 'muon': Muon updates projections, "
                 "which stand still beside adapters, choose adamw"
+            )
+
+        if self.model.shift_inputs and self.objective.name not in ("joint", "classification"):
+            raise ValueError(
+                f"model.shift_inputs is true and objective.name is {self.objective.name!r}: it is for causal "
+                "classifiers ('joint' and 'classification') only, drop it"
             )
 
     def resolved(self) -> str:

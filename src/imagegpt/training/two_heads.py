@@ -30,7 +30,7 @@ class GeneratorAndClassifier(nn.Module):
         """Logits of the pixels and of the classes.
 
         Args:
-            tokens: for a causal model, the start token and all pixels but the last.
+            tokens: for a causal model, the start token and all pixels but the last, or all pixels.
             inputs_embeds: for a bidirectional model, embeddings of all pixels, those of hidden ones 0.
         """
         features = self.transformer(tokens, inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
