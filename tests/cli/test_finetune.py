@@ -107,11 +107,16 @@ def test_a_bidirectional_model_becomes_a_bidirectional_classifier(run, workplace
     assert not ImageGPTForImageClassification.from_pretrained("other").config.is_causal
 
 
-def test_finetuning_begins_with_the_models_weights(run, workplace):
-    words = [*QUICK, "--set", "training.learning_rate=1e-9"]
+@pytest.mark.parametrize("shift_inputs", [False, True])
+def test_finetuning_begins_with_the_models_weights(shift_inputs, run, workplace):
+    """Without the start token pixel t gets the position it had in pre-training, t + 1."""
+    words = [*QUICK, "--set", "training.learning_rate=1e-9", "--set", f"model.shift_inputs={shift_inputs}".lower()]
     assert run("finetune", "digits", "digits", "--out", "reader", *words)[0] == 0
     tuned = ImageGPTForImageClassification.from_pretrained("reader").transformer.state_dict()
-    for name, weight in load_model(find_folder("digits")).transformer.state_dict().items():
+    expected = load_model(find_folder("digits")).transformer.state_dict()
+    if not shift_inputs:
+        expected["wpe.weight"] = torch.cat([expected["wpe.weight"][1:], expected["wpe.weight"][-1:]])
+    for name, weight in expected.items():
         torch.testing.assert_close(tuned[name], weight, rtol=0, atol=1e-6)
 
 
@@ -119,6 +124,7 @@ def test_adapters_are_merged_and_leave_everything_else_alone(run, workplace):
     code, _, err = run("finetune", "digits", "digits", "--out", "reader", "--lora", 2, *QUICK)
     assert code == 0, err
     before = load_model(find_folder("digits")).transformer.state_dict()
+    before["wpe.weight"] = torch.cat([before["wpe.weight"][1:], before["wpe.weight"][-1:]])  # see above
     tuned = ImageGPTForImageClassification.from_pretrained("reader").transformer.state_dict()
     assert tuned.keys() == before.keys()
     moved = {name for name in before if not torch.equal(before[name], tuned[name])}

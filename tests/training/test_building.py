@@ -95,14 +95,24 @@ def test_embeddings_may_start_as_waves():
 def test_a_pretrained_model_goes_on(tmp_path):
     folder = folder_with(tmp_path / "m")
     before = load_file(folder / "model.safetensors")
-    for objective in ("autoregressive", "joint", "classification"):
-        model = build_loss(pretrained(folder, objective), data()).model
+    positions = before["transformer.wpe.weight"]
+    aligned = {**before, "transformer.wpe.weight": torch.cat([positions[1:], positions[-1:]])}
+    for objective, shift_inputs, expected in (
+        ("autoregressive", False, before),
+        ("joint", True, before),
+        ("classification", True, before),
+        ("joint", False, aligned),  # without the start token pixel t gets its position of pre-training
+        ("classification", False, aligned),
+    ):
+        model = build_loss(pretrained(folder, objective, shift_inputs=shift_inputs), data()).model
         body = {name: weight for name, weight in weights_of(model).items() if name.startswith("transformer.")}
         assert body
-        assert all(weight.equal(before[name]) for name, weight in body.items())
+        assert all(weight.equal(expected[name]) for name, weight in body.items())
 
 
-@pytest.mark.parametrize(("objective", "is_causal"), [("bert", True), ("joint-bert", True), ("autoregressive", False)])
+@pytest.mark.parametrize(
+    ("objective", "is_causal"), [("bert", True), ("joint-bert", True), ("autoregressive", False), ("joint", False)]
+)
 def test_weights_may_be_used_otherwise_when_asked(tmp_path, objective, is_causal):
     folder = folder_with(tmp_path / "m", is_causal=is_causal)
     model = build_loss(pretrained(folder, objective, change_attention=True), data()).model

@@ -131,7 +131,17 @@ def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:
     for name, value in recipe.model.options().items():
         if name.endswith("pdrop"):
             _set_dropout(model, name, value)
+    reads_start_token = recipe.model.shift_inputs or not recipe.objective.needs_labels
+    if config.is_causal and wants_causal and not reads_start_token:
+        _align_positions(model)
     return model
+
+
+@torch.no_grad()
+def _align_positions(model: ImageGPTForCausalImageModeling) -> None:
+    """Give a classifier without the start token the positions of pre-training: there pixel t stood at t + 1."""
+    positions = cast(Any, model.transformer).wpe.weight
+    positions[:-1] = positions[1:].clone()
 
 
 def _choose_attention(model: ImageGPTForCausalImageModeling, name: str) -> None:
