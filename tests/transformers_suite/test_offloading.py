@@ -48,6 +48,7 @@ def test_loaded_with_parts_on_the_disk(model_class, kind, file, tmp_path):
 @EVERY_CLASS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_with_parts_on_the_disk(model_class, dtype, tmp_path):
+    """Norms on the disk once came back in half precision, being made in it before they were loaded in float32."""
     model_of(model_class).save_pretrained(tmp_path / "model")
     whole = model_class.from_pretrained(tmp_path / "model", dtype=dtype).eval()
     loaded = model_class.from_pretrained(
