@@ -7,7 +7,6 @@ Axes: B images, T positions, S cached and new positions, E positions of an encod
 """
 
 import copy
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -28,7 +27,7 @@ from imagegpt.model.initialization import initialize_module
 from imagegpt.model.kernel_attention import use_kernels
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
 from imagegpt.model.pruning import prune_heads
-from imagegpt.model.resizing import resize_color_embeddings, resize_position_embeddings
+from imagegpt.model.resizing import padded, resize_color_embeddings, resize_position_embeddings
 
 logger = logging.get_logger(__name__)
 
@@ -105,22 +104,15 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
 
         Args:
             new_num_tokens: colours + 1; None changes nothing.
-            pad_to_multiple_of: more colours, until the number of tokens is a multiple of this; the model may draw them
-                like any others, so that a palette has to know them.
+            pad_to_multiple_of: add colours, which the model may draw, until the tokens are a multiple of this.
             mean_resizing: new rows are spread around the mean of the old ones; otherwise around 0, as in a fresh model.
         Returns: the token embedding.
         Raises: ValueError on fewer than 3 tokens, or a multiple below 1.
         """
         if pad_to_multiple_of is not None:
-            if pad_to_multiple_of < 1 or int(pad_to_multiple_of) != pad_to_multiple_of:
-                raise ValueError(
-                    f"pad_to_multiple_of is {pad_to_multiple_of}: give a whole number of at least 1, or None"
-                )
-            wanted = self.config.vocab_size if new_num_tokens is None else new_num_tokens
-            new_num_tokens = math.ceil(wanted / pad_to_multiple_of) * int(pad_to_multiple_of)
+            new_num_tokens = padded(new_num_tokens or self.config.vocab_size, pad_to_multiple_of)
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
-            lm_head = getattr(self, "lm_head", None)
-            std = self.config.initializer_range
+            std, lm_head = self.config.initializer_range, getattr(self, "lm_head", None)
             resize_color_embeddings(self.body.wte, lm_head, new_num_tokens, std, around_mean=mean_resizing)
             self.config.vocab_size = new_num_tokens
         return self.body.wte
@@ -147,7 +139,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.ln_f = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         if config.add_cross_attention:
-            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "ln_cross_attn"]
+            self._keep_in_fp32_modules_strict = {"ln_1", "ln_2", "ln_cross_attn", "ln_f"}
         use_kernels(self, self.config._attn_implementation)
         self.post_init()
 

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def padded(num_tokens: int, multiple: int) -> int:
+    """`num_tokens` or the next multiple of `multiple`, which is refused with a ValueError if it is not at least 1."""
+    if multiple < 1 or int(multiple) != multiple:
+        raise ValueError(f"pad_to_multiple_of is {multiple}: give a whole number of at least 1, or None")
+    return math.ceil(num_tokens / multiple) * int(multiple)
+
+
 def _grown(weight: Tensor, num_rows: int, std: float, around_mean: bool) -> Tensor:
     """The first `num_rows` rows; rows that do not exist yet are drawn from N(mean of the old ones or 0, std)."""
     kept = weight[:num_rows]
