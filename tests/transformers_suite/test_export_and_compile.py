@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from every_model import EVERY_CLASS, EVERY_MODEL, batch_for, gradients_of, loss_of, main_output, model_of
+
 from helpers import image_ids, largest_difference
 
 WITH_TYPES = {"input_ids": image_ids(), "token_type_ids": image_ids(seed=3, sos=False)}

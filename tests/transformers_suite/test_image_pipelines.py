@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from every_model import EVERY_CLASS, model_of
 from PIL import Image
 from transformers import pipeline
 from transformers.pytorch_utils import Conv1D
 
-from every_model import EVERY_CLASS, model_of
 from helpers import image_ids, largest_difference, tiny_config
 from imagegpt import (
     ImageGPTForCausalImageModeling,
