@@ -125,3 +125,19 @@ def test_gradients_agree_with_float64_on_the_cpu():
         moved(ids.to(device), labels=ids.to(device)).loss.backward()
         gradients.append(torch.cat([parameter.grad.double().cpu().flatten() for parameter in moved.parameters()]))
     assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-5
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_gradients_of_flex_attention(model_class, is_causal):
+    """torch has its backward pass for GPUs only."""
+    model = randomize(model_class(tiny_config(is_causal=is_causal)))
+    ids = torch.randint(16, (2, 16))
+    gradients = []
+    for device, dtype, backend in (("cpu", torch.float64, "eager"), ("cuda", torch.float32, "flex_attention")):
+        moved = model_class(model.config).train()
+        moved.load_state_dict(model.state_dict())
+        moved.to(device, dtype).set_attn_implementation(backend)
+        moved(ids.to(device))[0].square().mean().backward()
+        gradients.append(torch.cat([p.grad.double().cpu().flatten() for p in moved.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-5

@@ -50,6 +50,31 @@ def test_new_rows_lie_around_the_mean_of_the_old_ones():
     assert new.std().item() == pytest.approx(0.01, rel=0.05)
 
 
+def test_new_rows_lie_around_zero_without_mean_resizing():
+    model = tiny_model()
+    before = model.transformer.wte.weight.clone()
+    torch.manual_seed(0)
+    model.resize_token_embeddings(1017, mean_resizing=False)
+    assert torch.equal(model.transformer.wte.weight[:16], before[:16])
+    for new in (model.transformer.wte.weight[16:-1], model.lm_head.weight[16:]):
+        assert new.shape[0] == 1000
+        assert new.mean(dim=0).abs().max() < 5 * 0.02 / 1000**0.5
+        assert abs(new.std() / 0.02 - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("tokens", "multiple", "expected"), [(None, 8, 24), (30, 8, 32), (32, 8, 32), (9, 4, 12), (None, 17, 17)]
+)
+def test_tokens_are_padded_to_a_multiple(tokens, multiple, expected):
+    model = tiny_model()
+    sos = model.transformer.wte.weight[-1].clone()
+    model.resize_token_embeddings(tokens, pad_to_multiple_of=multiple)
+    assert model.config.vocab_size == model.transformer.wte.num_embeddings == expected
+    assert model.lm_head.weight.shape[0] == expected - 1
+    assert torch.equal(model.transformer.wte.weight[-1], sos)
+    assert model(image_ids(config=model.config)).logits.shape[-1] == expected - 1
+
+
 @pytest.mark.parametrize("model_class", [ImageGPTForCausalImageModeling, ImageGPTModel, ImageGPTForImageClassification])
 def test_resized_models_save_and_load(model_class, tmp_path):
     model = tiny_model(model_class)
@@ -97,8 +122,9 @@ def test_requires_grad_and_dtype_are_kept():
         ({"new_num_tokens": 2}, "2 tokens"),
         ({"new_num_tokens": 0}, "0 tokens"),
         ({"new_num_tokens": -3}, "-3 tokens"),
-        ({"new_num_tokens": 30, "pad_to_multiple_of": 8}, "pad_to_multiple_of"),
-        ({"new_num_tokens": 30, "mean_resizing": False}, "mean_resizing"),
+        ({"new_num_tokens": 30, "pad_to_multiple_of": 0}, "pad_to_multiple_of is 0"),
+        ({"new_num_tokens": 30, "pad_to_multiple_of": 2.5}, "pad_to_multiple_of is 2.5"),
+        ({"pad_to_multiple_of": -8}, "pad_to_multiple_of is -8"),
     ],
 )
 def test_impossible_palettes_are_refused_and_nothing_changes(arguments, message):

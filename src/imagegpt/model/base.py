@@ -27,7 +27,7 @@ from imagegpt.model.initialization import initialize_module
 from imagegpt.model.kernel_attention import use_kernels
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
 from imagegpt.model.pruning import prune_heads
-from imagegpt.model.resizing import resize_color_embeddings, resize_position_embeddings
+from imagegpt.model.resizing import padded, resize_color_embeddings, resize_position_embeddings
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ImageGPTBlock"]  # noqa: RUF012 - transformers wants plain lists and dicts
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     # Sums of squares need float32, and so do the gains, under float16 and bfloat16 alike.
-    _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_cross_attn", "ln_f"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_f"]  # noqa: RUF012
     # transformers 4 stored the causal mask of each block.
     _keys_to_ignore_on_load_unexpected = [r"\.(attn|crossattention)\.(bias|masked_bias)$"]  # noqa: RUF012
     _supports_flash_attn = True
@@ -104,18 +104,16 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
 
         Args:
             new_num_tokens: colours + 1; None changes nothing.
-            pad_to_multiple_of: refused: padding tokens could be drawn as colours.
-            mean_resizing: new rows are spread around the mean of the old ones; False is refused.
+            pad_to_multiple_of: add colours, which the model may draw, until the tokens are a multiple of this.
+            mean_resizing: new rows are spread around the mean of the old ones; otherwise around 0, as in a fresh model.
         Returns: the token embedding.
-        Raises: ValueError on fewer than 3 tokens, or an option that is refused.
+        Raises: ValueError on fewer than 3 tokens, or a multiple below 1.
         """
-        if pad_to_multiple_of is not None or not mean_resizing:
-            raise ValueError(
-                "pad_to_multiple_of and mean_resizing=False are not for palettes: give new_num_tokens alone"
-            )
+        if pad_to_multiple_of is not None:
+            new_num_tokens = padded(new_num_tokens or self.config.vocab_size, pad_to_multiple_of)
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
-            lm_head = getattr(self, "lm_head", None)
-            resize_color_embeddings(self.body.wte, lm_head, new_num_tokens, self.config.initializer_range)
+            std, lm_head = self.config.initializer_range, getattr(self, "lm_head", None)
+            resize_color_embeddings(self.body.wte, lm_head, new_num_tokens, std, around_mean=mean_resizing)
             self.config.vocab_size = new_num_tokens
         return self.body.wte
 
@@ -140,6 +138,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.h = nn.ModuleList(ImageGPTBlock(config, layer_idx) for layer_idx in range(config.n_layer))
         self.ln_f = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
+        if config.add_cross_attention:
+            self._keep_in_fp32_modules_strict = {"ln_1", "ln_2", "ln_cross_attn", "ln_f"}
         use_kernels(self, self.config._attn_implementation)
         self.post_init()
 

@@ -96,6 +96,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             use_cache=use_cache,
+            return_dict=True,  # whatever the configuration says: the head reads it by name
             **kwargs,
         )
         logits = self.lm_head(_keep_positions(outputs.last_hidden_state, logits_to_keep))
@@ -249,6 +250,7 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             head_mask=head_mask,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         logits = self.score(outputs.last_hidden_state.mean(dim=1))

@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def _grown(weight: Tensor, num_rows: int, std: float) -> Tensor:
-    """The first `num_rows` rows; rows that do not exist yet are drawn from N(mean of the old ones, std)."""
+def padded(num_tokens: int, multiple: int) -> int:
+    """`num_tokens` or the next multiple of `multiple`, which is refused with a ValueError if it is not at least 1."""
+    if multiple < 1 or int(multiple) != multiple:
+        raise ValueError(f"pad_to_multiple_of is {multiple}: give a whole number of at least 1, or None")
+    return math.ceil(num_tokens / multiple) * int(multiple)
+
+
+def _grown(weight: Tensor, num_rows: int, std: float, around_mean: bool) -> Tensor:
+    """The first `num_rows` rows; rows that do not exist yet are drawn from N(mean of the old ones or 0, std)."""
     kept = weight[:num_rows]
     num_new = num_rows - kept.shape[0]
-    new = weight.mean(dim=0) + std * torch.randn(num_new, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    return torch.cat([kept, new])
+    new = std * torch.randn(num_new, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return torch.cat([kept, weight.mean(dim=0) + new if around_mean else new])
 
 
 def _with_weight(weight: Tensor, requires_grad: bool) -> nn.Parameter:
@@ -24,14 +31,17 @@ def _with_weight(weight: Tensor, requires_grad: bool) -> nn.Parameter:
 
 
 @torch.no_grad()
-def resize_color_embeddings(wte: nn.Embedding, lm_head: nn.Linear | None, vocab_size: int, std: float) -> None:
+def resize_color_embeddings(
+    wte: nn.Embedding, lm_head: nn.Linear | None, vocab_size: int, std: float, around_mean: bool = True
+) -> None:
     """Give the model `vocab_size - 1` colours, in place; the start token stays the last input row.
 
     Args:
         wte: token embedding, (colours + 1, C).
         lm_head: output matrix, (colours, C), or None where the model has none.
         vocab_size: new number of input tokens, start token included.
-        std: spread of new rows around the mean of the old ones.
+        std: spread of new rows.
+        around_mean: they are spread around the mean of the old ones, otherwise around 0.
     Raises: ValueError if fewer than two colours would be left.
     """
     if vocab_size < 3:
@@ -39,11 +49,12 @@ def resize_color_embeddings(wte: nn.Embedding, lm_head: nn.Linear | None, vocab_
             f"{vocab_size} tokens were asked for: a model needs at least 3, two colours and the start token"
         )
     colors, sos = wte.weight[:-1], wte.weight[-1:]
-    weight = torch.cat([_grown(colors, vocab_size - 1, std), sos])
+    weight = torch.cat([_grown(colors, vocab_size - 1, std, around_mean), sos])
     wte.weight = _with_weight(weight, wte.weight.requires_grad)
     wte.num_embeddings = vocab_size
     if lm_head is not None:
-        lm_head.weight = _with_weight(_grown(lm_head.weight, vocab_size - 1, std), lm_head.weight.requires_grad)
+        weight = _grown(lm_head.weight, vocab_size - 1, std, around_mean)
+        lm_head.weight = _with_weight(weight, lm_head.weight.requires_grad)
         lm_head.out_features = vocab_size - 1
 
 

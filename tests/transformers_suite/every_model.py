@@ -1,0 +1,74 @@
+"""Every model class in every kind that matters, with inputs and a loss for each: what this folder's tests run over."""
+
+import pytest
+import torch
+
+from helpers import image_ids, tiny_model
+from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+
+CLASSES = [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification]
+SHORT_NAMES = {
+    ImageGPTModel: "base",
+    ImageGPTForCausalImageModeling: "generative",
+    ImageGPTForImageClassification: "classifier",
+}
+KINDS = {
+    "causal": {},
+    "causal-no_biases": {"use_bias": False},
+    "bidirectional": {"is_causal": False},
+    "bidirectional-no_biases": {"is_causal": False, "use_bias": False},
+}
+
+EVERY_CLASS = pytest.mark.parametrize("model_class", CLASSES, ids=SHORT_NAMES.values())
+EVERY_MODEL = pytest.mark.parametrize(
+    ("model_class", "kind"),
+    [pytest.param(cls, kind, id=f"{SHORT_NAMES[cls]}-{kind}") for cls in CLASSES for kind in KINDS],
+)
+
+# transformers 5.23 renamed methods of gradient checkpointing; 5.17, which we support too, has the old names only.
+OLD_NAMES = "ignore:.(is_)?gradient_checkpointing(_enable|_disable)?. is deprecated:FutureWarning"
+
+
+def model_of(model_class, kind="causal", **options):
+    """A tiny model of the kind, randomised, in evaluation mode."""
+    return tiny_model(model_class, num_labels=3, **KINDS[kind], **options)
+
+
+def batch_for(model, batch=2, labels=True):
+    """Token ids, and labels where the model has a head."""
+    inputs = {"input_ids": image_ids(batch=batch)}
+    if labels and isinstance(model, ImageGPTForCausalImageModeling):
+        inputs["labels"] = image_ids(batch=batch, sos=False, seed=1)
+    if labels and isinstance(model, ImageGPTForImageClassification):
+        inputs["labels"] = torch.arange(batch) % 3
+    return inputs
+
+
+def main_output(model, inputs, **options):
+    """The features, or the logits: what the model is for."""
+    outputs = model(**inputs, **options)
+    return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
+
+
+def loss_of(model, inputs):
+    """The model's loss; a model without a head gets one that depends on all its features."""
+    outputs = model(**inputs)
+    return outputs.loss if "labels" in inputs else outputs.last_hidden_state.square().mean()
+
+
+def gradients_of(model, inputs):
+    """The loss, and the gradient of every parameter by name."""
+    model.zero_grad()
+    loss = loss_of(model, inputs)
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def step_downhill(model, length=1e-3):
+    """Move the parameters that have gradients a little way against them, however steep it is."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm().item()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=length / norm)
