@@ -1,7 +1,7 @@
 """Which arithmetic suits a device: one rule, for training and for sampling.
 
 bfloat16 pays where a device multiplies it. Where it does not, each product is put together from float32 ones, and a
-training step takes several times as long; see docs/decisions/xxxx-precision.md for the figures.
+training step takes several times as long; the figures are in docs/decisions, on the page about precision.
 """
 
 from dataclasses import dataclass

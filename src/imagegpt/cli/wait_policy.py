@@ -6,7 +6,7 @@ thread that is waited for, the spinning one uses up the time in which that threa
 barriers a pixel: completions that take 22 s on a quiet machine took 105 s beside two busy programs.
 
 An OpenMP library reads the environment when it is loaded, so this must be done before torch is imported. Processes that
-are started from here inherit it. See docs/decisions/xxxx-waiting-threads.md.
+are started from here inherit it. The figures are in docs/decisions, on the page about threads that wait.
 """
 
 from collections.abc import MutableMapping
