@@ -35,7 +35,7 @@ slow: $(VENV)/.installed-dev  ## real training, whole models, exports
 gpu: $(VENV)/.installed-dev  ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(VENV)/.installed-dev  ## every benchmark, beside transformers; about half an hour on two cores
+bench: $(VENV)/.installed-dev  ## every benchmark, beside transformers; about three quarters of an hour on two cores
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/encode_dataset.py
 	$(BIN)/python benchmarks/read_bundle.py
@@ -43,6 +43,7 @@ bench: $(VENV)/.installed-dev  ## every benchmark, beside transformers; about ha
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/sampling.py --parallel
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/busy_machine.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) demo.png .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,7 +17,7 @@ from imagegpt.checkpoints.loading import check_fit, find_folder, load_model, loa
 from imagegpt.masks import pixels_of_mask, pixels_of_rows, pixels_of_share, read_mask
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.processing import ImageGPTImageProcessor, ImageLike
-from imagegpt.sampling import DecoderName, FillSchedule, Precision, Sampler, SamplingRules, fill, image_seed
+from imagegpt.sampling import DecoderName, FillSchedule, PrecisionOption, Sampler, SamplingRules, fill, image_seed
 from imagegpt.sampling.projections import is_exact
 
 Progress = Callable[[int, int], None]
@@ -40,7 +40,7 @@ class RuleOptions(TypedDict, total=False):
 class SamplerOptions(TypedDict, total=False):
     """How pixels are computed: keyword arguments of `Sampler`."""
 
-    precision: Precision
+    precision: PrecisionOption | None
     decoder: DecoderName
     compile: bool | Literal["always"]
     max_memory: int | None
@@ -72,7 +72,7 @@ class ImageGPTPipeline:
         if self._sampler is not None:
             self.model = self._sampler.model
             return
-        own = {"precision": "auto", "decoder": "sequential", "compile": True, "max_memory": None}
+        own = {"precision": None, "decoder": "sequential", "compile": True, "max_memory": None}
         given = [name for name, value in options.items() if name in own and value != own[name]]
         if given:
             raise ValueError(

@@ -24,7 +24,7 @@ def recipe(**changes):
     content = {
         "model": {"n_layer": 1, "n_embd": 8, "n_head": 1},
         "data": {"train": "digits"},
-        "training": {"num_steps": 4, "warmup_steps": 1, "batch_size": 32},
+        "training": {"num_steps": 4, "warmup_steps": 1, "batch_size": 32, "precision": "float32"},
         "watch": {"validate_every": 2, "checkpoint_every": 2, "samples": 0},
     }
     for section, fields in changes.items():

@@ -242,7 +242,7 @@ def test_running_out_of_memory_splits_the_batch_and_changes_nothing(tiny_model, 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"precision": "int4"}, "precision is 'int4': choose one of auto, float32, bfloat16, int8"),
+        ({"precision": "int4"}, "precision is 'int4': choose one of auto, float32, bfloat16, int8, or None"),
         ({"decoder": "magic"}, "decoder is 'magic': choose one of sequential, parallel"),
         ({"compile": "maybe"}, "compile is 'maybe': give True, False or 'always'"),
     ],

@@ -114,11 +114,11 @@ def test_a_model_that_was_frozen_before_is_frozen_anew(model, images, exact, wit
         assert sampler.model.transformer.h[0].mlp.c_fc.weight.dtype == torch.int8
         assert not is_exact(sampler.model)
         assert type(before) is FrozenProjection
-        again = freeze(freeze(sampler.model, "float32", in_place=False), "auto", in_place=False)
+        again = freeze(freeze(sampler.model, "float32", in_place=False), None, in_place=False)
         assert again.transformer.h[0].mlp.c_fc.weight.dtype == torch.float32
         assert not is_exact(again), "what was rounded stays rounded"
         assert mean_nll(again, images) == pytest.approx(mean_nll(sampler.model, images), abs=1e-4)
-        assert mean_nll(freeze(model, "auto", in_place=False), images) == pytest.approx(exact, abs=1e-6)
+        assert mean_nll(freeze(model, None, in_place=False), images) == pytest.approx(exact, abs=1e-6)
         assert is_exact(model)
 
 

@@ -32,7 +32,7 @@ def make_recipe(**changes):
     content = {
         "model": {"n_layer": 2, "n_embd": 32, "n_head": 4},
         "data": {"train": "stripes"},
-        "training": {"num_steps": 12, "batch_size": 8, "warmup_steps": 2, "average_decay": 0.5},
+        "training": {"num_steps": 12, "batch_size": 8, "warmup_steps": 2, "average_decay": 0.5, "precision": "float32"},
         "watch": {"validate_every": 5},
     }
     for section, fields in changes.items():

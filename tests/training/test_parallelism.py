@@ -25,7 +25,7 @@ from stripes import ALONE
 RECIPE = """\
 model: {n_layer: 2, n_embd: 32, n_head: 4}
 data: {train: digits}
-training: {num_steps: 50, batch_size: 8, warmup_steps: 5, weight_decay: 0.1}
+training: {num_steps: 50, batch_size: 8, warmup_steps: 5, weight_decay: 0.1, precision: float32}
 watch: {validate_every: 25, checkpoint_every: 10, samples: 0}
 """
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -53,7 +53,11 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
             {"seed": 1 << 64},
             f"training.seed is {1 << 64}: it must be less than or equal to {(1 << 63) - 1}",
         ),
-        ("training", {"precision": "float8"}, "training.precision is 'float8': it must be 'float32' or 'bfloat16'"),
+        (
+            "training",
+            {"precision": "float8"},
+            "training.precision is 'float8': it must be 'auto', 'float32' or 'bfloat16'",
+        ),
         ("training", {"schedule": "linear"}, "training.schedule is 'linear': it must be 'cosine' or 'constant'"),
         ("training", {"optimizer": "sgd"}, "training.optimizer is 'sgd': it must be 'adamw' or 'muon'"),
         (

@@ -35,7 +35,7 @@ def sample_into_folder(
     if workers.rank == 0:
         check_folder(out)
     _use_cores(workers)
-    pipe = replace(loading, device=device_of(workers, loading.device)).pipeline()
+    pipe = replace(loading, device=device_of(workers, loading.device)).pipeline(speaks=workers.rank == 0)
 
     def how_to_go_on() -> str | None:
         if workers.rank:

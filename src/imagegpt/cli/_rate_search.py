@@ -44,6 +44,8 @@ def find_rate(
             recipe = choose()
         with joined_world(device) as world:
             search = RateSearch(recipe, out, world, num_steps=num_steps, force=force)
+            if world.is_main:
+                _training.say(f"precision: {search.precision}")
             while (rate := search.next_rate()) is not None:
                 with _training.step_progress(search.recipe_for(rate), shown=world.is_main) as show:
                     loss = search.try_rate(rate, on_step=show, should_stop=stopping)

@@ -21,9 +21,11 @@ MinPOption = Annotated[float | None, typer.Option(help="Draw from colours at lea
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="cuda if there is one")]
 PrecisionOption = Annotated[
-    Literal["auto", "float32", "bfloat16", "int8"],
+    Literal["auto", "float32", "bfloat16", "int8"] | None,
     typer.Option(
-        help="Of the weights: fewer bits, more speed, nearly the same images.", show_default="as in the model"
+        help="Of the weights: fewer bits, more speed, nearly the same images. auto is bfloat16 where the device "
+        "multiplies it, else float32.",
+        show_default="float32",
     ),
 ]
 DecoderOption = Annotated[
@@ -67,17 +69,17 @@ class Loading:
     model: str
     revision: str | None
     device: str | None
-    precision: Literal["auto", "float32", "bfloat16", "int8"]
+    precision: Literal["auto", "float32", "bfloat16", "int8"] | None
     decoder: Literal["sequential", "parallel"]
     max_memory: float | None
 
-    def pipeline(self) -> "ImageGPTPipeline":
-        """Load the model, saying so."""
+    def pipeline(self, *, speaks: bool = True) -> "ImageGPTPipeline":
+        """Load the model, and say so, and which precision "auto" was, if this process is the one that speaks."""
         with working(f"loading {self.model}"):
             from imagegpt.pipeline import ImageGPTPipeline
 
             quiet_libraries()
-            return ImageGPTPipeline.from_pretrained(
+            pipe = ImageGPTPipeline.from_pretrained(
                 self.model,
                 device=self.device,
                 revision=self.revision,
@@ -85,3 +87,9 @@ class Loading:
                 decoder=self.decoder,
                 max_memory=None if self.max_memory is None else round(self.max_memory * 1e9),
             )
+        if speaks and self.precision == "auto":
+            from imagegpt.precision import choose_precision
+
+            told = f"precision: {choose_precision('auto', pipe.model.device)}"
+            stderr_console().print(told, markup=False, soft_wrap=True)
+        return pipe

@@ -49,6 +49,8 @@ def train_in_folder(
                 begin_anew = force and not world.any(world.restarts > 0)
                 with _warnings_said():
                     run = Run(recipe, out, world, force=begin_anew, on_step=show, should_stop=stopping)
+                if world.is_main:
+                    say(f"precision: {run.precision}")
                 if world.is_main and run.resumed:
                     say(f"going on after step {run.step:,}")
                 how = _train(run)

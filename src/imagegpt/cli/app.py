@@ -7,6 +7,7 @@ and shows its traceback, as does `imagegpt --traceback COMMAND` always. Commands
 
 import atexit
 import gc
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -26,6 +27,7 @@ from imagegpt.cli.models import models
 from imagegpt.cli.palette import palette_app
 from imagegpt.cli.sample import sample
 from imagegpt.cli.train import train
+from imagegpt.cli.wait_policy import set_wait_policy
 
 app = typer.Typer(
     name="imagegpt",
@@ -76,6 +78,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         args: the words after `imagegpt`; None takes them from the shell.
     """
     if args is None:  # this process is ours
+        set_wait_policy(os.environ)
         _collect_rarely()
     arguments = sys.argv[1:] if args is None else args
     wants_traceback = "--traceback" in arguments

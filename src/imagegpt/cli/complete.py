@@ -34,7 +34,7 @@ def complete(
     gif: Annotated[Path | None, typer.Option(help="Where an animation of the completions goes, as a GIF.")] = None,
     force: _shared.ForceOption = False,
     device: _shared.DeviceOption = None,
-    precision: _shared.PrecisionOption = "auto",
+    precision: _shared.PrecisionOption = None,
     decoder: _shared.DecoderOption = "sequential",
     batch_size: _shared.BatchSizeOption = None,
     max_memory: _shared.MaxMemoryOption = None,

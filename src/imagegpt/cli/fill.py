@@ -43,7 +43,7 @@ def fill(
         if not path.is_file():
             raise FileNotFoundError(f"there is no image {path}: check the path")
     loading = _shared.Loading(
-        model=model, revision=revision, device=device, precision="auto", decoder="sequential", max_memory=None
+        model=model, revision=revision, device=device, precision=None, decoder="sequential", max_memory=None
     )
     pipe = loading.pipeline()
     from imagegpt.figures import completion_grid

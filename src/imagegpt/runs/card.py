@@ -29,7 +29,7 @@ library_name: imagegpt
 ## How it was made
 
 - Command: `{command}`,
-  {hours} on {machine} (torch {torch}, {date}); all settings are in `recipe.yaml`.
+  {hours} on {machine} in {training.precision} (torch {torch}, {date}); all settings are in `recipe.yaml`.
 - Architecture: blocks {config.n_layer}, width {config.n_embd}, heads {config.n_head}, {biases} biases,
   {parameters:,} parameters; {pixels} pixels in {colors} colours.
 - Training: {objective}{adapters}; {optimizer} ({training.beta1}, {training.beta2}),

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from imagegpt.curves import rate_picture
 from imagegpt.files import atomic_write
+from imagegpt.precision import Precision
+from imagegpt.runs.precision import precision_in_text, with_precision
 from imagegpt.runs.run import Run, Told
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.world import World
@@ -46,7 +48,9 @@ class RateSearch:
         self._steps = min(all_steps, max(_LEAST_STEPS, all_steps // 10)) if num_steps is None else num_steps
         if self._steps > all_steps:
             raise ValueError(f"a trial of {self._steps} steps is longer than the run of {all_steps}: choose fewer")
-        self._recipe, self._out, self._world = recipe, out, world
+        recorded = None if force else _recorded_precision(out / TRIALS_FILE)
+        self._recipe, self.precision = with_precision(recipe, recorded, world)
+        self._out, self._world = out, world
         self.losses: dict[float, float] = {}
         self._claim_folder(force)
 
@@ -172,6 +176,14 @@ def next_rate(losses: Mapping[float, float], first: float) -> float | None:
     return next(
         (rate for rate in (2 * chosen, chosen / 2) if rate not in losses and not (diverged and rate > chosen)), None
     )
+
+
+def _recorded_precision(file: Path) -> Precision | None:
+    """What a search was begun in; what is damaged is told later."""
+    try:
+        return precision_in_text(str(_read(file)["recipe"]))
+    except (OSError, ValueError):
+        return None
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:

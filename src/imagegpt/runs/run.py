@@ -2,7 +2,7 @@
 
     OUT/config.json, model.safetensors, preprocessor_config.json   the best model so far
     OUT/README.md                                                  its card, when the run is done
-    OUT/recipe.yaml                                                what was asked for, every default spelt out
+    OUT/recipe.yaml                                                what is done: every default and choice spelt out
     OUT/log.jsonl, curve.png                                       losses, a line a step, and a picture of them
     OUT/samples/step-00000500.png                                  what the model drew
     OUT/checkpoints/step-00000500/                                 what the run can go on from
@@ -25,6 +25,7 @@ from torch import Tensor
 from imagegpt.config import ImageGPTConfig
 from imagegpt.files import atomic_write
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.runs.precision import precision_in_file, with_precision
 from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_samples
 from imagegpt.training import order
 from imagegpt.training.building import build_loss, rebuilt, save_model
@@ -81,6 +82,8 @@ class Run:
         on_step: Callable[[Told], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        recorded = None if force else precision_in_file(out / RECIPE_FILE)
+        recipe, self.precision = with_precision(recipe, recorded, world)
         self.recipe, self.out, self._world, self._tell = recipe, out, world, on_step
         training = recipe.training
         self._share = Share(

@@ -25,7 +25,7 @@ from imagegpt.sampling.compilation import Compiler
 from imagegpt.sampling.decoder import Decoder, lay_out_for
 from imagegpt.sampling.guessing import influence_bytes, influence_of
 from imagegpt.sampling.parallel import ParallelStatistics, draw_in_parallel
-from imagegpt.sampling.projections import Precision, check_precision, freeze
+from imagegpt.sampling.projections import PrecisionOption, freeze, resolve_precision
 from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts, num_shared_prompts
 from imagegpt.sampling.recording import Recorder
 from imagegpt.sampling.rules import SamplingRules
@@ -78,8 +78,9 @@ class Sampler:
     Args:
         model: a causal model of ours. It is copied as it is now, without dropout; see `in_place`.
         precision: of the projections' weights, and of keys and values: "float32", "bfloat16" or "int8" (keys and values
-            in bfloat16 where our kernels cannot be used); all sums and everything else are in float32. "auto" is the
-            model's own dtype.
+            in bfloat16 where our kernels cannot be used); all sums and everything else are in float32. "auto" is
+            bfloat16 where the device multiplies it, else float32, see `imagegpt.precision`; None is the model's own
+            dtype.
         decoder: "sequential" draws pixel after pixel, "parallel" guesses several and keeps those that are right. The
             images are the same; see `imagegpt.sampling.parallel`.
         compile: True runs compiled graphs that are known, and compiles where the images asked for take longer than
@@ -95,21 +96,20 @@ class Sampler:
         self,
         model: ImageGPTForCausalImageModeling,
         *,
-        precision: Precision = "auto",
+        precision: PrecisionOption | None = None,
         decoder: DecoderName = "sequential",
         compile: bool | Literal["always"] = True,  # noqa: A002 - torch's word
         max_memory: int | None = None,
         in_place: bool = False,
     ) -> None:
         _check_model(model)
-        check_precision(precision)
+        chosen = resolve_precision(precision, model.device)
         if decoder not in get_args(DecoderName):
             raise ValueError(f"decoder is {decoder!r}: choose one of {', '.join(get_args(DecoderName))}")
         if compile not in (True, False, "always"):
             raise ValueError(f"compile is {compile!r}: give True, False or 'always'")
-        own = str(model.dtype).removeprefix("torch.")
-        self.precision = own if precision == "auto" else precision
-        self.model = freeze(model, precision, in_place=in_place)
+        self.precision = chosen or str(model.dtype).removeprefix("torch.")
+        self.model = freeze(model, chosen, in_place=in_place)
         self.decoder: DecoderName = decoder
         self.max_memory = max_memory
         self.statistics = ParallelStatistics()  # of the last call, if the decoder is parallel

@@ -21,8 +21,10 @@ from torch.nn import functional
 from imagegpt.kernels import decoding as kernels
 from imagegpt.model.layers import Projection
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.precision import choose_precision, multiplies_bfloat16
 
-Precision = Literal["auto", "float32", "bfloat16", "int8"]
+Precision = Literal["float32", "bfloat16", "int8"]
+PrecisionOption = Literal["auto"] | Precision
 Layout = Literal["rows", "tiles"]
 
 FEW = 2  # inputs that get loops of their own where a graph multiplies with rows
@@ -81,7 +83,7 @@ class FrozenProjection(nn.Module):
             out = torch.stack([(weight * row).sum(-1) for row in x.float().unbind(0)])
         elif self.scale is not None:
             # torch._weight_int8pack_mm would not convert, but is wrong for some sizes and slow for others.
-            dtype = torch.bfloat16 if _is_fast(torch.bfloat16, x.device) else torch.float32
+            dtype = torch.bfloat16 if multiplies_bfloat16(x.device) else torch.float32
             out = functional.linear(x.to(dtype), self.weight.to(dtype)).float()
         else:
             out = functional.linear(x.to(self.weight.dtype), self.weight).float()
@@ -109,15 +111,15 @@ class FrozenProjection(nn.Module):
 
 
 def freeze(
-    model: ImageGPTForCausalImageModeling, precision: Precision, *, in_place: bool
+    model: ImageGPTForCausalImageModeling, precision: Precision | None, *, in_place: bool
 ) -> ImageGPTForCausalImageModeling:
     """The model with its projections laid out for sampling.
 
     Args:
-        model: in float32 or bfloat16, for a precision other than "auto" also in other dtypes.
-        precision: of the projections; "auto" is the model's own, and leaves those that are frozen as they are.
-            Everything else computes in float32, unless the model is in float16 or float64 and the precision "auto":
-            then nothing is swapped.
+        model: in float32 or bfloat16, if a precision is given also in other dtypes.
+        precision: of the projections; None is the model's own, and leaves those that are frozen as they are. Everything
+            else computes in float32, unless the model is in float16 or float64 and the precision None: then nothing is
+            swapped.
         in_place: swap them in the model itself, one after the other, so that there are never two sets of weights;
             otherwise the model given stays as it is, and what becomes of it later does not matter here.
     Returns: a model in evaluation mode.
@@ -126,11 +128,11 @@ def freeze(
         # Projections are in the memo and so are shared, not copied, until they are swapped.
         model = copy.deepcopy(model, {id(projection): projection for projection in _projections(model).values()})
     own = model.dtype
-    if precision == "auto" and own not in (torch.float32, torch.bfloat16):
+    if precision is None and own not in (torch.float32, torch.bfloat16):
         return model.eval()
-    chosen = str(own).removeprefix("torch.") if precision == "auto" else precision
+    chosen = str(own).removeprefix("torch.") if precision is None else precision
     frozen = {name: module for name, module in model.named_modules() if isinstance(module, FrozenProjection)}
-    again = {name: module for name, module in frozen.items() if precision not in ("auto", module.precision)}
+    again = {name: module for name, module in frozen.items() if precision not in (None, module.precision)}
     for name, projection in {**_projections(model), **again}.items():
         _replace(model, name, FrozenProjection(projection, cast(Precision, chosen)))
     for name, parameter in model.named_parameters():
@@ -155,19 +157,16 @@ def is_exact(model: nn.Module) -> bool:
     return all(module.is_exact for module in model.modules() if isinstance(module, FrozenProjection))
 
 
-def check_precision(precision: str) -> None:
-    """Raise ValueError unless it is one we know."""
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision is {precision!r}: choose one of {', '.join(get_args(Precision))}")
+def resolve_precision(precision: PrecisionOption | None, device: torch.device) -> Precision | None:
+    """What "auto" stands for on a device; everything else as it is.
 
-
-def _is_fast(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products in this dtype have a kernel of their own on this machine."""
-    if device.type != "cpu":
-        return True
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    Raises: ValueError for what we do not know.
+    """
+    if precision is not None and precision not in ("auto", *get_args(Precision)):
+        raise ValueError(
+            f"precision is {precision!r}: choose one of auto, {', '.join(get_args(Precision))}, or None for the model's"
+        )
+    return choose_precision("auto", device).precision if precision == "auto" else precision
 
 
 def _stored(rows: Float[Tensor, "o i"], precision: Precision) -> tuple[Tensor, Tensor | None]:

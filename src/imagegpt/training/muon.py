@@ -4,7 +4,8 @@ Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networ
 factor on the rate is that of "Muon is scalable for LLM training", Liu et al., 2025. Beside `torch.optim.Muon`, which
 computes in bfloat16 and takes matrix after matrix, this one
 
-- computes in float32 on a CPU: on one without instructions for bfloat16 torch's took eight times as long (docs/log.md),
+- computes in float32 on a CPU and on GPUs without instructions for bfloat16: on a CPU without them torch's took eight
+  times as long (docs/log.md),
 - takes all matrices of a shape at once,
 - keeps matrices that are stored side by side, as queries, keys and values are, apart.
 """
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from imagegpt.precision import multiplies_bfloat16
 
 # Five rounds of x -> a x + b x^3 + c x^5 on the singular values take all of [0.01, 1] to about 0.7 ... 1.2.
 _ROUNDS = 5
@@ -85,4 +88,5 @@ class Muon(Optimizer):
 
 
 def _dtype_of_products(matrices: Tensor) -> torch.dtype:
-    return torch.bfloat16 if matrices.device.type == "cuda" else torch.float32
+    device = matrices.device
+    return torch.bfloat16 if device.type == "cuda" and multiplies_bfloat16(device) else torch.float32

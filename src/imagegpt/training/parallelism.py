@@ -17,8 +17,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from imagegpt.model import kernel_attention
+from imagegpt.precision import choose_precision
 from imagegpt.training.objectives import Loss
-from imagegpt.training.recipes import Precision, TrainingRecipe
+from imagegpt.training.recipes import PrecisionField, TrainingRecipe
 from imagegpt.training.world import World
 
 
@@ -54,9 +55,10 @@ def set_checkpointing(transformer: Any, enabled: bool) -> None:
             transformer.gradient_checkpointing_disable()
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+def autocast(device: torch.device, precision: PrecisionField) -> torch.autocast:
     """The arithmetic of a recipe's precision; weights and sums stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    chosen = choose_precision(precision, device).precision
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16")
 
 
 @contextmanager

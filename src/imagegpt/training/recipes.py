@@ -34,7 +34,7 @@ Share = Annotated[float, _Number, Field(ge=0, lt=1)]
 BetweenZeroAndOne = Annotated[float, _Number, Field(gt=0, lt=1)]
 
 ObjectiveName = Literal["autoregressive", "bert", "joint", "joint-bert", "classification"]
-Precision = Literal["float32", "bfloat16"]
+PrecisionField = Literal["auto", "float32", "bfloat16"]
 AugmentationName = Literal["none", "flip", "reflect-crop-flip", "random-resized-crop"]
 
 
@@ -218,7 +218,8 @@ class TrainingRecipe:
         weight_decay: on matrices; not on embeddings, biases and gains. The paper has none.
         max_grad_norm: longer gradients are shortened to this.
         average_decay: of the running average of the weights, per step; the average is what is kept. 0 keeps the last.
-        precision: of the arithmetic; weights and sums stay in float32.
+        precision: of products; weights and sums stay in float32. "auto" is bfloat16 where the device multiplies it,
+            else float32, see `imagegpt.precision`.
         compile: compile the blocks.
         gradient_checkpointing: compute all activations of a block again for the backward pass, which takes a third more
             time and half of what memory they took.
@@ -239,7 +240,7 @@ class TrainingRecipe:
     weight_decay: NotNegative = 0.01
     max_grad_norm: Positive = 1.0
     average_decay: Share = 0.99
-    precision: Precision = "float32"
+    precision: PrecisionField = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
     attention: Literal["kernels", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = (
