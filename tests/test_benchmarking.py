@@ -269,12 +269,12 @@ def test_a_model_without_biases_is_measured_alone(tmp_path, quick):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"batches": [1, 0]}, "batches has 0: it must be a whole number of at least 1"),
+        ({"batches": [1, 0]}, "one of batches is 0: it must be a whole number from 1 to 65,536"),
         ({"batches": []}, r"batches is \[\]: give at least one, and each once"),
         ({"batches": [2, 2]}, r"batches is \[2, 2\]: give at least one, and each once"),
-        ({"repeats": 0}, "repeats has 0"),
-        ({"num_pixels": True}, "num_pixels has True"),
-        ({"reference_pixels": 0}, "reference_pixels has 0"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"num_pixels": True}, "num_pixels is True"),
+        ({"reference_pixels": 0}, "reference_pixels is 0"),
         ({"decoders": ["both"]}, "decoders has 'both': choose from sequential, parallel"),
         ({"reference_precisions": ["int8"]}, "reference_precisions has 'int8': choose from float32, bfloat16"),
         ({"precisions": ["float16"]}, "precisions has 'float16': choose from float32, bfloat16, int8"),

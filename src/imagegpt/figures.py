@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from imagegpt import ranges
+
 _PAPER, _INK, _FAINT, _FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 122), (205, 208, 214)
 _HATCH = (224, 232, 245), (150, 176, 219)  # between the stripes, the stripes
 _CELL = 96  # pixels an image is enlarged to, as nearly as a whole factor can
@@ -90,9 +92,7 @@ def sample_grid(
     _check_pixels("shown", num_shown, images[0].size)
     if columns is None:
         columns = math.ceil(math.sqrt(len(images)))
-    if columns < 1:
-        raise ValueError(f"columns is {columns}: it must be at least 1")
-    columns = min(columns, len(images))
+    columns = min(ranges.COLUMNS.check("columns", columns), len(images))
     sheet = _Sheet(images[0].size)
     step_x, step_y = sheet.cell[0] + _GAP, sheet.cell[1] + _GAP
     sheet.open(2 * _MARGIN + columns * step_x - _GAP, 2 * _MARGIN + -(-len(images) // columns) * step_y - _GAP)

@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Shaped, UInt8, UInt32
 
-from imagegpt.palette_checks import MAX_COLORS, check_pixels
+from imagegpt import ranges
+from imagegpt.palette_checks import check_pixels
 
 _STEPS = 50  # of k-means, at most
 
@@ -25,8 +26,8 @@ def fit_colors(
     exact and a palette colour is its own nearest; centres that met by rounding replaced by the sampled colours with
     the largest error (pixels times squared distance).
     """
-    if not 2 <= num_colors <= MAX_COLORS:
-        raise ValueError(f"num_colors is {num_colors}: a palette has 2 to {MAX_COLORS:,} colours")
+    num_colors, seed = ranges.COLORS.check("num_colors", num_colors), ranges.FITTING_SEED.check("seed", seed)
+    max_pixels = ranges.FITTED_PIXELS.check("max_pixels", max_pixels)
     if max_pixels < num_colors:
         raise ValueError(f"max_pixels is {max_pixels}, fewer than num_colors = {num_colors}: raise it")
     distinct, sample = _sample_pixels(images, num_colors, seed, grey, max_pixels)

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from imagegpt import ranges
 from imagegpt.benchmarking import timing
 from imagegpt.benchmarking.contestants import (
     DTYPES,
@@ -80,11 +81,14 @@ class BenchOptions:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        counts = [("batches", one) for one in self.batches] + [("repeats", self.repeats)]
-        optional = {"num_pixels": self.num_pixels, "reference_pixels": self.reference_pixels}
-        for name, count in [*counts, *((name, one) for name, one in optional.items() if one is not None)]:
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"{name} has {count!r}: it must be a whole number of at least 1")
+        checked = {
+            "batches": [ranges.BATCH.check("one of batches", one) for one in self.batches],
+            "repeats": ranges.REPEATS.check("repeats", self.repeats),
+            "num_pixels": ranges.PIXELS.check_if_given("num_pixels", self.num_pixels),
+            "reference_pixels": ranges.PIXELS.check_if_given("reference_pixels", self.reference_pixels),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         _check_choices("precisions", self.precisions, PRECISIONS)
         _check_choices("decoders", self.decoders, DECODERS)
         if self.reference_precisions is not None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _output, _progress, _shared
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ def complete(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any kind and size.")],
     model: _shared.ModelOption = "digits",
     keep: Annotated[
-        float | None, typer.Option(help="Share of the pixels to keep, from the top.", min=0, max=1, show_default="0.5")
+        float | None,
+        _shared.number(ranges.KEEP, "Share of the pixels to keep, from the top.", show_default="0.5"),
     ] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows of pixels to keep, from the top.", min=0)] = None,
+    rows: Annotated[int | None, _shared.number(ranges.ROWS, "Rows of pixels to keep, from the top.")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="An image that is white where to keep pixels, these before all black ones.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Completions of each image.", min=1)] = 8,
+    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "Completions of each image.")] = 8,
     seed: _shared.SeedOption = 0,
     temperature: _shared.TemperatureOption = 1.0,
     top_k: _shared.TopKOption = None,

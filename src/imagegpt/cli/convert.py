@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from imagegpt import ranges
 from imagegpt.cli import _output, _shared
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -98,7 +99,7 @@ def convert_transformers(
 def export_openai(
     model: Annotated[str, typer.Argument(help="A bundled model, a folder, or owner/model.", show_default=False)],
     prefix: Annotated[Path, typer.Argument(help="What the files' names begin with.", show_default=False)],
-    shards: Annotated[int, typer.Option(help="Data files.", min=1)] = 1,
+    shards: Annotated[int, _shared.number(ranges.SHARD_FILES, "Data files.")] = 1,
     force: _shared.ForceOption = False,
 ) -> None:
     """Write a model as a TensorFlow checkpoint that OpenAI's code reads."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _output, _progress, _shared
 from imagegpt.cli.complete import single_names
 
@@ -16,11 +17,13 @@ def fill(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any kind and size.")],
     mask: Annotated[Path, typer.Option(help="An image that is black where to draw, anywhere.", show_default=False)],
     model: Annotated[str, typer.Option(help="A bidirectional (BERT) model.")] = "digits-bert",
-    num: Annotated[int, typer.Option(help="Fillings of each image.", min=1)] = 8,
+    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "Fillings of each image.")] = 8,
     seed: _shared.SeedOption = 0,
-    passes: Annotated[int, typer.Option(help="Passes until all is drawn; 1 draws everything at once.", min=1)] = 16,
-    refills: Annotated[int, typer.Option(help="Passes that draw some of it again.", min=0)] = 16,
-    share: Annotated[float, typer.Option(help="How much of it each of those draws again.", min=0, max=1)] = 0.15,
+    passes: Annotated[
+        int, _shared.number(ranges.PASSES, "Passes until all is drawn; 1 draws everything at once.")
+    ] = 16,
+    refills: Annotated[int, _shared.number(ranges.REFILLS, "Passes that draw some of it again.")] = 16,
+    share: Annotated[float, _shared.number(ranges.REFILL_SHARE, "How much of it each of those draws again.")] = 0.15,
     temperature: _shared.TemperatureOption = 1.0,
     top_k: _shared.TopKOption = None,
     top_p: _shared.TopPOption = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _bulk, _output, _progress, _shared
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sample(
-    num: Annotated[int, typer.Option(help="How many images.", min=1)] = 16,
+    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "How many images.")] = 16,
     model: _shared.ModelOption = "digits",
     seed: _shared.SeedOption = 0,
     temperature: _shared.TemperatureOption = 1.0,

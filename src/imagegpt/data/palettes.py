@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt8
 
+from imagegpt import ranges
 from imagegpt.data.examples import ImageSource, no_warnings
 from imagegpt.palette import ColorPalette, PaletteReport
 from imagegpt.processing import ImageGPTImageProcessor
@@ -60,8 +61,8 @@ def fit_palette(
     Raises: ValueError if there are fewer distinct colours than asked for, no picture can be read, or a number is out
         of its range.
     """
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images is {max_images}: it must be at least 1")
+    num_colors, seed = ranges.COLORS.check("num_colors", num_colors), ranges.FITTING_SEED.check("seed", seed)
+    max_images = ranges.SOME_IMAGES.check_if_given("max_images", max_images)
     chosen = np.arange(len(source))
     if max_images is not None and max_images < len(source):
         chosen = np.sort(np.random.default_rng(seed).choice(len(source), max_images, replace=False))

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from imagegpt import ranges
 from imagegpt.model.layers import at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 
@@ -67,8 +68,7 @@ def _check(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "..."], batch
     config = model.config
     if not config.is_causal:
         raise ValueError("this model is bidirectional (is_causal=False): only a causal model has an exact likelihood")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    ranges.BATCH.check("batch_size", batch_size)
     if ids.ndim != 2 or ids.shape[1] != config.n_positions or not len(ids):
         raise ValueError(
             f"the ids have the shape {tuple(ids.shape)}: this model scores whole images, give "

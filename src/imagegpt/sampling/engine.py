@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from imagegpt import ranges
 from imagegpt.kernels import decoding as kernels
 from imagegpt.model import cost
 from imagegpt.model.layers import ImageGPTBlock
@@ -111,7 +112,7 @@ class Sampler:
         self.precision = own if precision == "auto" else precision
         self.model = freeze(model, precision, in_place=in_place)
         self.decoder: DecoderName = decoder
-        self.max_memory = max_memory
+        self.max_memory = ranges.MEMORY_BYTES.check_if_given("max_memory", max_memory)
         self.statistics = ParallelStatistics()  # of the last call, if the decoder is parallel
         self.compile = compile
         self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
@@ -178,8 +179,9 @@ class Sampler:
         Raises: ValueError as `generate`, and if the images are no whole number of rows.
         """
         num_pixels = checked_length(num_pixels, self.model.config)
-        row_length = math.isqrt(self.model.config.n_positions) if row_length is None else row_length
-        if row_length < 1 or num_pixels % row_length:
+        side = math.isqrt(self.model.config.n_positions)
+        row_length = side if row_length is None else ranges.PIXELS.check("row_length", row_length)
+        if num_pixels % row_length:
             raise ValueError(f"{num_pixels} pixels are no whole number of rows of {row_length}: give row_length")
         checked = checked_prompts(prompts, len(seeds), num_pixels, self.model.config)
         return self._rows(checked, seeds, rules or SamplingRules(), num_pixels, row_length)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from imagegpt import ranges
 from imagegpt.config import ImageGPTConfig
 
 Prompts = Int64[Tensor, "b p"] | Sequence[Int64[Tensor, " p"]]
@@ -23,7 +24,8 @@ def checked_length(num_pixels: int | None, config: ImageGPTConfig) -> int:
     """
     if num_pixels is None:
         return config.n_positions
-    if not 1 <= num_pixels <= config.n_positions:
+    num_pixels = ranges.PIXELS.check("num_pixels", num_pixels)
+    if num_pixels > config.n_positions:
         raise ValueError(f"num_pixels is {num_pixels}: this model draws 1 to {config.n_positions} pixels")
     return num_pixels
 
