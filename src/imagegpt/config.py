@@ -43,9 +43,21 @@ NAMED_SIZES: dict[str, dict[str, int]] = {
     "xl": {"n_layer": 60, "n_embd": 3072, "n_head": 16, "n_positions": 64 * 64},
 }
 
-
 # In a config.json, in place of "imagegpt", for models that transformers' ImageGPT cannot compute.
 EXTENDED_MODEL_TYPE = "imagegpt_extended"
+
+
+def _checked_number(field: str, value: Any) -> Any:
+    """The value of a field, a number of NumPy's as one of Python's.
+
+    Raises: ValueError unless it is in the field's range, if it has one.
+    """
+    if isinstance(value, list):
+        return [_checked_number(field, one) for one in value]
+    if field in _RANGES and not (value is None and field in _MAY_BE_NONE):
+        _RANGES[field].check(field, value)
+    return ranges.plain(value)
+
 
 ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
 
@@ -57,7 +69,7 @@ def _one_sentence(cls: ConfigClass) -> ConfigClass:
     @functools.wraps(checked_init)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            checked_init(self, *args, **{name: ranges.plain(value) for name, value in kwargs.items()})
+            checked_init(self, *args, **{name: _checked_number(name, value) for name, value in kwargs.items()})
         except StrictDataclassError as error:
             raise ValueError(str(error.__cause__ or error)) from None
 
@@ -221,11 +233,8 @@ class ImageGPTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse impossible sizes and options, in one sentence naming the field."""
-        for field, allowed in _RANGES.items():
-            value = getattr(self, field)
-            for one in value if isinstance(value, list) else [value]:
-                if one is not None or field not in _MAY_BE_NONE:
-                    allowed.check(field, one)
+        for field in _RANGES:
+            _checked_number(field, getattr(self, field))
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd is {self.n_embd}, which n_head = {self.n_head} does not divide: "
