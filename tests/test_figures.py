@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt.figures import appearing, completion_grid, sample_grid
+from imagegpt.animations import appearing
+from imagegpt.figures import completion_grid, sample_grid
 
 
 def flat(level, size=(8, 8)):

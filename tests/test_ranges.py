@@ -391,5 +391,7 @@ def test_a_parameter_outside_its_range_is_refused_and_other_libraries_numbers_ar
     if allowed.kind is float:
         call(made, **{name: np.float64(0.5)})
         return
-    inside = {"row_length": 4, "max_memory": 10**9, "n_embd": 64, "max_pixels": 1000}.get(name, allowed.lowest)
+    inside = {"num_pixels": 4, "row_length": 4, "max_memory": 10**9, "n_embd": 64, "max_pixels": 1000}.get(
+        name, allowed.lowest
+    )
     call(made, **{name: np.int64(inside)})

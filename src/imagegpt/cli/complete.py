@@ -49,6 +49,7 @@ def complete(
     """
     _check_choice({"--keep": keep, "--rows": rows, "--mask": mask})
     _output.check_png(out, force)
+    _output.check_num(num * len(images), "completions")
     _output.check_gif(gif, force)
     places = _output.check_singles(singles, single_names(images, num), force)
     if out.absolute() in {place.absolute() for place in places}:
@@ -61,7 +62,8 @@ def complete(
         model=model, revision=revision, device=device, precision=precision, decoder=decoder, max_memory=max_memory
     )
     pipe = loading.pipeline()
-    from imagegpt.figures import appearing, completion_grid
+    from imagegpt.animations import appearing, check_gif_size
+    from imagegpt.figures import completion_grid, completion_grid_size
     from imagegpt.sampling import SamplingRules
 
     options: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
@@ -70,8 +72,9 @@ def complete(
     ids = pipe.encode(images)
     originals = pipe.processor.decode(ids)
     labels = [path.name for path in images]
+    sheet_size = completion_grid_size(len(images), num, originals[0].size, has_labels=True)
     if gif is not None:
-        _output.check_gif_size(completion_grid(originals, num_kept, [[image] * num for image in originals], labels))
+        check_gif_size(sheet_size, originals[0].size, num_kept)
     with _progress.pixel_progress("completing") as progress:
         completions = pipe.complete_ids(
             ids[:, :num_kept], num=num, seed=seed, batch_size=batch_size, progress=progress, **options

@@ -39,6 +39,7 @@ def fill(
     An image is cropped to a square and reduced to the model's size and colours first. What is kept stays as it is.
     """
     _output.check_png(out, force)
+    _output.check_num(num * len(images), "fillings")
     places = _output.check_singles(singles, single_names(images, num), force)
     if out.absolute() in {place.absolute() for place in places}:
         raise ValueError(f"--out is {out}, which is also the name of a single filling: choose another name")
@@ -49,7 +50,7 @@ def fill(
         model=model, revision=revision, device=device, precision="auto", decoder="sequential", max_memory=None
     )
     pipe = loading.pipeline()
-    from imagegpt.figures import completion_grid
+    from imagegpt.figures import completion_grid, completion_grid_size
     from imagegpt.masks import read_mask
     from imagegpt.sampling import FillSchedule, SamplingRules
 
@@ -57,6 +58,7 @@ def fill(
     rules, schedule = SamplingRules(**options), FillSchedule(passes=passes, refills=refills, share=share)
     kept = read_mask(mask, pipe.processor.size["height"], pipe.processor.size["width"])
     originals = pipe.reduce(images)
+    completion_grid_size(len(images), num, originals[0].size, has_labels=True)  # checks that there is memory for it
     with _progress.pixel_progress("filling", "passes") as progress:
         filled = pipe.fill(images, mask, num=num, seed=seed, schedule=schedule, progress=progress, **options)
     drawn = [image for several in filled for image in several]

@@ -19,7 +19,7 @@ from pathlib import Path
 from imagegpt import ranges
 from imagegpt.data import encoding_folder as places
 from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard
-from imagegpt.data.encoding_pool import ShardPool
+from imagegpt.data.encoding_pool import ShardPool, check_room
 from imagegpt.data.encoding_worker import Part, ShardMaker
 from imagegpt.data.examples import ImageSource
 from imagegpt.data.palettes import checked_palette
@@ -295,6 +295,7 @@ def _shard_pool(jobs: "list[_Job]", num_workers: int | None) -> Iterator[ShardPo
     """Processes for what is missing, or None if this one does it."""
     num_missing = sum(job.settings.num_source - job.num_there for job in jobs)
     workers = min(_workers(num_workers, num_missing), sum(len(job.missing) for job in jobs))
+    check_room([job.settings for job in jobs], num_missing, max(1, workers), jobs[0].folder)
     if workers <= 1:
         yield None
         return

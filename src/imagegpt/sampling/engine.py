@@ -27,7 +27,7 @@ from imagegpt.sampling.decoder import Decoder, lay_out_for
 from imagegpt.sampling.guessing import influence_bytes, influence_of
 from imagegpt.sampling.parallel import ParallelStatistics, draw_in_parallel
 from imagegpt.sampling.projections import Precision, check_precision, freeze
-from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts, num_shared_prompts
+from imagegpt.sampling.prompts import Prompts, check_room, checked_length, checked_prompts, num_shared_prompts
 from imagegpt.sampling.recording import Recorder
 from imagegpt.sampling.rules import SamplingRules
 from imagegpt.sampling.run_length import RunLength
@@ -222,6 +222,7 @@ class Sampler:
         """Draw images in batches that fit; tells again and again which, and how many pixels of them are there."""
         self.statistics = ParallelStatistics()
         waiting = _split(range(len(seeds)), self._most_images())
+        check_room(len(waiting[0]) if waiting else 0, self.bytes_per_image, self.model.device)
         while waiting:
             images = waiting.pop(0)
             mine = slice(images.start, images.stop)
