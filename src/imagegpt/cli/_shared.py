@@ -70,6 +70,11 @@ MaxMemoryOption = Annotated[
 BatchSizeOption = Annotated[int | None, number(ranges.BATCH, "Images at a time.", show_default="by memory")]
 
 
+def say_next(told: str) -> None:
+    """Name a command that goes on with what was just made, on stderr; see `imagegpt.commands`."""
+    stderr_console().print(f"Next: {told}", markup=False, soft_wrap=True)
+
+
 def stderr_console() -> Console:
     """Where progress goes, so that stdout holds results only."""
     return Console(stderr=True, highlight=False)

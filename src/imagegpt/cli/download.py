@@ -8,6 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from imagegpt import ranges
 from imagegpt.cli import _progress, _shared
+from imagegpt.commands import command, free_name
 
 
 def download(
@@ -42,6 +43,6 @@ def download(
 
         prefix = download(files, out, show)
     typer.echo(f"{len(files)} files, all checksums right: {prefix}")
-    objective = " --objective bert" if bert else ""
-    told = f"imagegpt convert openai {prefix} igpt-{size}{'-bert' if bert else ''}{objective}"
-    console.print(f"Next: {told}", markup=False, soft_wrap=True)
+    objective = ["--objective", "bert"] if bert else []
+    folder = free_name(f"igpt-{size}{'-bert' if bert else ''}")
+    _shared.say_next(command("convert", "openai", prefix, folder, *objective))

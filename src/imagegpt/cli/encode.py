@@ -13,6 +13,7 @@ from rich.table import Table
 from imagegpt import ranges
 from imagegpt.cli import _progress, _shared
 from imagegpt.cli.palette import SOURCE_HELP
+from imagegpt.commands import command, free_name, setting
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.data.encoding import EncodingReport
@@ -97,5 +98,5 @@ def _tell(report: "EncodingReport", out: Path) -> None:
         typer.echo(f"{num_new:,} images in {report.elapsed_s:.1f} s, {report.images_per_s:,.0f} images/s: {out}")
     else:
         typer.echo(f"nothing was left to do: {out}")
-    next_one = f"imagegpt train pictures --set data.train={out} --out model"
-    _shared.stderr_console().print(f"Next: {next_one}", markup=False, soft_wrap=True)
+    chosen = setting("data.train", out)
+    _shared.say_next(command("train", "pictures", "--set", chosen, "--out", free_name("model")))

@@ -7,6 +7,7 @@ import typer
 
 from imagegpt import ranges
 from imagegpt.cli import _output, _progress, _shared
+from imagegpt.commands import command, free_name
 from imagegpt.palette import PALETTE_FILE
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -88,6 +89,5 @@ def _tell(fitted: "FittedPalette", src: str, out: Path, size: int) -> None:
     typer.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
     if fitted.broken:
         typer.echo(f"{len(fitted.broken):,} images could not be read, for one: {fitted.broken[0]}")
-    resized = "" if size == 32 else f" --size {size}"
-    next_one = f"imagegpt encode {src} encoded --palette {out}{resized}"
-    _shared.stderr_console().print(f"Next: {next_one}", markup=False, soft_wrap=True)
+    resized = [] if size == 32 else ["--size", str(size)]
+    _shared.say_next(command("encode", src, free_name("encoded"), "--palette", out, *resized))
