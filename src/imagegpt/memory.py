@@ -46,7 +46,7 @@ def readable_bytes(num: float) -> str:
         if value < 999.5:
             break
         value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}" if value < 1e6 else f"{value:,.0f} {unit}"
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
 
 
 def _check(what: str, needed: float, available: int | None, of_what: str, advice: str) -> None:

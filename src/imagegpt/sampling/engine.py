@@ -21,7 +21,7 @@ from imagegpt.model import cost
 from imagegpt.model.layers import ImageGPTBlock
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.batch import Batch, draw_sequentially
-from imagegpt.sampling.cache import StaticCache
+from imagegpt.sampling.cache import BUCKET, StaticCache
 from imagegpt.sampling.compilation import Compiler
 from imagegpt.sampling.decoder import Decoder, lay_out_for
 from imagegpt.sampling.guessing import influence_bytes, influence_of
@@ -188,17 +188,17 @@ class Sampler:
 
     @property
     def bytes_per_image(self) -> int:
-        """Memory that an image takes while it is drawn: keys, values and noise."""
+        """Memory that an image takes while it is drawn: keys and values in whole buckets, noise, and its ids."""
         config = self.model.config
-        return config.n_positions * (self.cache_bytes_per_pixel + config.num_colors * torch.float32.itemsize)
+        room = -(-config.n_positions // BUCKET) * BUCKET * self.cache_bytes_per_pixel
+        noise = config.num_colors * torch.float32.itemsize
+        return room + config.n_positions * (noise + torch.int64.itemsize)
 
     @property
     def cache_bytes_per_pixel(self) -> int:
         """Of an image: keys and values, as they were stored when something was drawn last."""
-        config = self.model.config
-        numbers = cost.cache_bytes_per_pixel(config, self._cache_dtype.itemsize)
-        num_vectors = cost.cache_bytes_per_pixel(config, 1) // (config.n_embd // config.n_head)
-        return numbers + (kernels.SCALE_BYTES * num_vectors if self._cache_dtype == torch.int8 else 0)
+        scale_bytes = kernels.SCALE_BYTES if self._cache_dtype == torch.int8 else 0
+        return cost.cache_bytes_per_pixel(self.model.config, self._cache_dtype.itemsize, scale_bytes)
 
     def uncompiled_s(self, num_images: int, num_pixels: int) -> float:
         """A rough guess of the seconds that a batch takes on a CPU without compiling."""

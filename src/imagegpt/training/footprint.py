@@ -28,6 +28,12 @@ def check_weights(config: ImageGPTConfig) -> None:
     check_memory(f"a model of {num:,} parameters", _FLOAT32 * num, "choose fewer blocks or a smaller width")
 
 
+def activation_bytes(config: ImageGPTConfig, images: int, *, bytes_per_number: int, checkpointing: bool) -> int:
+    """What is kept for the backward pass at least: a few numbers a block and position, and the logits in float32."""
+    kept = (1 if checkpointing else _KEPT_WIDTHS) * config.n_layer * config.n_embd
+    return images * config.n_positions * (kept * bytes_per_number + config.num_colors * _FLOAT32)
+
+
 def check_training(model: nn.Module, config: ImageGPTConfig, recipe: Recipe, world: World) -> None:
     """See that there is memory to train a model as a recipe says. A GPU says itself when its own does not suffice.
 
@@ -41,9 +47,9 @@ def check_training(model: nn.Module, config: ImageGPTConfig, recipe: Recipe, wor
     images = training.micro_batch or -(-training.batch_size // world.size)
     learnt = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     weights = _FLOAT32 * learnt * (4 if training.average_decay else 3)  # gradients, two moments, average
-    kept = (1 if training.gradient_checkpointing else _KEPT_WIDTHS) * config.n_layer * config.n_embd
     size = 2 if training.precision == "bfloat16" else _FLOAT32
-    activations = images * config.n_positions * (kept * size + config.num_colors * _FLOAT32)
+    checkpointing = training.gradient_checkpointing
+    activations = activation_bytes(config, images, bytes_per_number=size, checkpointing=checkpointing)
     check_memory(
         f"training with {images:,} images at a time ({readable_bytes(activations)}) and {learnt:,} weights",
         weights + activations,
