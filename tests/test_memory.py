@@ -64,7 +64,7 @@ def test_where_nobody_can_tell_nothing_is_refused(with_memory):
     memory.check_memory("the world", 1e30, "think small")
     with_memory(10)
     memory.check_memory("little", 10, "think small")
-    with pytest.raises(ValueError, match="^the world would take at least 1,000,000,000,000,000 PB of memory"):
+    with pytest.raises(ValueError, match=r"^the world would take at least 1,000,000,000,000,000 PB of memory"):
         memory.check_memory("the world", 1e30, "think small")
     with pytest.raises(ValueError, match=r"^it would take at least 1\.23 kB of memory, of which 10 B are free: do$"):
         memory.check_memory("it", 1234, "do")
@@ -226,10 +226,8 @@ def test_no_more_is_asked_for_than_the_backward_pass_keeps(attention, checkpoint
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = autoregressive_loss(model, ids)
-    weights = sum(one.nbytes for one in model.parameters())
     estimate = activation_bytes(model.config, 3, bytes_per_number=4, checkpointing=checkpointing)
-    assert 0.1 * estimate < sum(kept.values()) - weights
-    assert estimate <= sum(kept.values())
+    assert estimate <= sum(kept.values()) < 20 * estimate
     loss.backward()
 
 

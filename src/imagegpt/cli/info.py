@@ -49,7 +49,8 @@ def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:
         return [*facts, ("classes", names), ("input", _input(config)), ("operations", operations)]
     if config.is_causal:
         cache = [
-            f"{_bytes(config.n_positions * cost.cache_bytes_per_pixel(config, size))} in {name}" for name, size in sizes
+            f"{readable_bytes(config.n_positions * cost.cache_bytes_per_pixel(config, size))} in {name}"
+            for name, size in sizes
         ]
         facts.append(("keys and values", f"{', '.join(cache)}, for one image"))
         operations += f", {_flops(cost.image_flops(config))} an image"
