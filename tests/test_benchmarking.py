@@ -10,7 +10,8 @@ from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTFor
 from imagegpt.benchmarking import BenchOptions, contestants, memory, run, run_benchmark, timing
 from imagegpt.model import cost
 from imagegpt.model.cache_names import CACHE
-from imagegpt.sampling import Sampler
+from imagegpt.sampling import Sampler, engine
+from imagegpt.sampling.cache import StaticCache
 from imagegpt.sampling.compilation import Compiler
 
 CONFIG = {"vocab_size": 11, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
@@ -54,15 +55,14 @@ def test_the_numbers_fit_each_other(tiny, quick):
     assert [(one.who, one.precision, one.batch) for one in rows] == [(*pair, n) for n in (1, 3) for pair in who]
     rate = result.read_bytes_per_s["best"]
     assert rate >= result.read_bytes_per_s["median"] > 0
-    config = ImageGPTConfig(**CONFIG)
     for one in rows:
         assert len(one.seconds) == 3
         assert one.ms_per_pixel == pytest.approx(1e3 * statistics.median(one.seconds) / 6)
         assert one.images_per_s == pytest.approx(1e3 * one.batch / (16 * one.ms_per_pixel))
-        size = {"float32": 4, "bfloat16": 2}[one.precision]
-        sizes = {"batch": one.batch, "weight_size": size, "cache_size": size}
+        contestant = contestants.Contestant(who=one.who, precision=one.precision, compile=False)
+        draw = contestant.make(tiny, "cpu")
         # The cache grows evenly: between pixels 0 and 5 it holds 2.5 on average.
-        in_the_middle = [cost.step_bytes(config, pixel, **sizes) for pixel in (2, 3)]
+        in_the_middle = [draw.step_bytes(one.batch, pixel) for pixel in (2, 3)]
         assert one.floor_ms == pytest.approx(1e3 * sum(in_the_middle) / 2 / rate)
         assert one.share == pytest.approx(one.floor_ms / one.ms_per_pixel)
         assert one.peak_bytes == 1000
@@ -144,6 +144,40 @@ def test_what_must_be_held(precision, size):
     if precision != "int8":
         theirs = contestants.Contestant(who="transformers", precision=precision).make(config, "cpu")
         assert theirs.cache_bytes(3, 5) == 3 * 5 * cost.cache_bytes_per_pixel(config, size)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_the_share_counts_the_bytes_that_are_there(precision, tmp_path, with_kernels, monkeypatch):
+    """Keys and values of int8 were counted with two bytes, where the cache stores 68 for 64 of them."""
+    config = ImageGPTConfig(**{**CONFIG, "n_positions": 64, "n_embd": 32})
+    ImageGPTForCausalImageModeling(config).save_pretrained(tmp_path)
+    caches, models = [], []
+
+    class Kept(StaticCache):
+        def __init__(self, model, num_images, *more):
+            super().__init__(model, num_images, *more)
+            if num_images == 3:
+                caches.append(self)
+                models.append(model)
+
+    monkeypatch.setattr(engine, "StaticCache", Kept)
+    monkeypatch.setattr(run, "_LEAST_S", 0.0)
+    monkeypatch.setattr(timing.MemoryReader.__init__, "__defaults__", (1 << 20,))
+    monkeypatch.setattr(Compiler, "runner", lambda *_: None)
+    options = BenchOptions(
+        model=str(tmp_path), batches=[3], precisions=[precision], repeats=1, compare=False, memory=False
+    )
+    result = run_benchmark(options)
+    (one,) = result.measurements
+    cache, model = caches[-1], models[-1]
+    assert {tensor.dtype for tensor in cache.keys} == {getattr(torch, precision)}
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    weights -= model.transformer.wte.weight.nbytes + model.transformer.wpe.weight.nbytes
+    embeddings = 3 * 2 * 32 * 4  # of the pixel and of its place, in float32 always
+    read = weights + embeddings + cache.nbytes * statistics.mean(range(64)) / 64
+    assert one.floor_ms == pytest.approx(1e3 * read / result.read_bytes_per_s["best"])
+    assert one.share == pytest.approx(one.floor_ms / one.ms_per_pixel)
+    assert one.held_bytes == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) + cache.nbytes
 
 
 def test_a_stretch_of_theirs_begins_behind_a_cache_that_is_full(monkeypatch):
@@ -269,12 +303,12 @@ def test_a_model_without_biases_is_measured_alone(tmp_path, quick):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"batches": [1, 0]}, "batches has 0: it must be a whole number of at least 1"),
+        ({"batches": [1, 0]}, "one of batches is 0: it must be a whole number from 1 to 65,536"),
         ({"batches": []}, r"batches is \[\]: give at least one, and each once"),
         ({"batches": [2, 2]}, r"batches is \[2, 2\]: give at least one, and each once"),
-        ({"repeats": 0}, "repeats has 0"),
-        ({"num_pixels": True}, "num_pixels has True"),
-        ({"reference_pixels": 0}, "reference_pixels has 0"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"num_pixels": True}, "num_pixels is True"),
+        ({"reference_pixels": 0}, "reference_pixels is 0"),
         ({"decoders": ["both"]}, "decoders has 'both': choose from sequential, parallel"),
         ({"reference_precisions": ["int8"]}, "reference_precisions has 'int8': choose from float32, bfloat16"),
         ({"precisions": ["float16"]}, "precisions has 'float16': choose from float32, bfloat16, int8"),

@@ -180,13 +180,13 @@ def test_nonsense_is_refused_in_one_sentence_naming_the_field(options, named):
 
 
 def test_the_given_value_is_in_the_message():
-    with pytest.raises(ValueError, match="n_layer is -7: it must be at least 1"):
+    with pytest.raises(ValueError, match="n_layer is -7: it must be a whole number from 1 to 1,024"):
         tiny_config(n_layer=-7)
 
 
 def test_nonsense_in_a_file_is_refused_alike(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "imagegpt", "vocab_size": 1}))
-    with pytest.raises(ValueError, match="vocab_size is 1: it must be at least 3"):
+    with pytest.raises(ValueError, match="vocab_size is 1: it must be a whole number from 3 to 65,537"):
         ImageGPTConfig.from_pretrained(tmp_path)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt.figures import appearing, completion_grid, sample_grid
+from imagegpt.animations import appearing
+from imagegpt.figures import completion_grid, sample_grid
 
 
 def flat(level, size=(8, 8)):
@@ -175,7 +176,7 @@ def test_completions_appear_beside_what_stays():
         (lambda: appearing(sample_grid, (8, 8), 64), "64 pixels are there from the start, an image has 64: leave at"),
         (lambda: appearing(sample_grid, (8, 8), -1), "-1 pixels are there from the start, an image has 64: leave at"),
         (lambda: sample_grid([]), "there are no images to draw"),
-        (lambda: sample_grid([flat(0)], columns=0), "columns is 0: it must be at least 1"),
+        (lambda: sample_grid([flat(0)], columns=0), "columns is 0: it must be a whole number from 1"),
         (
             lambda: sample_grid([flat(0), flat(0, (4, 8))]),
             r"the images differ in width and height \(\(4, 8\), \(8, 8\)\)",

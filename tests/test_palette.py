@@ -151,7 +151,7 @@ def test_refused_rgb(rgb, message):
 
 @pytest.mark.parametrize("num", [0, 1, 257])
 def test_refused_grey(num):
-    with pytest.raises(ValueError, match=f"num_colors is {num}: there are 2 to 256 grey levels to choose"):
+    with pytest.raises(ValueError, match=f"num_colors is {num}: it must be a whole number from 2 to 256"):
         ColorPalette.grey(num)
 
 
@@ -509,7 +509,7 @@ def test_grey_fit_is_on_pillows_luma():
 def test_refused_fits():
     images = list(noisy_images(1))
     for num in (0, 1, 65_537):
-        with pytest.raises(ValueError, match=f"num_colors is {num}: a palette has 2 to 65,536 colours"):
+        with pytest.raises(ValueError, match=f"num_colors is {num}: it must be a whole number from 2 to 65,536"):
             ColorPalette.fit(images, num)
     with pytest.raises(ValueError, match="max_pixels is 10, fewer than num_colors = 11: raise it"):
         ColorPalette.fit(images, 11, max_pixels=10)

@@ -14,8 +14,25 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2CLS
 from transformers.configuration_utils import PreTrainedConfig
 
-_POSITIVE_FIELDS = ("n_positions", "n_embd", "n_layer", "n_head")
-_DROPOUT_FIELDS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+from imagegpt import ranges
+
+_RANGES: dict[str, ranges.Range[Any]] = {
+    "n_positions": ranges.PIXELS,
+    "n_embd": ranges.WIDTH,
+    "n_layer": ranges.LAYERS,
+    "n_head": ranges.HEADS,
+    "n_inner": ranges.INNER_WIDTH,
+    "vocab_size": ranges.VOCABULARY,
+    "resid_pdrop": ranges.DROPOUT,
+    "embd_pdrop": ranges.DROPOUT,
+    "attn_pdrop": ranges.DROPOUT,
+    "layer_norm_epsilon": ranges.NORM_EPSILON,
+    "initializer_range": ranges.WEIGHT_SCALE,
+    "pad_token_id": ranges.TOKEN,
+    "bos_token_id": ranges.TOKEN,
+    "eos_token_id": ranges.TOKEN,
+}
+_MAY_BE_NONE = ("n_inner", "pad_token_id", "bos_token_id", "eos_token_id")
 
 # The paper's section on the network architecture and its appendix; the heads of XL were never published, 16 keeps
 # its head width (192) closest to those of the others. "positions" is the side of the square image.
@@ -26,9 +43,21 @@ NAMED_SIZES: dict[str, dict[str, int]] = {
     "xl": {"n_layer": 60, "n_embd": 3072, "n_head": 16, "n_positions": 64 * 64},
 }
 
-
 # In a config.json, in place of "imagegpt", for models that transformers' ImageGPT cannot compute.
 EXTENDED_MODEL_TYPE = "imagegpt_extended"
+
+
+def _checked_number(field: str, value: Any) -> Any:
+    """The value of a field, a number of NumPy's as one of Python's.
+
+    Raises: ValueError unless it is in the field's range, if it has one.
+    """
+    if isinstance(value, list):
+        return [_checked_number(field, one) for one in value]
+    if field in _RANGES and not (value is None and field in _MAY_BE_NONE):
+        _RANGES[field].check(field, value)
+    return ranges.plain(value)
+
 
 ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
 
@@ -40,7 +69,7 @@ def _one_sentence(cls: ConfigClass) -> ConfigClass:
     @functools.wraps(checked_init)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            checked_init(self, *args, **kwargs)
+            checked_init(self, *args, **{name: _checked_number(name, value) for name, value in kwargs.items()})
         except StrictDataclassError as error:
             raise ValueError(str(error.__cause__ or error)) from None
 
@@ -204,24 +233,13 @@ class ImageGPTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse impossible sizes and options, in one sentence naming the field."""
-        for field in _POSITIVE_FIELDS:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}: it must be at least 1")
-        if self.vocab_size < 3:
-            raise ValueError(f"vocab_size is {self.vocab_size}: it must be at least 3, two colours and the start token")
-        if self.n_inner is not None and self.n_inner < 1:
-            raise ValueError(f"n_inner is {self.n_inner}: it must be at least 1, or None for 4 * n_embd")
+        for field in _RANGES:
+            _checked_number(field, getattr(self, field))
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd is {self.n_embd}, which n_head = {self.n_head} does not divide: "
                 "choose a width that is a multiple of the number of heads"
             )
-        for field in _DROPOUT_FIELDS:
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}: a dropout rate lies in [0, 1)")
-        for field in ("layer_norm_epsilon", "initializer_range"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} is {getattr(self, field)}: it must be greater than 0")
         if self.tie_word_embeddings:
             raise ValueError(
                 "tie_word_embeddings is True, but tied embeddings would make the start token predictable: "

@@ -1,25 +1,27 @@
-"""Pictures to look at: completions beside what was kept of the original, sheets of samples, and both as they appear.
+"""Pictures to look at: completions beside what was kept of the original, and sheets of samples.
 
 Small images are enlarged by whole factors without smoothing, so that a pixel stays a square. What the model has not
 been shown, or has not drawn yet, is hatched in blue, which no grey, black or white pixel can be mistaken for.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from imagegpt import ranges
+from imagegpt.memory import check_memory
 
 _PAPER, _INK, _FAINT, _FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 122), (205, 208, 214)
 _HATCH = (224, 232, 245), (150, 176, 219)  # between the stripes, the stripes
 _CELL = 96  # pixels an image is enlarged to, as nearly as a whole factor can
 _GAP, _GROUP_GAP, _MARGIN = 6, 18, 16
 _CAPTION_SIZE = 15
+_HEADER = _CAPTION_SIZE + 10
 _COLUMNS = 8  # completions in a row
 _PALETTE_COLUMNS, _SWATCH = 32, 16  # colours in a row, and the pixels a side of each
-_STEPS = 64  # of an animation, at most
-_FRAME_MS, _LAST_FRAME_MS = 80, 2000
 
 
 def completion_grid(
@@ -45,24 +47,19 @@ def completion_grid(
     width, height = originals[0].size
     _check_kept(kept, originals[0].size)
     _check_pixels("shown", num_shown, originals[0].size)
-    sheet = _Sheet(originals[0].size)
     columns = min(_COLUMNS, len(completions[0]))
-    lines = -(-len(completions[0]) // columns)
-    label_height = _CAPTION_SIZE + 6 if labels is not None else 0
-    block_height = label_height + lines * (sheet.cell[1] + _GAP) + _GAP
+    sheet = _Sheet(originals[0].size)
+    sheet.open(*completion_grid_size(len(originals), len(completions[0]), originals[0].size, labels is not None))
+    label_height, block_height = _block(len(completions[0]), sheet.cell[1], labels is not None)
     lefts = [_MARGIN, _MARGIN + sheet.cell[0] + _GROUP_GAP]
     lefts += [lefts[1] + _GROUP_GAP + (sheet.cell[0] + _GAP) * i + sheet.cell[0] for i in range(columns)]
-    header = _CAPTION_SIZE + 10
-    sheet.open(
-        lefts[-1] + sheet.cell[0] + _MARGIN, _MARGIN + header + block_height * len(originals) + _MARGIN - 2 * _GAP
-    )
 
     num_kept = kept if isinstance(kept, int) else int(kept.sum())
     kept_percent = f"{100 * num_kept / (width * height):.3g} %"
     for left, caption in zip(lefts, ("original", f"kept {kept_percent}", "completions"), strict=False):
         sheet.write(left, _MARGIN, caption, _INK)
     for row, original in enumerate(originals):
-        top = _MARGIN + header + row * block_height
+        top = _MARGIN + _HEADER + row * block_height
         if labels is not None:
             sheet.write(lefts[0], top, labels[row], _FAINT)
         top += label_height
@@ -88,18 +85,38 @@ def sample_grid(
     """
     _check_sizes(images)
     _check_pixels("shown", num_shown, images[0].size)
-    if columns is None:
-        columns = math.ceil(math.sqrt(len(images)))
-    if columns < 1:
-        raise ValueError(f"columns is {columns}: it must be at least 1")
-    columns = min(columns, len(images))
+    columns = _columns(len(images), columns)
     sheet = _Sheet(images[0].size)
+    sheet.open(*sample_grid_size(len(images), images[0].size, columns))
     step_x, step_y = sheet.cell[0] + _GAP, sheet.cell[1] + _GAP
-    sheet.open(2 * _MARGIN + columns * step_x - _GAP, 2 * _MARGIN + -(-len(images) // columns) * step_y - _GAP)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         sheet.paste(image, _MARGIN + column * step_x, _MARGIN + row * step_y, num_shown)
     return sheet.canvas
+
+
+def completion_grid_size(
+    num_originals: int, num_completions: int, image_size: tuple[int, int], has_labels: bool
+) -> tuple[int, int]:
+    """Width and height of `completion_grid` for so many images of that (width, height).
+
+    Raises: ValueError if there is no memory for so large a picture.
+    """
+    cell, columns = _cell(image_size), min(_COLUMNS, num_completions)
+    _, block_height = _block(num_completions, cell[1], has_labels)
+    width = 2 * _MARGIN + 2 * _GROUP_GAP + (2 + columns) * cell[0] + (columns - 1) * _GAP
+    return _checked_size(width, 2 * _MARGIN + _HEADER + block_height * num_originals - 2 * _GAP)
+
+
+def sample_grid_size(num: int, image_size: tuple[int, int], columns: int | None = None) -> tuple[int, int]:
+    """Width and height of `sample_grid` for so many images of that (width, height).
+
+    Raises: ValueError if there is no memory for so large a picture.
+    """
+    cell, columns = _cell(image_size), _columns(num, columns)
+    lines = -(-num // columns)
+    width, height = columns * (cell[0] + _GAP), lines * (cell[1] + _GAP)
+    return _checked_size(2 * _MARGIN + width - _GAP, 2 * _MARGIN + height - _GAP)
 
 
 def palette_picture(rgb: UInt8[np.ndarray, "v 3"]) -> Image.Image:
@@ -145,54 +162,11 @@ def before_after_grid(before: Sequence[Image.Image], after: Sequence[Image.Image
     return sheet.canvas
 
 
-def appearing(
-    grid_of: Callable[[int], Image.Image], image_size: tuple[int, int], num_kept: int = 0
-) -> Iterator[Image.Image]:
-    """Draw the frames of a GIF in which the images of a grid appear as the model drew them, in raster order.
-
-    A frame adds a pixel to each image, or a row where more than 64 pixels are to come, or several where more than 64
-    rows are: there are 65 frames at most.
-
-    Args:
-        grid_of: draws the grid with that many pixels of each image shown, an RGB image, always of one size:
-            `lambda num: sample_grid(images, num_shown=num)`.
-        image_size: (width, height) of an image of the grid, before it is enlarged.
-        num_kept: pixels that are there from the start.
-    Returns: frames of mode "P", drawn one at a time because they may be large, all with one palette, so that nothing
-        flickers. Exact if the first and the last have at most 256 colours together, the nearest there are otherwise.
-        `info["duration"]` says how long each is shown, in milliseconds; Pillow's GIF writer looks there.
-    Raises: ValueError if there is nothing to appear.
-    """
-    num_pixels = image_size[0] * image_size[1]
-    if not 0 <= num_kept < num_pixels:
-        raise ValueError(
-            f"{num_kept} pixels are there from the start, an image has {num_pixels}: leave at least one to appear"
-        )
-    first, last = grid_of(num_kept), grid_of(num_pixels)
-    together = Image.fromarray(np.concatenate([np.asarray(first), np.asarray(last)]))
-    reduced = together.quantize(256, dither=Image.Dither.NONE)
-    first_indices, last_indices = np.split(np.asarray(reduced), 2)
-    first_colors = _colors(first)
-
-    def frame(num_shown: int) -> Image.Image:
-        # A pixel is as in the first frame until it changes to what it is in the last, so that no colour is looked up.
-        # Pillow's `quantize(palette=...)` would do that coarsely, and take a neighbouring colour for the nearest.
-        unchanged = _colors(grid_of(num_shown)) == first_colors
-        indexed = Image.fromarray(np.where(unchanged, first_indices, last_indices))
-        indexed.putpalette(reduced.getpalette() or [])
-        indexed.info["duration"] = _LAST_FRAME_MS if num_shown == num_pixels else _FRAME_MS
-        return indexed
-
-    return map(frame, _steps(image_size, num_kept))
-
-
 class _Sheet:
     """A canvas with framed, enlarged images of one size on it."""
 
     def __init__(self, image_size: tuple[int, int]) -> None:
-        self.image_size = image_size
-        self.factor = max(1, round(_CELL / max(image_size)))
-        self.cell = (image_size[0] * self.factor + 2, image_size[1] * self.factor + 2)  # with its frame
+        self.image_size, self.factor, self.cell = image_size, _factor(image_size), _cell(image_size)
         self.font = ImageFont.load_default(_CAPTION_SIZE)
 
     def open(self, width: int, height: int) -> None:
@@ -227,19 +201,31 @@ class _Sheet:
         return image.resize(size, Image.Resampling.NEAREST)
 
 
-def _steps(image_size: tuple[int, int], num_kept: int) -> list[int]:
-    """How many pixels each frame shows, from those that are kept to all; rows are full from the second frame on."""
-    width, height = image_size
-    if width * height - num_kept <= _STEPS:
-        return list(range(num_kept, width * height + 1))
-    first_row = num_kept // width
-    rows_a_step = -(-(height - first_row) // _STEPS)
-    return [num_kept, *(width * row for row in range(first_row + rows_a_step, height, rows_a_step)), width * height]
+def _factor(image_size: tuple[int, int]) -> int:
+    return max(1, round(_CELL / max(image_size)))
 
 
-def _colors(image: Image.Image) -> np.ndarray:
-    """The colours of an RGB image as one number a pixel, (height, width)."""
-    return np.asarray(image.convert("RGBA")).view(np.uint32)[..., 0]
+def _cell(image_size: tuple[int, int]) -> tuple[int, int]:
+    """An enlarged image with its frame."""
+    factor = _factor(image_size)
+    return image_size[0] * factor + 2, image_size[1] * factor + 2
+
+
+def _columns(num: int, asked: int | None) -> int:
+    return min(math.ceil(math.sqrt(num)) if asked is None else ranges.COLUMNS.check("columns", asked), num)
+
+
+def _block(num_completions: int, cell_height: int, has_labels: bool) -> tuple[int, int]:
+    """Height of a label, and of an original's row with all its completions."""
+    label = _CAPTION_SIZE + 6 if has_labels else 0
+    lines = -(-num_completions // _COLUMNS)
+    return label, label + lines * (cell_height + _GAP) + _GAP
+
+
+def _checked_size(width: int, height: int) -> tuple[int, int]:
+    what = f"a picture of {width:,} x {height:,} pixels"
+    check_memory(what, 3 * width * height, "ask for fewer images, or write each to a file of its own")
+    return width, height
 
 
 def _first_pixels(size: tuple[int, int], num: int) -> Image.Image:

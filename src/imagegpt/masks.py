@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from imagegpt import ranges
 from imagegpt.images import read_image
 
 
@@ -17,8 +18,7 @@ def pixels_of_share(keep: float, num_pixels: int) -> int:
 
     Raises: ValueError if that leaves none to draw.
     """
-    if not 0 <= keep < 1:
-        raise ValueError(f"keep is {keep}: the share of the pixels to keep must be at least 0 and less than 1")
+    keep = ranges.KEEP.check("keep", keep)
     num_kept = round(keep * num_pixels)
     if num_kept == num_pixels:
         raise ValueError(f"keep is {keep}, which is all of {num_pixels} pixels: leave at least one to complete")
@@ -30,7 +30,8 @@ def pixels_of_rows(rows: Any, height: int, width: int) -> int:
 
     Raises: ValueError for anything but a whole number that leaves a row to draw.
     """
-    if not isinstance(rows, int) or isinstance(rows, bool) or not 0 <= rows < height:
+    rows = ranges.ROWS.check("rows", rows)
+    if rows >= height:
         raise ValueError(f"rows is {rows!r}: an image has {height}, keep a whole number from 0 to {height - 1}")
     return rows * width
 

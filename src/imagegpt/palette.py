@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Integer, Shaped, UInt8
 from numpy.typing import ArrayLike, DTypeLike
 
+from imagegpt import ranges
 from imagegpt.files import atomic_write
 from imagegpt.palette_checks import (
     check_pixels,
@@ -111,8 +112,7 @@ class ColorPalette:
 
         Raises: ValueError unless `num_colors` is 2 to 256.
         """
-        if not 2 <= num_colors <= 256:
-            raise ValueError(f"num_colors is {num_colors}: there are 2 to 256 grey levels to choose")
+        num_colors = ranges.GREY_LEVELS.check("num_colors", num_colors)
         return cls.from_rgb(np.rint(np.linspace(0, 255, num_colors)))
 
     @classmethod

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import ArrayLike
 
-MAX_COLORS = 65_536  # what 16 bits hold
+from imagegpt import ranges
 
 
 def check_pixels(rgb: Any) -> None:
@@ -48,8 +48,10 @@ def checked_clusters(clusters: ArrayLike) -> Float32[np.ndarray, "v 3"]:
     values = real_array(clusters, "the palette")
     if values.ndim != 2 or values.shape[1] != 3:
         raise ValueError(f"the palette has shape {values.shape}: it must be (number of colours, 3)")
-    if not 2 <= len(values) <= MAX_COLORS:
-        raise ValueError(f"the palette has {len(values)} colours: it must have 2 to {MAX_COLORS:,}")
+    if not ranges.COLORS.lowest <= len(values) <= ranges.COLORS.highest:
+        raise ValueError(
+            f"the palette has {len(values)} colours: it must have {ranges.COLORS.lowest} to {ranges.COLORS.highest:,}"
+        )
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values).all(axis=1)))
         raise ValueError(f"colour {row} of the palette is {values[row].tolist()}: its values must be finite")

@@ -10,9 +10,11 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Shaped, UInt8, UInt32
 
-from imagegpt.palette_checks import MAX_COLORS, check_pixels
+from imagegpt import ranges
+from imagegpt.palette_checks import check_pixels
 
 _STEPS = 50  # of k-means, at most
+_DISTANCES = 1 << 36  # that these may compute: minutes; a million different pixels and 512 colours take half of it
 
 
 def fit_colors(
@@ -25,8 +27,8 @@ def fit_colors(
     exact and a palette colour is its own nearest; centres that met by rounding replaced by the sampled colours with
     the largest error (pixels times squared distance).
     """
-    if not 2 <= num_colors <= MAX_COLORS:
-        raise ValueError(f"num_colors is {num_colors}: a palette has 2 to {MAX_COLORS:,} colours")
+    num_colors, seed = ranges.COLORS.check("num_colors", num_colors), ranges.FITTING_SEED.check("seed", seed)
+    max_pixels = ranges.FITTED_PIXELS.check("max_pixels", max_pixels)
     if max_pixels < num_colors:
         raise ValueError(f"max_pixels is {max_pixels}, fewer than num_colors = {num_colors}: raise it")
     distinct, sample = _sample_pixels(images, num_colors, seed, grey, max_pixels)
@@ -56,7 +58,8 @@ def _k_means(sample: UInt32[np.ndarray, " n"], num_colors: int, seed: int) -> UI
     with threadpool_limits(1):  # sums of several threads depend on who comes first
         start = cast(Any, k_means.fit(_unpacked(sample).astype(np.float32)).cluster_centers_)
         others: Any = {"init": start.astype(np.float64), "n_init": 1}  # annotated as texts
-        k_means = KMeans(num_colors, max_iter=_STEPS, random_state=seed, **others)
+        steps = max(1, min(_STEPS, _DISTANCES // (len(candidates) * num_colors)))
+        k_means = KMeans(num_colors, max_iter=steps, random_state=seed, **others)
         centres = k_means.fit(_unpacked(candidates).astype(np.float64), sample_weight=counts).cluster_centers_
     colors = np.unique(np.rint(centres).clip(0, 255).astype(np.uint8), axis=0)
     missing = num_colors - len(colors)

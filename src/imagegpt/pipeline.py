@@ -13,8 +13,10 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
+from imagegpt import ranges
 from imagegpt.checkpoints.loading import check_fit, find_folder, load_model, load_processor
 from imagegpt.masks import pixels_of_mask, pixels_of_rows, pixels_of_share, read_mask
+from imagegpt.memory import check_memory
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.processing import ImageGPTImageProcessor, ImageLike
 from imagegpt.sampling import DecoderName, FillSchedule, PrecisionOption, Sampler, SamplingRules, fill, image_seed
@@ -26,6 +28,7 @@ Progress = Callable[[int, int], None]
 # little on a CPU, where 8 images already share each read of the weights.
 _CACHE_BYTES_ON_CPU = 1 << 30
 _LARGEST_BATCH = 256
+_BYTES_PER_PIXEL = 3 + 8  # of an image that is kept: its colours, and the ids of its prompt
 
 
 class RuleOptions(TypedDict, total=False):
@@ -154,7 +157,8 @@ class ImageGPTPipeline:
         Returns: `num` images of the model's size, mode "RGB", or "L" for a grey palette.
         Raises: ValueError for values outside these ranges.
         """
-        _check_count("num", num)
+        num = ranges.NUM_IMAGES.check("num", num)
+        self._check_memory(num)
         seeds = [image_seed(seed, index) for index in range(num)]
         prompts = torch.empty(num, 0, dtype=torch.int64)
         return self._draw(prompts, seeds, SamplingRules(**rules), batch_size, progress)
@@ -215,7 +219,8 @@ class ImageGPTPipeline:
         """
         if kept.ndim != 2:
             raise ValueError(f"the ids have the shape {tuple(kept.shape)}: give (images, pixels)")
-        _check_count("num", num)
+        num = ranges.NUM_IMAGES.check("num", num)
+        self._check_memory(num * len(kept))
         seeds = [image_seed(seed, index) for index in range(num)] * len(kept)
         prompts = kept.repeat_interleave(num, dim=0)
         drawn = self._draw(prompts, seeds, SamplingRules(**rules), batch_size, progress)
@@ -246,11 +251,12 @@ class ImageGPTPipeline:
         Returns: for each image a list of `num` whole images; what was kept is as it was, in the palette's colours.
         Raises: ValueError for values outside these ranges, a causal model, or images that cannot be read.
         """
-        _check_count("num", num)
+        num = ranges.NUM_IMAGES.check("num", num)
         kept = read_mask(mask, self.processor.size["height"], self.processor.size["width"])
         if kept.all():
             raise ValueError(f"the mask keeps all of {kept.size} pixels: leave at least one to fill")
         ids = self.encode(images)
+        self._check_memory(num * len(ids))
         hidden = torch.from_numpy(~kept).flatten().expand(len(ids) * num, -1)
         filled = fill(
             self.model,
@@ -304,9 +310,8 @@ class ImageGPTPipeline:
         batch_size: int | None,
         progress: Progress | None,
     ) -> list[Image.Image]:
-        if batch_size is None:
-            batch_size = self._default_batch_size()
-        _check_count("batch_size", batch_size)
+        given = ranges.BATCH.check_if_given("batch_size", batch_size)
+        batch_size = self._default_batch_size() if given is None else given
         drawn_before, per_image = 0, self.model.config.n_positions - prompts.shape[1]
         images: list[Image.Image] = []
         for batch in _batches(len(seeds), batch_size):
@@ -316,6 +321,15 @@ class ImageGPTPipeline:
             images += self.processor.decode(ids)
             drawn_before += len(batch) * per_image
         return images
+
+    def _check_memory(self, num: int) -> None:
+        """See that there is memory for the images themselves, which are all kept until the last is drawn."""
+        num_bytes = num * self.model.config.n_positions * _BYTES_PER_PIXEL
+        check_memory(
+            f"keeping {num:,} images",
+            num_bytes,
+            "ask for fewer, or write them to a folder (imagegpt sample --out FOLDER)",
+        )
 
     def _default_batch_size(self) -> int:
         """Images whose keys and values fit the memory set aside for them; at least 1."""
@@ -352,11 +366,6 @@ def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if chosen not in names.values():
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(names)}")
     return cast(torch.dtype, chosen)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
 
 
 def _batches(num: int, batch_size: int) -> Iterator[range]:

@@ -21,6 +21,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
+from imagegpt import ranges
 from imagegpt.files import atomic_write
 from imagegpt.images import read_image
 from imagegpt.palette import ColorPalette
@@ -356,13 +357,11 @@ def _size_dict(size: Any) -> dict[str, int]:
         sides = (size, size)
     elif hasattr(size, "keys") and set(size.keys()) == {"height", "width"}:
         sides = (size["height"], size["width"])
-    valid = (
-        isinstance(sides, list | tuple)
-        and len(sides) == 2
-        and all(type(side) is int or isinstance(side, np.integer) for side in sides)
-    )
-    if not valid or min(sides) < 1:
-        raise ValueError(f'size is {size!r}: give pixels, at least 1, as 32, (32, 48) or {{"height": 32, "width": 48}}')
+    if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(map(ranges.SIDE.holds, sides))):
+        raise ValueError(
+            f"size is {size!r}: each side must be {ranges.SIDE}, give them as 32, (32, 48) or "
+            '{"height": 32, "width": 48}'
+        )
     return {"height": int(sides[0]), "width": int(sides[1])}
 
 

@@ -30,7 +30,7 @@ def test_the_environment_of_launchers_is_understood(environment, expected):
         ({"RANK": "one", "WORLD_SIZE": "2"}, "the environment says RANK=one: it must be a whole number"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "the environment says RANK=-1: it must be a whole number"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "rank is 2 of 2 processes: it must be from 0 to one less than that"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "rank is 0 of 0 processes"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "world_size is 0: it must be a whole number from 1"),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "4", "LOCAL_WORLD_SIZE": "4"},
             "local_rank is 4 of 4 processes",

@@ -214,7 +214,7 @@ def test_garbage_never_crashes(tmp_path):
     [
         ({"x": np.array(["text"])}, 1, "x is of type <U4: TensorFlow's checkpoints hold float32"),
         ({"": np.zeros(1)}, 1, "'' is no name for a variable"),
-        ({"x": np.zeros(1)}, 0, "num_shards is 0: it must be 1 to 99,999"),
+        ({"x": np.zeros(1)}, 0, "num_shards is 0: it must be a whole number from 1 to 99,999"),
     ],
 )
 def test_what_cannot_be_written(arrays, num_shards, message, tmp_path):

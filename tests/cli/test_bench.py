@@ -66,8 +66,14 @@ def test_both_decoders(run, workplace):
     ("arguments", "message"),
     [
         (["nowhere"], "there is no model 'nowhere'"),
-        (["./tiny", "--batch", "1,x"], "--batch is '1,x': give numbers of images, as in 1,8"),
-        (["./tiny", "--batch", "0"], "batches has 0: it must be a whole number of at least 1"),
+        (
+            ["./tiny", "--batch", "1,x"],
+            "--batch is '1,x', and x is not a whole number from 1 to 65,536 (images): give numbers of images",
+        ),
+        (
+            ["./tiny", "--batch", "0"],
+            "--batch is '0', and 0 is not a whole number from 1 to 65,536 (images): give numbers of images",
+        ),
         (["./tiny", "--pixels", "17"], "num_pixels is 17: this model's images have 16 pixels"),
         (["./tiny", "--pixels", "0"], "Invalid value for '--pixels'"),
         (["./tiny", "--precision", "float8"], "precisions has 'float8': choose from float32, bfloat16, int8"),

@@ -175,7 +175,10 @@ BAD_INPUTS = {
         ["cat.png", "--revision", "v1"],
         "revision 'v1' was given for './tiny', which is not on",
     ),
-    "keep too much": (["cat.png", "--keep", "1"], "keep is 1.0: the share of the pixels to keep must be at least 0"),
+    "keep too much": (
+        ["cat.png", "--keep", "1"],
+        "Invalid value for '--keep': 1 is not a number of at least 0 and less",
+    ),
     "keep almost all": (["cat.png", "--keep", "0.99"], "keep is 0.99, which is all of 16 pixels"),
     "keep more than all": (["cat.png", "--keep", "1.5"], "Invalid value for '--keep'"),
     "keep less than nothing": (["cat.png", "--keep", "-0.5"], "Invalid value for '--keep'"),
@@ -203,7 +206,7 @@ BAD_INPUTS = {
         ["cat.png", "--mask", "white.png"],
         "the mask keeps all of 16 pixels: leave at least one",
     ),
-    "min-p beyond 1": (["cat.png", "--min-p", "1.5"], "min_p is 1.5: it must lie in 0 to 1"),
+    "min-p beyond 1": (["cat.png", "--min-p", "1.5"], "Invalid value for '--min-p': 1.5 is not a number from 0 to 1"),
     "gif is no GIF": (
         ["cat.png", "--gif", "x.png"],
         "--gif is x.png: animations are written as GIF, choose a name that",
@@ -213,11 +216,20 @@ BAD_INPUTS = {
     "gif cannot be written": (["cat.png", "--gif", "/proc/x.gif"], "/proc cannot be written to (No such file"),
     "no completions": (["cat.png", "--num", "0"], "Invalid value for '--num'"),
     "negative seed": (["cat.png", "--seed", "-1"], "Invalid value for '--seed'"),
-    "huge seed": (["cat.png", "--seed", str(2**64)], "seed is 18446744073709551616: it must be a whole number"),
+    "huge seed": (
+        ["cat.png", "--seed", str(2**64)],
+        "Invalid value for '--seed': 18446744073709551616 is not a whole number from 0 to 2^64 - 1",
+    ),
     "negative temperature": (["cat.png", "--temperature", "-1"], "Invalid value for '--temperature'"),
     "top-k of nothing": (["cat.png", "--top-k", "0"], "Invalid value for '--top-k'"),
-    "top-p of nothing": (["cat.png", "--top-p", "0"], "top_p is 0.0: it must be greater than 0 and at most 1"),
-    "top-p beyond 1": (["cat.png", "--top-p", "1.5"], "top_p is 1.5: it must be greater than 0 and at most 1"),
+    "top-p of nothing": (
+        ["cat.png", "--top-p", "0"],
+        "Invalid value for '--top-p': 0 is not a number greater than 0 and at most 1",
+    ),
+    "top-p beyond 1": (
+        ["cat.png", "--top-p", "1.5"],
+        "Invalid value for '--top-p': 1.5 is not a number greater than 0 and at most 1",
+    ),
     "no such device": (["cat.png", "--device", "tpu"], "there is no device 'tpu' here: choose from cpu"),
     "no such precision": (
         ["cat.png", "--precision", "int4"],

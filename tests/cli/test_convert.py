@@ -88,7 +88,10 @@ def test_inspecting(run, bundles, source):
         (["export", "openai", "./tiny", "ar"], "ar.index exists already: give --force to overwrite it"),
         (["export", "openai", "./tiny", "no/x"], "there is no folder no"),
         (["inspect", "none"], "there is no model 'none'"),
-        (["download", "s", "--step", "5", "--out", "igpt"], "--step is 5: there are 131000, 262000, 524000, 1000000"),
+        (
+            ["download", "s", "--step", "200000", "--out", "igpt"],
+            "--step is 200000: there are 131000, 262000, 524000, 1000000",
+        ),
         (["download", "s", "--out", "no/igpt"], "there is no folder no"),
     ],
 )

@@ -33,7 +33,7 @@ def test_the_ids_are_the_processors(run, workplace, pictures, mode):
     assert [line.split() for line in lines[:2]] == [["images", "encoded", "broken", "classes"], ["10", "10", "0", "2"]]
     assert lines[2].startswith("10 images in ")
     assert lines[2].endswith(" images/s: out")
-    assert err == "Next: imagegpt train pictures --set data.train=out --out model\n"
+    assert err == "Next: imagegpt train pictures --set data.train=./out --out ./model\n"
     encoded = EncodedImages.load("out")
     processor = ImageGPTImageProcessor(ColorPalette.load("pal.npy"), size=4, resize_mode=mode)
     assert np.array_equal(encoded.ids(range(10)), processor(list(pictures))["input_ids"])

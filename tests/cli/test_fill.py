@@ -52,7 +52,7 @@ def test_filling(run, place):
         (["--model", "./tiny"], "this model is causal"),
         (["--model", "./bert", "--mask", "none.png"], "there is no image none.png"),
         (["--model", "./bert", "--mask", "white.png"], "the mask keeps all of 16 pixels: leave at least one to fill"),
-        (["--model", "./bert", "--share", "0"], "share is 0.0"),
+        (["--model", "./bert", "--share", "0"], "Invalid value for '--share': 0 is not a number greater than 0"),
         (["--model", "./bert", "--passes", "0"], "--passes"),
         (["--model", "./bert", "--out", "x.jpg"], "choose a name that ends in .png"),
     ],

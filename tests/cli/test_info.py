@@ -5,7 +5,8 @@ import json
 import pytest
 
 from imagegpt import ColorPalette
-from imagegpt.cli.info import _bytes, _flops
+from imagegpt.cli.info import _flops
+from imagegpt.memory import readable_bytes
 
 
 def test_a_models_facts(run, workplace):
@@ -52,5 +53,5 @@ def test_bad_input_is_one_sentence(run, workplace, arguments, message):
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_499, "999 kB"), (999_500, "1 MB"), (304e6, "304 MB")],
 )
 def test_units(num, text):
-    assert _bytes(num) == text
+    assert readable_bytes(num) == text
     assert _flops(num) == text.replace("B", "FLOP")

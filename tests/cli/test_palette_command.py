@@ -20,7 +20,7 @@ def pictures(workplace):
 def test_a_palette_is_fitted(run, workplace, pictures):
     status, out, err = run("palette", "fit", "src", "--out", "pal", "--colors", 16, "--size", 8, "--seed", 2)
     assert status == 0
-    assert err.splitlines()[-1] == "Next: imagegpt encode src encoded --palette pal --size 8"
+    assert err.splitlines()[-1] == "Next: imagegpt encode src ./encoded --palette ./pal --size 8"
     palette = ColorPalette.load("pal")
     assert palette == ColorPalette.fit(pictures, 16, seed=2)
     assert out.splitlines() == [
@@ -63,7 +63,10 @@ def test_a_split_of_the_digits(run, workplace):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["src", "--out", "pal", "--colors", "1"], "num_colors is 1: a palette has 2 to 65,536 colours"),
+        (
+            ["src", "--out", "pal", "--colors", "1"],
+            "Invalid value for '--colors': 1 is not a whole number from 2 to 65,536",
+        ),
         (["src", "--out", "pal", "--colors", "800", "--size", "8"], "the images have "),
         (["src", "--out", "no/pal"], "there is no folder no: make it, or choose another place"),
         (["src", "--out", "src"], "src exists: choose another place, or replace it with --force"),

@@ -224,7 +224,7 @@ SHAPELESS = {"model__n_layer": "null", "model__n_embd": "null", "model__n_head":
         (None, ["--set", "training.steps=3"], "there is no training.steps in a recipe: training has num_steps,"),
         (None, ["--set", "steps=3"], "--set steps=3: steps is no key of a recipe"),
         (None, ["--set", "training.num_steps"], "--set training.num_steps is no change"),
-        (None, changes(training__num_steps="0"), "training.num_steps is 0: it must be greater than or equal to 1"),
+        (None, changes(training__num_steps="0"), "training.num_steps is 0: it must be a whole number from 1 to"),
         (None, changes(training__seed="-1"), "training.seed is -1: it must be"),
         (None, changes(training__warmup_steps="9"), "training.warmup_steps is 9 and training.num_steps 4"),
         (

@@ -11,6 +11,7 @@ from imagegpt import (
     ImageGPTModel,
 )
 from imagegpt.model import cost
+from imagegpt.sampling.cache import StaticCache
 
 CONFIGS = {
     "plain": {},
@@ -88,10 +89,11 @@ def test_a_pixel_leaves_these_bytes_in_the_cache(overrides):
     assert cost.cache_bytes_per_pixel(ImageGPTConfig.from_size("small")) * 1024 == 100_663_296
 
 
-def test_a_step_reads_the_weights_once_and_each_images_cache():
-    # Per block 12 x 32^2 weights, 9 x 32 biases, 2 x 32 gains; 32 gains; 32 x 17 logits; no embeddings.
-    numbers, gains = 3 * (12288 + 288) + 544, 3 * 64 + 32
-    assert cost.step_bytes(config(), 0) == 4 * (numbers + gains) + 2 * 32 * 4
-    # Keys and values of 5 pixels in 3 blocks, for 2 images; gains stay in float32.
-    images = 2 * (2 * 32 * 2 + 5 * 3 * 2 * 32 * 2)
-    assert cost.step_bytes(config(), 5, batch=2, weight_size=1, cache_size=2) == numbers + 4 * gains + images
+@pytest.mark.parametrize("overrides", [{}, CONFIGS["pruned"]], ids=["plain", "pruned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_pixel_takes_these_bytes_of_the_samplers_cache(overrides, dtype):
+    """Four bytes of scale stand behind each vector of int8."""
+    model = ImageGPTForCausalImageModeling(config(**overrides, n_positions=64))
+    scale_bytes = 4 if dtype == torch.int8 else 0
+    held = StaticCache(model, 3, dtype).nbytes
+    assert held == 3 * 64 * cost.cache_bytes_per_pixel(model.config, dtype.itemsize, scale_bytes)

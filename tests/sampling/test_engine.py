@@ -204,7 +204,7 @@ def test_max_memory_splits_batches_and_changes_nothing(build_model, decoder, mon
     model = build_model(n_positions=64, n_embd=32)  # outputs by 32, so that no tile of a weight is filled up
     expected = Sampler(model).generate(seeds=seeds_of(5))
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    image = 2 * 2 * 64 * 32 * 4 + 64 * 10 * 4  # keys and values of two blocks, noise
+    image = 2 * 2 * 64 * 32 * 4 + 64 * 10 * 4 + 64 * 8  # keys and values of two blocks, noise, ids
     table = 4 * 10 * 10 if decoder == "parallel" else 0  # of the influence of colours
     sampler = Sampler(model, max_memory=weights + table + 2 * image + 100, decoder=decoder)
     sizes = []
@@ -279,7 +279,7 @@ def test_the_prompt_is_not_edited(tiny_model):
         (torch.zeros(2, 2), {}, "prompts are torch.float32: give colour ids as whole numbers"),
         (torch.zeros(3, 2, dtype=torch.int64), {}, "2 seeds were given for 3 prompts: give one seed an image"),
         (torch.zeros(2, dtype=torch.int64), {}, r"prompts have the shape \(2,\): give \(images, pixels\)"),
-        (None, {"num_pixels": 0}, "num_pixels is 0: this model draws 1 to 16 pixels"),
+        (None, {"num_pixels": 0}, "num_pixels is 0: it must be a whole number from 1"),
         (None, {"num_pixels": 17}, "num_pixels is 17: this model draws 1 to 16 pixels"),
         (None, {"seeds": [0, -3]}, "seed is -3: it must be a whole number from 0"),
     ],

@@ -100,7 +100,7 @@ def test_the_sampler_keeps_keys_in_int8_where_the_kernels_read_them(model, tiny_
     for options in ({}, {"compile": False}):
         sampler = Sampler(model, precision="int8", **options)
         sampler.generate(seeds=[1], num_pixels=2)
-        assert sampler.bytes_per_image == 64 * (2 * 4 * 4 * ((16 + 4) if not options else 2 * 16) + 17 * 4)
+        assert sampler.bytes_per_image == 64 * (2 * 4 * 4 * ((16 + 4) if not options else 2 * 16) + 17 * 4 + 8)
     Sampler(tiny_model, precision="int8").generate(seeds=[1], num_pixels=2)  # heads of 8, which they do not know
     assert dtypes == [torch.int8, torch.bfloat16, torch.bfloat16]
 

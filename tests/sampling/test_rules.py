@@ -138,11 +138,14 @@ def test_greedy_takes_the_lowest_index_of_equals_and_looks_at_no_noise():
         assert torch.isfinite(filter_logits(logits, rules)).tolist() == [[False, True, False], [True, False, False]]
 
 
-def test_no_temperature_is_too_small_or_too_large():
+def test_the_lowest_and_the_highest_temperature_draw_as_they_should():
     logits = torch.tensor([[300.0, -300.0, 299.0]])
     noise = gumbel_noise(seed_tensor([1]), torch.arange(1), 3)[:, 0]
     assert draw(logits, noise, SamplingRules(temperature=1e-300, top_p=0.9)).item() == 0
-    assert draw(logits, noise, SamplingRules(temperature=1e30)).item() == noise.argmax().item()
+    many = gumbel_noise(seed_tensor(range(80)), torch.arange(100), 3).flatten(0, 1)
+    drawn = draw(logits.expand(8000, -1), many, SamplingRules(temperature=1000))
+    expected = 8000 * (logits[0] / 1000).softmax(dim=0)
+    assert torch.bincount(drawn, minlength=3).tolist() == pytest.approx(expected.tolist(), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,12 @@ class Draw(Protocol):
         """Size of keys and values when such images are drawn."""
         ...
 
+    def step_bytes(self, batch: int, position: int) -> int:
+        """What must be read to draw a pixel of each image: all weights but the embeddings once, and for each image two
+        rows of these and what the `position` pixels before left in the cache. It is known when something was drawn.
+        """
+        ...
+
 
 class NotComparableError(Exception):
     """Why transformers' ImageGPT cannot be measured beside a model, in one sentence."""
@@ -109,6 +115,11 @@ class OurDraw:
         """See `Draw`; there is room for whole buckets."""
         return batch * -(-num_pixels // BUCKET) * BUCKET * self.sampler.cache_bytes_per_pixel
 
+    def step_bytes(self, batch: int, position: int) -> int:
+        """See `Draw`."""
+        cached = position * self.sampler.cache_bytes_per_pixel
+        return _step_bytes(self.sampler.model, self.weight_bytes, batch, cached)
+
     @property
     def statistics(self) -> ParallelStatistics:
         """Of the latest images, if the decoder is parallel."""
@@ -167,6 +178,10 @@ class TheirDraw:
         """See `Draw`."""
         return batch * num_pixels * cost.cache_bytes_per_pixel(self.config, self.dtype.itemsize)
 
+    def step_bytes(self, batch: int, position: int) -> int:
+        """See `Draw`."""
+        return _step_bytes(self.model, self.weight_bytes, batch, self.cache_bytes(1, position))
+
     def _generate(self, tokens: Tensor, num_pixels: int, greedy: bool = False, **more: Any) -> Tensor:
         how = {} if greedy else {"top_k": 0}  # of all colours: transformers' own default is the best 50
         return self.model.generate(tokens, max_new_tokens=num_pixels, do_sample=not greedy, **how, **more)
@@ -184,6 +199,13 @@ class _Stopwatch(StoppingCriteria):
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _step_bytes(model: Any, weight_bytes: int, batch: int, cached_bytes: int) -> int:
+    """See `Draw.step_bytes`: by the tensors that are there, whatever their layout and precision."""
+    embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
+    rows = sum(table[0].nbytes for table in embeddings)
+    return weight_bytes - sum(table.nbytes for table in embeddings) + batch * (rows + cached_bytes)
 
 
 def config_of(source: Source) -> ImageGPTConfig:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from imagegpt import ranges
 from imagegpt.benchmarking import timing
 from imagegpt.benchmarking.contestants import (
     DTYPES,
@@ -23,7 +24,6 @@ from imagegpt.benchmarking.contestants import (
 )
 from imagegpt.benchmarking.memory import bytes_in_a_process
 from imagegpt.config import ImageGPTConfig
-from imagegpt.model import cost
 from imagegpt.sampling import DecoderName
 from imagegpt.sampling.parallel import ParallelStatistics
 
@@ -33,8 +33,6 @@ DECODERS = ("sequential", "parallel")
 # What is being done, how many runs are behind, how many there will be.
 Report = Callable[[str, int, int], None]
 
-_WEIGHT_SIZES = {"float32": 4, "bfloat16": 2, "int8": 1}
-_CACHE_SIZES = {"float32": 4, "bfloat16": 2, "int8": 2}
 _NUM_TRIED_PIXELS = 8
 _NUM_COMPARED_PIXELS = 64
 _NUM_STRETCHES = 5
@@ -80,11 +78,14 @@ class BenchOptions:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        counts = [("batches", one) for one in self.batches] + [("repeats", self.repeats)]
-        optional = {"num_pixels": self.num_pixels, "reference_pixels": self.reference_pixels}
-        for name, count in [*counts, *((name, one) for name, one in optional.items() if one is not None)]:
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"{name} has {count!r}: it must be a whole number of at least 1")
+        checked = {
+            "batches": [ranges.BATCH.check("one of batches", one) for one in self.batches],
+            "repeats": ranges.REPEATS.check("repeats", self.repeats),
+            "num_pixels": ranges.PIXELS.check_if_given("num_pixels", self.num_pixels),
+            "reference_pixels": ranges.PIXELS.check_if_given("reference_pixels", self.reference_pixels),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         _check_choices("precisions", self.precisions, PRECISIONS)
         _check_choices("decoders", self.decoders, DECODERS)
         if self.reference_precisions is not None:
@@ -319,7 +320,7 @@ class _Run:
             self._start(f"memory of {contestant}", batch)
             peak = bytes_in_a_process(contestant, self.options.model, self.options.device, batch, self.num_pixels)
         step_s = statistics.median(times[name]) / self.num_pixels
-        floor_s = self._mean_step_bytes(precision, batch) / read_rate
+        floor_s = statistics.fmean(draw.step_bytes(batch, pixel) for pixel in (0, self.num_pixels - 1)) / read_rate
         theirs = [other for other in times if other.startswith("transformers")]
         best = min(theirs, key=lambda other: statistics.median(times[other]), default=None)
         is_parallel, sequential = contestant.decoder == "parallel", name.removesuffix(" parallel")
@@ -340,13 +341,6 @@ class _Run:
             over_sequential=timing.ratio(times, sequential, name) if is_parallel and sequential in times else None,
             pixels_per_pass=None if seen is None else seen.pixels_per_pass,
             run_lengths=None if seen is None else dict(sorted(seen.lengths.items())),
-        )
-
-    def _mean_step_bytes(self, precision: str, batch: int) -> float:
-        weight_size, cache_size = _WEIGHT_SIZES[precision], _CACHE_SIZES[precision]
-        return statistics.fmean(
-            cost.step_bytes(self.config, pixel, batch=batch, weight_size=weight_size, cache_size=cache_size)
-            for pixel in range(self.num_pixels)
         )
 
 

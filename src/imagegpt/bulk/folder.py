@@ -20,7 +20,6 @@ from imagegpt.sampling import SamplingRules
 
 FILE_FORMATS = ("png", "npz", "arrow")
 MANIFEST = "run.json"
-MOST_IMAGES = 10**8  # the names have eight digits, whatever the number of images, so that a run can grow
 
 _PNGS_A_FOLDER = 10**4
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them

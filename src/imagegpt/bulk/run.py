@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
 import imagegpt
+from imagegpt import ranges
 from imagegpt.bulk import folder as places
 from imagegpt.bulk.folder import RunSettings
 from imagegpt.bulk.formats import check_format, count_images, encoder, missing_files
@@ -101,10 +101,8 @@ def _wanted(
     name: str | None,
 ) -> RunSettings:
     """The settings that the arguments stand for, if there is no run to go on with."""
-    image_seed(seed, 0)  # checks it
-    _check_count("num", num, places.MOST_IMAGES)
-    if batch_size is not None:
-        _check_count("batch_size", batch_size, 1 << 16)
+    seed, num = ranges.SEED.check("seed", seed), ranges.NUM_IMAGES.check("num", num)
+    batch_size = ranges.BATCH.check_if_given("batch_size", batch_size)
     fingerprint = model_fingerprint(pipe)
     block = default_block(pipe) if batch_size is None else batch_size
     return RunSettings(
@@ -299,8 +297,3 @@ class _Run:
             time.sleep(0.2)
             self._recount()
             self._tell()
-
-
-def _check_count(name: str, value: Any, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number from 1 to {most:,}")

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from imagegpt import ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
@@ -25,6 +27,11 @@ class Workers:
     wait_s: float = 300.0
 
     def __post_init__(self) -> None:
+        for name, allowed in (
+            ("rank", ranges.RANK), ("world_size", ranges.WORLD_SIZE), ("local_rank", ranges.RANK),
+            ("local_world_size", ranges.WORLD_SIZE), ("wait_s", ranges.WAIT_S),
+        ):  # fmt: skip
+            object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
         pairs = {"rank": (self.rank, self.world_size), "local_rank": (self.local_rank, self.local_world_size)}
         for name, (value, size) in pairs.items():
             if not 0 <= value < size:

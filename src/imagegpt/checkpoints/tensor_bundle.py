@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from imagegpt import ranges
 from imagegpt.checkpoints.slice_names import encoded_slice_name
 from imagegpt.checkpoints.sorted_table import masked_crc32c, read_table, write_table
 from imagegpt.checkpoints.wire import fixed32, read_fields, signed, write_fields
@@ -28,7 +29,6 @@ _TYPES = {
 _NUMBERS = {name: number for number, name in _TYPES.items()}
 _STRING = 7
 _MOST_AXES = 32  # numpy's own limit, nearly
-_MOST_FILES = 99_999  # what the names have room for
 _WHOLE_AXIS = -1
 
 Box = tuple[tuple[int, int], ...]  # where a part begins on each axis, and how long it is there
@@ -217,8 +217,7 @@ def write_bundle(prefix: str | Path, arrays: Mapping[str, np.ndarray], num_shard
     Raises: ValueError for an array of another kind, or no such number of files; OSError if it cannot be written.
     """
     prefix = Path(prefix)
-    if not 1 <= num_shards <= _MOST_FILES:
-        raise ValueError(f"num_shards is {num_shards}: it must be 1 to {_MOST_FILES:,}")
+    num_shards = ranges.SHARD_FILES.check("num_shards", num_shards)
     for name, array in arrays.items():
         if array.dtype.name not in _NUMBERS:
             raise ValueError(f"{name} is of type {array.dtype}: TensorFlow's checkpoints hold {', '.join(_NUMBERS)}")
@@ -267,7 +266,7 @@ def _header(message: bytes) -> tuple[int, bool]:
     """Data files, and whether numbers lie with the highest byte first."""
     fields = dict(read_fields(message))
     num_shards, order = fields.get(1, 0), fields.get(2, 0)
-    if not isinstance(num_shards, int) or not 1 <= num_shards <= _MOST_FILES:
+    if not isinstance(num_shards, int) or not 1 <= num_shards <= ranges.SHARD_FILES.highest:
         raise ValueError("it does not say how many data files there are")
     if order not in (0, 1):
         raise ValueError("it does not say in which order bytes lie")

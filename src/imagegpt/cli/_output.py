@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagegpt.files import png_bytes
+from imagegpt.memory import check_memory
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_LARGEST_GIF = 65_535  # pixels a side: the format counts them in 16 bits
+_LEAST_BYTES = 1000  # of an image in memory, with its names
+
+
+def check_num(num: int, whats: str) -> None:
+    """See that so many images may be thought of at all, before their names are made up and a model is loaded.
+
+    Raises: ValueError, in one sentence, if there is no memory for them.
+    """
+    advice = "ask for fewer, or draw them into a folder (imagegpt sample --out FOLDER)"
+    check_memory(f"one picture of {num:,} {whats}", num * _LEAST_BYTES, advice)
 
 
 def check_png(path: Path, force: bool) -> None:
@@ -37,19 +47,6 @@ def check_gif(path: Path | None, force: bool) -> None:
     if path.suffix.lower() != ".gif":
         raise ValueError(f"--gif is {path}: animations are written as GIF, choose a name that ends in .gif")
     _check_file(path, force)
-
-
-def check_gif_size(frame: "Image.Image") -> None:
-    """See that a GIF has room for frames like this.
-
-    Raises: ValueError, in one sentence, if it has not.
-    """
-    if max(frame.size) > _LARGEST_GIF:
-        width, height = frame.size
-        raise ValueError(
-            f"the animation would be {width} x {height} pixels, a GIF has at most {_LARGEST_GIF} a side: "
-            "leave out --gif, or ask for fewer images"
-        )
 
 
 def check_singles(folder: Path | None, names: Sequence[str], force: bool) -> list[Path]:
@@ -85,7 +82,7 @@ def write_pngs(
     Args:
         images: what goes where.
         facts: how they were made; model, seed, rules and such.
-        gifs: the frames of animations, from `figures.appearing`; they loop for ever.
+        gifs: the frames of animations, from `animations.appearing`; they loop for ever.
     Raises: OSError if that fails.
     """
     writers: dict[Path, Callable[[Path], None]] = {}

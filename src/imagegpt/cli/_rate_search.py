@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imagegpt.cli import _shared, _training
+from imagegpt.commands import free_name
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.runs.rate_search import RateSearch
@@ -57,7 +58,7 @@ def find_rate(
                     _training.say(f"learning rate {rate:g}: validation {_shown(loss)}")
             if world.is_main:
                 _print(search)
-                told = f"{command('model')} --set training.learning_rate={search.chosen:g}"
+                told = f"{command(str(free_name('model')))} --set training.learning_rate={search.chosen:g}"
                 _training.say(f"The picture is {out / 'rates.png'}. Next: {told}")
 
 

@@ -3,21 +3,54 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
+from imagegpt import ranges
+
 if TYPE_CHECKING:
     from imagegpt.pipeline import ImageGPTPipeline
 
+
+@dataclass(frozen=True)
+class NumberParser:
+    """Reads a number of a range from the command line."""
+
+    range: ranges.Range[Any]
+
+    def __call__(self, text: str) -> Any:
+        """The number.
+
+        Raises: typer.BadParameter, to which typer adds the option's name, unless the text is a number of the range.
+        """
+        try:
+            return self.range.parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+
+def number(allowed: ranges.Range[Any], about: str, *, show_default: bool | str = True) -> Any:
+    """The option of a command that takes a number.
+
+    Args:
+        allowed: which numbers.
+        about: what it is, for `--help`.
+        show_default: as typer has it.
+    """
+    return typer.Option(help=about, parser=NumberParser(allowed), metavar=allowed.bounds, show_default=show_default)
+
+
 ModelOption = Annotated[str, typer.Option(help="A bundled model, a folder, or owner/model on the hub.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit, for a model on the hub.")]
-SeedOption = Annotated[int, typer.Option(help="The same seed gives the same images.", min=0)]
-TemperatureOption = Annotated[float, typer.Option(help="Below 1 bolder, 0 always the likeliest colour.", min=0)]
-TopKOption = Annotated[int | None, typer.Option(help="Draw from the k likeliest colours only.", min=1)]
-TopPOption = Annotated[float | None, typer.Option(help="Draw from the likeliest colours of this total probability.")]
-MinPOption = Annotated[float | None, typer.Option(help="Draw from colours at least this share as likely as the best.")]
+SeedOption = Annotated[int, number(ranges.SEED, "The same seed gives the same images.")]
+TemperatureOption = Annotated[float, number(ranges.TEMPERATURE, "Below 1 bolder, 0 always the likeliest colour.")]
+TopKOption = Annotated[int | None, number(ranges.TOP_K, "Draw from the k likeliest colours only.")]
+TopPOption = Annotated[float | None, number(ranges.TOP_P, "Draw from the likeliest colours of this total probability.")]
+MinPOption = Annotated[
+    float | None, number(ranges.MIN_P, "Draw from colours at least this share as likely as the best.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="cuda if there is one")]
 PrecisionOption = Annotated[
@@ -33,9 +66,15 @@ DecoderOption = Annotated[
     typer.Option(help="Pixel by pixel, or guessing several at a time: the same images."),
 ]
 MaxMemoryOption = Annotated[
-    float | None, typer.Option(help="GB that weights, keys and values may take.", min=0, show_default="no limit")
+    float | None,
+    number(ranges.MEMORY_GB, "GB that weights, keys and values may take.", show_default="no limit"),
 ]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Images at a time.", min=1, show_default="by memory")]
+BatchSizeOption = Annotated[int | None, number(ranges.BATCH, "Images at a time.", show_default="by memory")]
+
+
+def say_next(told: str) -> None:
+    """Name a command that goes on with what was just made, on stderr; see `imagegpt.commands`."""
+    stderr_console().print(f"Next: {told}", markup=False, soft_wrap=True)
 
 
 def stderr_console() -> Console:
@@ -85,7 +124,7 @@ class Loading:
                 revision=self.revision,
                 precision=self.precision,
                 decoder=self.decoder,
-                max_memory=None if self.max_memory is None else round(self.max_memory * 1e9),
+                max_memory=None if self.max_memory is None else max(1, round(self.max_memory * 1e9)),
             )
         if speaks and self.precision == "auto":
             from imagegpt.precision import choose_precision

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from imagegpt import ranges
 from imagegpt.cli import _shared
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def bench(
     ] = "digits",
     batch: Annotated[str, typer.Option(help="Images drawn at once, as in 1,8.")] = "1",
     pixels: Annotated[
-        int | None, typer.Option(help="Of each image.", min=1, show_default="all, or fewer if that takes long")
+        int | None,
+        _shared.number(ranges.PIXELS, "Of each image.", show_default="all, or fewer if that takes long"),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 3,
+    repeats: Annotated[int, _shared.number(ranges.REPEATS, "Timed rounds.")] = 3,
     precision: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, int8, or several.")] = "float32",
     decoder: Annotated[
         str, typer.Option(help="sequential, parallel, or both as in sequential,parallel.")
@@ -90,9 +92,9 @@ def _check_file(path: Path | None) -> None:
 
 def _batches(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--batch is {text!r}: give numbers of images, as in 1,8") from None
+        return [ranges.BATCH.parse(part.strip()) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--batch is {text!r}, and {error}: give numbers of images, as in 1,8") from None
 
 
 def _words(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _output, _progress, _shared
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ def complete(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any kind and size.")],
     model: _shared.ModelOption = "digits",
     keep: Annotated[
-        float | None, typer.Option(help="Share of the pixels to keep, from the top.", min=0, max=1, show_default="0.5")
+        float | None,
+        _shared.number(ranges.KEEP, "Share of the pixels to keep, from the top.", show_default="0.5"),
     ] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows of pixels to keep, from the top.", min=0)] = None,
+    rows: Annotated[int | None, _shared.number(ranges.ROWS, "Rows of pixels to keep, from the top.")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="An image that is white where to keep pixels, these before all black ones.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Completions of each image.", min=1)] = 8,
+    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "Completions of each image.")] = 8,
     seed: _shared.SeedOption = 0,
     temperature: _shared.TemperatureOption = 1.0,
     top_k: _shared.TopKOption = None,
@@ -47,6 +49,7 @@ def complete(
     """
     _check_choice({"--keep": keep, "--rows": rows, "--mask": mask})
     _output.check_png(out, force)
+    _output.check_num(num * len(images), "completions")
     _output.check_gif(gif, force)
     places = _output.check_singles(singles, single_names(images, num), force)
     if out.absolute() in {place.absolute() for place in places}:
@@ -59,7 +62,8 @@ def complete(
         model=model, revision=revision, device=device, precision=precision, decoder=decoder, max_memory=max_memory
     )
     pipe = loading.pipeline()
-    from imagegpt.figures import appearing, completion_grid
+    from imagegpt.animations import appearing, check_gif_size
+    from imagegpt.figures import completion_grid, completion_grid_size
     from imagegpt.sampling import SamplingRules
 
     options: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
@@ -68,8 +72,9 @@ def complete(
     ids = pipe.encode(images)
     originals = pipe.processor.decode(ids)
     labels = [path.name for path in images]
+    sheet_size = completion_grid_size(len(images), num, originals[0].size, has_labels=True)
     if gif is not None:
-        _output.check_gif_size(completion_grid(originals, num_kept, [[image] * num for image in originals], labels))
+        check_gif_size(sheet_size, originals[0].size, num_kept)
     with _progress.pixel_progress("completing") as progress:
         completions = pipe.complete_ids(
             ids[:, :num_kept], num=num, seed=seed, batch_size=batch_size, progress=progress, **options

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from imagegpt import commands, ranges
 from imagegpt.cli import _output, _shared
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -75,7 +76,7 @@ def convert_openai(
     typer.echo(f"{kind}, {converted.num_parameters:,} parameters{step}: {out}")
     if converted.num_classes:
         typer.echo(f"with a head for {converted.num_classes:,} classes: {out / 'classifier'}")
-    _next(f"imagegpt info {_as_folder(out)}")
+    _shared.say_next(commands.command("info", out))
 
 
 @convert_app.command("transformers", no_args_is_help=True)
@@ -91,14 +92,14 @@ def convert_transformers(
         _shared.quiet_libraries()
         conversion.convert_folder(folder, made)
     typer.echo(f"converted: {out}")
-    _next(f"imagegpt info {_as_folder(out)}")
+    _shared.say_next(commands.command("info", out))
 
 
 @export_app.command("openai", no_args_is_help=True)
 def export_openai(
     model: Annotated[str, typer.Argument(help="A bundled model, a folder, or owner/model.", show_default=False)],
     prefix: Annotated[Path, typer.Argument(help="What the files' names begin with.", show_default=False)],
-    shards: Annotated[int, typer.Option(help="Data files.", min=1)] = 1,
+    shards: Annotated[int, _shared.number(ranges.SHARD_FILES, "Data files.")] = 1,
     force: _shared.ForceOption = False,
 ) -> None:
     """Write a model as a TensorFlow checkpoint that OpenAI's code reads."""
@@ -114,7 +115,7 @@ def export_openai(
         _shared.quiet_libraries()
         names = export_openai(find_folder(model), prefix, num_shards=shards)
     typer.echo(f"{len(names):,} variables: {prefix}")
-    _next(f"imagegpt inspect {prefix}")
+    _shared.say_next(commands.command("inspect", prefix))
 
 
 def inspect(
@@ -148,12 +149,3 @@ def _palette(said: str | None, prefix: Path) -> "ColorPalette":
             "them)"
         )
     return ColorPalette.load(beside)
-
-
-def _as_folder(out: Path) -> str:
-    """A folder as a model's name, which must not be taken for one of the hub."""
-    return str(out) if out.is_absolute() or str(out).startswith(".") else f"./{out}"
-
-
-def _next(command: str) -> None:
-    _shared.stderr_console().print(f"Next: {command}", markup=False, soft_wrap=True)

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from imagegpt import ranges
 from imagegpt.cli import _progress, _shared
+from imagegpt.commands import command, free_name
 
 
 def download(
@@ -14,7 +16,9 @@ def download(
         Literal["s", "m", "l"], typer.Argument(help="76, 455 or 1,362 million parameters.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="The folder for the files.", show_default=False)],
-    step: Annotated[int, typer.Option(help="Updates that were made: 131000, 262000, 524000 or 1000000.")] = 1_000_000,
+    step: Annotated[
+        int, _shared.number(ranges.OPENAI_STEP, "Updates that were made: 131000, 262000, 524000 or 1000000.")
+    ] = 1_000_000,
     bert: Annotated[bool, typer.Option("--bert", help="The bidirectional model.")] = False,
     base: Annotated[
         str | None, typer.Option(help="Where the files begin, for a mirror.", show_default="OpenAI's server")
@@ -39,6 +43,6 @@ def download(
 
         prefix = download(files, out, show)
     typer.echo(f"{len(files)} files, all checksums right: {prefix}")
-    objective = " --objective bert" if bert else ""
-    told = f"imagegpt convert openai {prefix} igpt-{size}{'-bert' if bert else ''}{objective}"
-    console.print(f"Next: {told}", markup=False, soft_wrap=True)
+    objective = ["--objective", "bert"] if bert else []
+    folder = free_name(f"igpt-{size}{'-bert' if bert else ''}")
+    _shared.say_next(command("convert", "openai", prefix, folder, *objective))

@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from imagegpt import ranges
 from imagegpt.cli import _progress, _shared
 from imagegpt.cli.palette import SOURCE_HELP
+from imagegpt.commands import command, free_name, setting
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.data.encoding import EncodingReport
@@ -26,13 +28,13 @@ def encode(
     palette: Annotated[
         str, typer.Option(help="A .npy palette, a folder with one, or a model's name.", show_default=False)
     ],
-    size: Annotated[int, typer.Option(help="Pixels a side.", min=1)] = 32,
+    size: Annotated[int, _shared.number(ranges.SIDE, "Pixels a side.")] = 32,
     resize: Annotated[
         Literal["crop", "squash"], typer.Option(help="Cut the longer side, or distort the image.")
     ] = "crop",
     split: Annotated[str | None, typer.Option(help="Which part, if the images have parts.", show_default="all")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes.", min=1, show_default="one a core")] = None,
-    max_broken: Annotated[float, typer.Option(help="The share of images that may be broken.", min=0, max=1)] = 0.05,
+    workers: Annotated[int | None, _shared.number(ranges.WORKERS, "Processes.", show_default="one a core")] = None,
+    max_broken: Annotated[float, _shared.number(ranges.BROKEN_SHARE, "The share of images that may be broken.")] = 0.05,
 ) -> None:
     """Turn images into ids of a palette, into a folder to train on that `datasets.load_from_disk` opens, too.
 
@@ -96,5 +98,5 @@ def _tell(report: "EncodingReport", out: Path) -> None:
         typer.echo(f"{num_new:,} images in {report.elapsed_s:.1f} s, {report.images_per_s:,.0f} images/s: {out}")
     else:
         typer.echo(f"nothing was left to do: {out}")
-    next_one = f"imagegpt train pictures --set data.train={out} --out model"
-    _shared.stderr_console().print(f"Next: {next_one}", markup=False, soft_wrap=True)
+    chosen = setting("data.train", out)
+    _shared.say_next(command("train", "pictures", "--set", chosen, "--out", free_name("model")))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _shared, _training
 from imagegpt.cli.train import BeginAnewOption, OutOption, SetOption
 
@@ -29,7 +30,7 @@ def finetune(
     ] = None,
     lora: Annotated[
         int | None,
-        typer.Option(help="Train adapters of this rank and the head, not the model's weights.", min=1),
+        _shared.number(ranges.LORA_RANK, "Train adapters of this rank and the head, not the model's weights."),
     ] = None,
     changes: SetOption = None,
     device: _shared.DeviceOption = None,

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imagegpt.cli import _shared
+from imagegpt.memory import readable_bytes
 
 if TYPE_CHECKING:
     from imagegpt.config import ImageGPTConfig
@@ -35,7 +36,7 @@ def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:
     from imagegpt.model import cost
 
     sizes = (("float32", 4), ("bfloat16", 2))
-    weights = [f"{_bytes(cost.weight_bytes(config, size))} in {name}" for name, size in sizes]
+    weights = [f"{readable_bytes(cost.weight_bytes(config, size))} in {name}" for name, size in sizes]
     facts = [
         ("kind", _kind(config)),
         ("blocks, width, heads", f"{config.n_layer}, {config.n_embd}, {config.n_head}"),
@@ -48,7 +49,8 @@ def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:
         return [*facts, ("classes", names), ("input", _input(config)), ("operations", operations)]
     if config.is_causal:
         cache = [
-            f"{_bytes(config.n_positions * cost.cache_bytes_per_pixel(config, size))} in {name}" for name, size in sizes
+            f"{readable_bytes(config.n_positions * cost.cache_bytes_per_pixel(config, size))} in {name}"
+            for name, size in sizes
         ]
         facts.append(("keys and values", f"{', '.join(cache)}, for one image"))
         operations += f", {_flops(cost.image_flops(config))} an image"
@@ -76,16 +78,6 @@ def _palette_facts(processor: "ImageGPTImageProcessor") -> list[tuple[str, str]]
         ("image", f"{processor.size['width']} x {processor.size['height']} pixels, resized by {processor.resize_mode}"),
         ("palette", f"{palette.num_colors} {'grey levels' if palette.is_grey else 'colours'}, {palette.fingerprint}"),
     ]
-
-
-def _bytes(num: int) -> str:
-    """A number of bytes in decimal units, three digits."""
-    value, unit = float(num), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
 
 
 def _flops(num: int) -> str:

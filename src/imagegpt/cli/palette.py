@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _output, _progress, _shared
+from imagegpt.commands import command, free_name
 from imagegpt.palette import PALETTE_FILE
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -31,13 +33,14 @@ def _palettes() -> None:
 def fit(
     src: Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
-    colors: Annotated[int, typer.Option(help="How many colours.")] = 512,
-    size: Annotated[int, typer.Option(help="Pixels a side that images are brought to first.", min=1)] = 32,
-    seed: Annotated[int, typer.Option(help="Of the sample of images and pixels.", min=0)] = 0,
+    colors: Annotated[int, _shared.number(ranges.COLORS, "How many colours.")] = 512,
+    size: Annotated[int, _shared.number(ranges.SIDE, "Pixels a side that images are brought to first.")] = 32,
+    seed: Annotated[int, _shared.number(ranges.FITTING_SEED, "Of the sample of images and pixels.")] = 0,
     grey: Annotated[bool, typer.Option("--grey", help="Levels of grey instead of colours.")] = False,
     split: Annotated[str | None, typer.Option(help="Which part, if the images have parts: train.")] = None,
     max_images: Annotated[
-        int | None, typer.Option(help="A random sample of so many.", min=1, show_default="all images")
+        int | None,
+        _shared.number(ranges.SOME_IMAGES, "A random sample of so many.", show_default="all images"),
     ] = None,
     force: _shared.ForceOption = False,
 ) -> None:
@@ -86,6 +89,5 @@ def _tell(fitted: "FittedPalette", src: str, out: Path, size: int) -> None:
     typer.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
     if fitted.broken:
         typer.echo(f"{len(fitted.broken):,} images could not be read, for one: {fitted.broken[0]}")
-    resized = "" if size == 32 else f" --size {size}"
-    next_one = f"imagegpt encode {src} encoded --palette {out}{resized}"
-    _shared.stderr_console().print(f"Next: {next_one}", markup=False, soft_wrap=True)
+    resized = [] if size == 32 else ["--size", str(size)]
+    _shared.say_next(command("encode", src, free_name("encoded"), "--palette", out, *resized))

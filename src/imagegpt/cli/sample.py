@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _bulk, _output, _progress, _shared
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sample(
-    num: Annotated[int, typer.Option(help="How many images.", min=1)] = 16,
+    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "How many images.")] = 16,
     model: _shared.ModelOption = "digits",
     seed: _shared.SeedOption = 0,
     temperature: _shared.TemperatureOption = 1.0,
@@ -56,6 +57,7 @@ def sample(
         _bulk.sample_into_folder(out, num, loading, rules, seed, file_format or "png", batch_size, force)
         return
     _check_picture(out, file_format, force)
+    _output.check_num(num, "samples")
     _output.check_gif(gif, force)
     places = _output.check_singles(singles, [f"sample_{index}.png" for index in range(num)], force)
 
@@ -76,15 +78,15 @@ def _draw_picture(
     places: list[Path],
     gif: Path | None,
 ) -> None:
-    from PIL import Image
-
-    from imagegpt.figures import appearing, sample_grid
+    from imagegpt.animations import appearing, check_gif_size
+    from imagegpt.figures import sample_grid, sample_grid_size
     from imagegpt.sampling import SamplingRules
 
     facts = {"model": model, "seed": seed, "rules": SamplingRules(**rules)}
     size = pipe.processor.size["width"], pipe.processor.size["height"]
+    sheet_size = sample_grid_size(num, size)
     if gif is not None:
-        _output.check_gif_size(sample_grid([Image.new("L", size)] * num))
+        check_gif_size(sheet_size, size)
     with _progress.pixel_progress("sampling") as progress:
         images = pipe.sample(num, seed=seed, batch_size=batch_size, progress=progress, **rules)
     animations = {} if gif is None else {gif: appearing(lambda shown: sample_grid(images, num_shown=shown), size)}

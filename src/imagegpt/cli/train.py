@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagegpt import ranges
 from imagegpt.cli import _rate_search, _shared, _training
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -28,7 +29,8 @@ def train(
         bool, typer.Option("--find-lr", help="Only look for the largest learning rate that does no harm.")
     ] = False,
     find_lr_steps: Annotated[
-        int | None, typer.Option(help="Steps a rate is tried for.", min=1, show_default="a tenth of the recipe's")
+        int | None,
+        _shared.number(ranges.STEPS, "Steps a rate is tried for.", show_default="a tenth of the recipe's"),
     ] = None,
 ) -> None:
     """Train a model, and report the likelihood of held-out images.

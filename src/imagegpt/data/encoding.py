@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from imagegpt import ranges
 from imagegpt.data import encoding_folder as places
 from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard
-from imagegpt.data.encoding_pool import ShardPool
+from imagegpt.data.encoding_pool import ShardPool, check_room
 from imagegpt.data.encoding_worker import Part, ShardMaker
 from imagegpt.data.examples import ImageSource
 from imagegpt.data.palettes import checked_palette
@@ -121,7 +121,9 @@ def encode_images(
     started = time.monotonic()
     places.check_pyarrow()
     checked_palette(processor)
-    _check_numbers(num_workers, max_broken, shard_size)
+    num_workers = ranges.WORKERS.check_if_given("num_workers", num_workers)
+    shard_size = ranges.SHARD_IMAGES.check_if_given("shard_size", shard_size)
+    max_broken = ranges.BROKEN_SHARE.check("max_broken", max_broken)
     folder = Path(out)
     names = [] if split is not None else list_splits(src)
     sources = [open_images(src, split=name) for name in names or [split]]
@@ -293,6 +295,7 @@ def _shard_pool(jobs: "list[_Job]", num_workers: int | None) -> Iterator[ShardPo
     """Processes for what is missing, or None if this one does it."""
     num_missing = sum(job.settings.num_source - job.num_there for job in jobs)
     workers = min(_workers(num_workers, num_missing), sum(len(job.missing) for job in jobs))
+    check_room([job.settings for job in jobs], num_missing, max(1, workers), jobs[0].folder)
     if workers <= 1:
         yield None
         return
@@ -334,11 +337,3 @@ def _claimed(folder: Path) -> Iterator[None]:
         if is_new:
             with contextlib.suppress(OSError):  # only if nothing could be written into it
                 folder.rmdir()
-
-
-def _check_numbers(num_workers: Any, max_broken: Any, shard_size: Any) -> None:
-    for name, value, most in (("num_workers", num_workers, 1024), ("shard_size", shard_size, 1 << 20)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most):
-            raise ValueError(f"{name} is {value!r}: it must be a whole number from 1 to {most:,}")
-    if not isinstance(max_broken, int | float) or not 0 <= max_broken <= 1:
-        raise ValueError(f"max_broken is {max_broken!r}: it is a share of the images, 0 to 1")

@@ -9,13 +9,39 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from imagegpt.data.encoding_folder import Shard
+from imagegpt.data.encoding_folder import EncodingSettings, Shard
 from imagegpt.data.encoding_worker import Part, make_shard, start_worker
+from imagegpt.memory import check_disk, check_memory
 
 _POLL_S = 0.2
+_SHARD_BYTES, _FILE_BYTES = 3 + 2, 2  # of a pixel: in memory its colour and its id, in a file its id
+_WORKER_BYTES = 150_000_000  # of a process with torch in it
+
+
+def check_room(settings: Sequence[EncodingSettings], num_missing: int, num_workers: int, folder: Path) -> None:
+    """See that the shards that are made at the same time fit into memory, and what is missing on the disk.
+
+    Args:
+        settings: of each part.
+        num_missing: images that are still to be encoded, of all parts.
+        num_workers: processes, 1 being the one that is there.
+        folder: of the encoding.
+    Raises: ValueError, in one sentence, if not.
+    """
+    num_pixels = settings[0].size[0] * settings[0].size[1]
+    images = max(min(one.shard_size, one.num_source) for one in settings)
+    each = images * num_pixels * _SHARD_BYTES + (_WORKER_BYTES if num_workers > 1 else 0)
+    check_memory(
+        f"encoding {images:,} images of {num_pixels:,} pixels at a time in {num_workers} processes",
+        num_workers * each,
+        "choose fewer processes (--workers), a smaller size, or a smaller shard_size",
+    )
+    what = f"encoding {num_missing:,} images of {num_pixels:,} pixels"
+    check_disk(what, _FILE_BYTES * num_missing * num_pixels, folder, "make room there, or choose another place")
 
 
 class ShardPool:

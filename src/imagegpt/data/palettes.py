@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt8
 
+from imagegpt import ranges
 from imagegpt.data.examples import ImageSource, no_warnings
 from imagegpt.palette import ColorPalette, PaletteReport
 from imagegpt.processing import ImageGPTImageProcessor
 
-_REPORTED = 10_000  # images that are kept for the report, at most: 30 MB at 32 x 32
+_REPORTED = 10_000  # images that are kept for the report, at most
+_REPORTED_PIXELS = _REPORTED * 32 * 32  # that these have, at most: 30 MB
 _AT_ONCE = 256  # images given to the sample of pixels together: one by one that takes 10 ms an image
+_PIXELS_AT_ONCE = _AT_ONCE * 64 * 64  # that these have, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class FittedPalette:
 
     Attributes:
         palette: the colours.
-        report: how well they serve up to 10,000 of the images, spread evenly over all that were used.
+        report: how well they serve up to 10,000 of the images (fewer if they are larger than 32 x 32), spread evenly
+            over all that were used.
         examples: those images, uint8 (H, W, 3), as the palette saw them.
         num_images: how many were used.
         broken: what was said of those that could not be read.
@@ -60,12 +64,14 @@ def fit_palette(
     Raises: ValueError if there are fewer distinct colours than asked for, no picture can be read, or a number is out
         of its range.
     """
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images is {max_images}: it must be at least 1")
+    num_colors, seed = ranges.COLORS.check("num_colors", num_colors), ranges.FITTING_SEED.check("seed", seed)
+    max_images = ranges.SOME_IMAGES.check_if_given("max_images", max_images)
     chosen = np.arange(len(source))
     if max_images is not None and max_images < len(source):
         chosen = np.sort(np.random.default_rng(seed).choice(len(source), max_images, replace=False))
-    kept_every = -(-len(chosen) // _REPORTED)
+    num_pixels = processor.size["height"] * processor.size["width"]
+    kept_every = -(-len(chosen) // max(1, min(_REPORTED, _REPORTED_PIXELS // num_pixels)))
+    at_once = max(1, min(_AT_ONCE, _PIXELS_AT_ONCE // num_pixels))
     examples: list[np.ndarray] = []
     broken: list[str] = []
 
@@ -89,7 +95,7 @@ def fit_palette(
 
     def read_together() -> Iterator[np.ndarray]:
         images = read()
-        while several := list(itertools.islice(images, _AT_ONCE)):
+        while several := list(itertools.islice(images, at_once)):
             yield np.stack(several)
 
     palette = ColorPalette.fit(read_together(), num_colors, seed=seed, grey=grey)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from imagegpt import ranges
 from imagegpt.model.layers import at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 
@@ -32,7 +33,8 @@ def pixel_nll(
     Raises: ValueError if the model is bidirectional, for images of another length, ids that are no colours, or a
         batch size below 1.
     """
-    _check(model, ids, batch_size)
+    batch_size = ranges.BATCH.check("batch_size", batch_size)
+    _check(model, ids)
     sos, was_training = model.config.sos_token_id, model.training
     rows = []
     model.eval()
@@ -63,12 +65,10 @@ def mean_nll(
     return float(pixel_nll(model, ids, batch_size=batch_size, progress=progress).double().mean())
 
 
-def _check(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "..."], batch_size: int) -> None:
+def _check(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "..."]) -> None:
     config = model.config
     if not config.is_causal:
         raise ValueError("this model is bidirectional (is_causal=False): only a causal model has an exact likelihood")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     if ids.ndim != 2 or ids.shape[1] != config.n_positions or not len(ids):
         raise ValueError(
             f"the ids have the shape {tuple(ids.shape)}: this model scores whole images, give "

@@ -29,9 +29,16 @@ def weight_bytes(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
     return (num_parameters(config) - num_gains) * bytes_per_number + num_gains * max(4, bytes_per_number)
 
 
-def cache_bytes_per_pixel(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
-    """Bytes of keys and values a pixel leaves in the cache: 2 A in each block."""
-    return 2 * sum(_attention_width(config, layer) for layer in range(config.n_layer)) * bytes_per_number
+def cache_bytes_per_pixel(config: ImageGPTConfig, bytes_per_number: int = 4, bytes_per_vector: int = 0) -> int:
+    """Bytes of keys and values a pixel leaves in the cache: 2 A numbers in each block, in vectors of C / heads.
+
+    Args:
+        config: of the model.
+        bytes_per_number: 4 for float32, 2 for bfloat16 and float16, 1 for int8.
+        bytes_per_vector: of what stands behind each vector, such as the scale of int8.
+    """
+    num_vectors = 2 * sum(len(config.kept_heads(layer)) for layer in range(config.n_layer))
+    return num_vectors * (config.n_embd // config.n_head * bytes_per_number + bytes_per_vector)
 
 
 def forward_flops(config: ImageGPTConfig, num_positions: int | None = None) -> int:
@@ -57,26 +64,6 @@ def step_flops(config: ImageGPTConfig, position: int) -> int:
     """
     width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
     return 2 * _multiplying_weights(config) + 4 * (position + 1) * width
-
-
-def step_bytes(
-    config: ImageGPTConfig, position: int, *, batch: int = 1, weight_size: int = 4, cache_size: int = 4
-) -> int:
-    """Bytes that must be read to draw one pixel of each image of a batch with a cache.
-
-    Args:
-        config: of the model.
-        position: the pixel's index, 0 to T - 1.
-        batch: B, images that share a read of the weights.
-        weight_size: bytes of a weight; gains are in float32 at least.
-        cache_size: bytes of a number in the cache, and of the embeddings.
-    Returns: all weights but the embeddings, once, and for each image two rows of the embeddings and what earlier
-        positions left in the cache.
-    """
-    embeddings = (config.vocab_size + config.n_positions) * config.n_embd
-    weights = weight_bytes(config, weight_size) - embeddings * weight_size
-    cached = position * cache_bytes_per_pixel(config, cache_size)
-    return weights + batch * (2 * config.n_embd * cache_size + cached)
 
 
 def image_flops(config: ImageGPTConfig) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from imagegpt.checkpoints.loading import load_config
+from imagegpt.commands import command as command_to_type
 from imagegpt.curves import confusion_picture
 from imagegpt.evaluation.comparison import Score, baselines
 from imagegpt.files import atomic_write
@@ -96,7 +97,7 @@ def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> En
         accuracy=accuracy,
         num_images=len(images),
         which="validation" if data.test is None else "test",
-        next_command=f"imagegpt {'sample --model' if objective == 'autoregressive' else 'info'} {out}",
+        next_command=command_to_type(*(("sample", "--model") if objective == "autoregressive" else ("info",)), out),
     )
     atomic_write(out / CARD_FILE, _card(run, ending, command).encode(), "the card")
     return ending

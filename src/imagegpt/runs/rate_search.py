@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from imagegpt import ranges
 from imagegpt.curves import rate_picture
 from imagegpt.files import atomic_write
 from imagegpt.precision import Precision
@@ -45,7 +46,8 @@ class RateSearch:
         self, recipe: Recipe, out: Path, world: World, *, num_steps: int | None = None, force: bool = False
     ) -> None:
         all_steps = recipe.training.num_steps
-        self._steps = min(all_steps, max(_LEAST_STEPS, all_steps // 10)) if num_steps is None else num_steps
+        tenth = min(all_steps, max(_LEAST_STEPS, all_steps // 10))
+        self._steps = tenth if num_steps is None else ranges.STEPS.check("num_steps", num_steps)
         if self._steps > all_steps:
             raise ValueError(f"a trial of {self._steps} steps is longer than the run of {all_steps}: choose fewer")
         recorded = None if force else _recorded_precision(out / TRIALS_FILE)

@@ -31,6 +31,7 @@ from imagegpt.training import order
 from imagegpt.training.building import build_loss, rebuilt, save_model
 from imagegpt.training.checkpoints import Checkpoints
 from imagegpt.training.feed import First, Images, Share, Steps, check_labels, in_stretches
+from imagegpt.training.footprint import check_training
 from imagegpt.training.images import open_data
 from imagegpt.training.objectives import Batch, Loss
 from imagegpt.training.parallelism import autocast, whole_weights
@@ -93,6 +94,7 @@ class Run:
         check_trackers(recipe.watch.trackers)
         self.data = open_data(recipe.data, training.seed)
         self._loss: Loss = build_loss(recipe, self.data)
+        check_training(self._loss.model, self.config, recipe, world)
         hides = recipe.objective.hides_pixels
         self._mask_probability = recipe.objective.mask_probability if hides else None
         self._claim_folder(force)

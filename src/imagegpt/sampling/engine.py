@@ -15,18 +15,19 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from imagegpt import ranges
 from imagegpt.kernels import decoding as kernels
 from imagegpt.model import cost
 from imagegpt.model.layers import ImageGPTBlock
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.batch import Batch, draw_sequentially
-from imagegpt.sampling.cache import StaticCache
+from imagegpt.sampling.cache import BUCKET, StaticCache
 from imagegpt.sampling.compilation import Compiler
 from imagegpt.sampling.decoder import Decoder, lay_out_for
 from imagegpt.sampling.guessing import influence_bytes, influence_of
 from imagegpt.sampling.parallel import ParallelStatistics, draw_in_parallel
 from imagegpt.sampling.projections import PrecisionOption, freeze, resolve_precision
-from imagegpt.sampling.prompts import Prompts, checked_length, checked_prompts, num_shared_prompts
+from imagegpt.sampling.prompts import Prompts, check_room, checked_length, checked_prompts, num_shared_prompts
 from imagegpt.sampling.recording import Recorder
 from imagegpt.sampling.rules import SamplingRules
 from imagegpt.sampling.run_length import RunLength
@@ -111,7 +112,7 @@ class Sampler:
         self.precision = chosen or str(model.dtype).removeprefix("torch.")
         self.model = freeze(model, chosen, in_place=in_place)
         self.decoder: DecoderName = decoder
-        self.max_memory = max_memory
+        self.max_memory = ranges.MEMORY_BYTES.check_if_given("max_memory", max_memory)
         self.statistics = ParallelStatistics()  # of the last call, if the decoder is parallel
         self.compile = compile
         self._compiler, self._known_graphs = Compiler(), Compiler(only_known=True)
@@ -178,25 +179,26 @@ class Sampler:
         Raises: ValueError as `generate`, and if the images are no whole number of rows.
         """
         num_pixels = checked_length(num_pixels, self.model.config)
-        row_length = math.isqrt(self.model.config.n_positions) if row_length is None else row_length
-        if row_length < 1 or num_pixels % row_length:
+        side = math.isqrt(self.model.config.n_positions)
+        row_length = side if row_length is None else ranges.PIXELS.check("row_length", row_length)
+        if num_pixels % row_length:
             raise ValueError(f"{num_pixels} pixels are no whole number of rows of {row_length}: give row_length")
         checked = checked_prompts(prompts, len(seeds), num_pixels, self.model.config)
         return self._rows(checked, seeds, rules or SamplingRules(), num_pixels, row_length)
 
     @property
     def bytes_per_image(self) -> int:
-        """Memory that an image takes while it is drawn: keys, values and noise."""
+        """Memory that an image takes while it is drawn: keys and values in whole buckets, noise, and its ids."""
         config = self.model.config
-        return config.n_positions * (self.cache_bytes_per_pixel + config.num_colors * torch.float32.itemsize)
+        room = -(-config.n_positions // BUCKET) * BUCKET * self.cache_bytes_per_pixel
+        noise = config.num_colors * torch.float32.itemsize
+        return room + config.n_positions * (noise + torch.int64.itemsize)
 
     @property
     def cache_bytes_per_pixel(self) -> int:
         """Of an image: keys and values, as they were stored when something was drawn last."""
-        config = self.model.config
-        numbers = cost.cache_bytes_per_pixel(config, self._cache_dtype.itemsize)
-        num_vectors = cost.cache_bytes_per_pixel(config, 1) // (config.n_embd // config.n_head)
-        return numbers + (kernels.SCALE_BYTES * num_vectors if self._cache_dtype == torch.int8 else 0)
+        scale_bytes = kernels.SCALE_BYTES if self._cache_dtype == torch.int8 else 0
+        return cost.cache_bytes_per_pixel(self.model.config, self._cache_dtype.itemsize, scale_bytes)
 
     def uncompiled_s(self, num_images: int, num_pixels: int) -> float:
         """A rough guess of the seconds that a batch takes on a CPU without compiling."""
@@ -220,6 +222,7 @@ class Sampler:
         """Draw images in batches that fit; tells again and again which, and how many pixels of them are there."""
         self.statistics = ParallelStatistics()
         waiting = _split(range(len(seeds)), self._most_images())
+        check_room(len(waiting[0]) if waiting else 0, self.bytes_per_image, self.model.device)
         while waiting:
             images = waiting.pop(0)
             mine = slice(images.start, images.stop)

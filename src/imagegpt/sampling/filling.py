@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from imagegpt import ranges
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.rules import SamplingRules, draw, gumbel_noise, image_seed, seed_tensor
 
@@ -39,12 +40,9 @@ class FillSchedule:
     share: float = 0.15
 
     def __post_init__(self) -> None:
-        if self.passes < 1:
-            raise ValueError(f"passes is {self.passes}: it must be at least 1")
-        if self.refills < 0:
-            raise ValueError(f"refills is {self.refills}: it must be at least 0")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share}: it must be greater than 0 and at most 1")
+        given = (("passes", ranges.PASSES), ("refills", ranges.REFILLS), ("share", ranges.REFILL_SHARE))
+        for name, allowed in given:
+            object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
 
     def known_after(self, number: int, num_hidden: int) -> int:
         """How many of the hidden pixels are known after pass 0, 1, ...: few at first, then more and more."""

@@ -1,4 +1,4 @@
-"""What a caller may ask of the sampler: prompts, lengths, and why some of them cannot be drawn.
+"""What a caller may ask of the sampler: prompts, lengths, how many, and why some of them cannot be drawn.
 
 Axes: B images, P pixels of the prompts, T pixels of the images.
 """
@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from imagegpt import ranges
 from imagegpt.config import ImageGPTConfig
+from imagegpt.memory import check_memory
 
 Prompts = Int64[Tensor, "b p"] | Sequence[Int64[Tensor, " p"]]
 
@@ -23,7 +25,8 @@ def checked_length(num_pixels: int | None, config: ImageGPTConfig) -> int:
     """
     if num_pixels is None:
         return config.n_positions
-    if not 1 <= num_pixels <= config.n_positions:
+    num_pixels = ranges.PIXELS.check("num_pixels", num_pixels)
+    if num_pixels > config.n_positions:
         raise ValueError(f"num_pixels is {num_pixels}: this model draws 1 to {config.n_positions} pixels")
     return num_pixels
 
@@ -47,6 +50,16 @@ def checked_prompts(
         if prompt.ndim != 1:
             raise ValueError(f"prompt {index} has the shape {tuple(prompt.shape)}: give (pixels,)")
     return [_checked_prompt(prompt, num_pixels, config) for prompt in prompts]
+
+
+def check_room(num_images: int, bytes_per_image: int, device: torch.device) -> None:
+    """See that so many images can be drawn at once. A GPU says itself when they cannot, and the batch is halved.
+
+    Raises: ValueError, in one sentence, if not.
+    """
+    if device.type == "cpu":
+        advice = "choose a smaller batch size, or set max_memory and they are drawn in turns"
+        check_memory(f"drawing {num_images:,} images at once", num_images * bytes_per_image, advice)
 
 
 def num_shared_prompts(prompts: Sequence[Int64[Tensor, " p"]]) -> int:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from imagegpt import ranges
+
 _MASK_32 = 0xFFFFFFFF
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 
@@ -35,8 +37,10 @@ class SamplingRules:
     The rules apply in the order of the fields, each to the distribution the one before left over, renormalised.
 
     Args:
-        temperature: divides the logits, >= 0; 1 is the model's own distribution, 0 always takes the likeliest colour.
-        top_k: only the k likeliest colours, >= 1; of equally likely colours at the limit, those with the lower index.
+        temperature: divides the logits, 0 to 1,000; 1 is the model's own distribution, 0 always takes the likeliest
+            colour.
+        top_k: only the k likeliest colours, 1 to 65,536; of equally likely colours at the limit, those with the lower
+            index.
         top_p: only the likeliest colours that together have at least this probability, in (0, 1]; 1 is no limit.
             At least one colour is kept; of equally likely ones at the limit, those with the lower index.
         min_p: only colours at least this many times as likely as the likeliest, in [0, 1]; 0 is no limit.
@@ -49,17 +53,14 @@ class SamplingRules:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
-            raise ValueError(
-                f"temperature is {self.temperature!r}: it must be a number of at least 0; "
-                "1 leaves the model's distribution as it is, 0 takes the likeliest colour"
-            )
-        if self.top_k is not None and not (isinstance(self.top_k, int) and _is_number(self.top_k) and self.top_k >= 1):
-            raise ValueError(f"top_k is {self.top_k!r}: it must be a whole number of at least 1, or None for no limit")
-        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ValueError(f"top_p is {self.top_p!r}: it must be greater than 0 and at most 1, or None for no limit")
-        if self.min_p is not None and not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
-            raise ValueError(f"min_p is {self.min_p!r}: it must lie in 0 to 1, or be None for no limit")
+        given = (
+            ("temperature", ranges.TEMPERATURE.check("temperature", self.temperature)),
+            ("top_k", ranges.TOP_K.check_if_given("top_k", self.top_k)),
+            ("top_p", ranges.TOP_P.check_if_given("top_p", self.top_p)),
+            ("min_p", ranges.MIN_P.check_if_given("min_p", self.min_p)),
+        )
+        for name, value in given:  # plain numbers, so that rules can be compared and written to files
+            object.__setattr__(self, name, value)
 
     @property
     def is_greedy(self) -> bool:
@@ -180,16 +181,13 @@ def image_seed(seed: int, index: int) -> int:
 
     Args:
         seed: of the run, 0 to 2^64 - 1.
-        index: of the image, >= 0.
+        index: of the image, 0 to 2^64 - 1.
     Returns: 0 to 2^64 - 1; different indices below 2^64 never share a seed within a run.
     Raises: ValueError for numbers outside these ranges.
     Source: output `index` of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators" 2014),
         started at the mixed seed, so that the runs of neighbouring seeds have nothing in common.
     """
-    if not (isinstance(seed, int) and 0 <= seed <= _MASK_64):
-        raise ValueError(f"seed is {seed!r}: it must be a whole number from 0 to 2^64 - 1")
-    if index < 0:
-        raise ValueError(f"the index of an image is {index}: it must be at least 0")
+    seed, index = ranges.SEED.check("seed", seed), ranges.INDEX.check("the index of an image", index)
     return _mix(_mix(seed) + (index + 1) * _GOLDEN_GAMMA)
 
 
@@ -198,10 +196,8 @@ def seed_tensor(seeds: Sequence[int], device: torch.device | str = "cpu") -> Int
 
     Raises: ValueError if a seed is not a whole number from 0 to 2^64 - 1.
     """
-    for seed in seeds:
-        if not (isinstance(seed, int) and 0 <= seed <= _MASK_64):
-            raise ValueError(f"seed is {seed!r}: it must be a whole number from 0 to 2^64 - 1")
-    signed = [seed - (1 << 64) if seed >> 63 else seed for seed in seeds]
+    checked = [ranges.SEED.check("seed", seed) for seed in seeds]
+    signed = [seed - (1 << 64) if seed >> 63 else seed for seed in checked]
     return torch.tensor(signed, dtype=torch.int64, device=device)
 
 
@@ -211,10 +207,6 @@ def _mix(x: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK_64
     return x ^ (x >> 31)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _probabilities(logits: Float[Tensor, "b v"], temperature: float) -> Float[Tensor, "b v"]:

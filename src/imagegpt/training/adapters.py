@@ -5,7 +5,7 @@ x A B * 2, A being (in, rank) and B (rank, out), of which B begins at zero; W st
 """
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -32,10 +32,17 @@ def add_adapters(transformer: nn.Module, rank: int) -> "LoraModel":
     Args:
         transformer: of a model; its `config` says how many heads were pruned and such, and is left as it is.
         rank: of the adapters.
+    Raises: ValueError if the rank is larger than the model's width.
     Returns: peft's handle; its `merge_and_unload` adds the adapters to the weights and removes them.
     """
     from peft import LoraConfig, LoraModel
 
+    width = cast(Any, transformer).config.n_embd
+    if rank > width:
+        raise ValueError(
+            f"model.lora_rank is {rank} and the model is {width} wide: adapters of a larger rank have more "
+            f"weights than what they stand beside, choose {width} or less"
+        )
     config = LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules=_PROJECTIONS, fan_in_fan_out=True)
     return LoraModel(transformer, config, _NAME)
 

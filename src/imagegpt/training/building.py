@@ -15,6 +15,7 @@ from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForI
 from imagegpt.model.waves import start_as_waves
 from imagegpt.processing import ImageGPTImageProcessor
 from imagegpt.training.adapters import adapter_rank, add_adapters, check_adapters
+from imagegpt.training.footprint import check_weights
 from imagegpt.training.images import Data
 from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert, Loss
 from imagegpt.training.recipes import ObjectiveRecipe, Recipe
@@ -107,7 +108,9 @@ def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:
     wants_causal = not recipe.objective.hides_pixels
     if recipe.model.pretrained is None:
         sizes = {"num_colors": data.palette.num_colors, "num_pixels": data.num_pixels}
-        fresh = ImageGPTForCausalImageModeling(recipe.model.config(**sizes, is_causal=wants_causal))
+        config = recipe.model.config(**sizes, is_causal=wants_causal)
+        check_weights(config)
+        fresh = ImageGPTForCausalImageModeling(config)
         if recipe.model.embeddings == "waves":
             start_as_waves(fresh, torch.tensor(data.palette.clusters), data.size)
         return fresh

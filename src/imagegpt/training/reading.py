@@ -15,12 +15,6 @@ _SECTIONS = {name: field.type for name, field in Recipe.__dataclass_fields__.ite
 
 # What pydantic says of a value of the wrong kind, by its error's type, where we can be plainer.
 _KINDS = {
-    "int_type": "it must be a whole number",
-    "int_parsing": "it must be a whole number",
-    "int_from_float": "it must be a whole number",
-    "float_type": "it must be a number",
-    "float_parsing": "it must be a number",
-    "finite_number": "it must be finite",
     "string_type": "it must be text, put it in quotes",
     "bool_type": "it must be true or false",
     "bool_parsing": "it must be true or false",

@@ -4,34 +4,45 @@ Unknown keys, values of the wrong kind, impossible sizes and contradictions are 
 fields. `resolved` is the recipe with every default spelt out, which is written beside what was trained.
 """
 
+from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter
 from pydantic.dataclasses import dataclass
+from pydantic_core import CoreSchema, core_schema
 
+from imagegpt import ranges
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-_LARGEST_SEED = (1 << 63) - 1  # what torch takes
 
 
-def _no_bool(value: Any) -> Any:
-    """Python and pydantic count true as 1."""
-    if isinstance(value, bool):
-        raise ValueError("it must be a number")  # noqa: TRY004 - pydantic reports ValueError only
-    return value
+@plain_dataclass(frozen=True)
+class Within:
+    """Has pydantic check a field by a range of ours, NumPy's numbers included."""
+
+    range: ranges.Range[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The check. A number may be text, and a whole one may have a fraction of 0: 1e4 is a float in YAML."""
+
+        def check(value: Any) -> Any:
+            if isinstance(value, float) and value.is_integer() and self.range.kind is int:
+                value = int(value)
+            try:
+                return self.range.parse(value) if isinstance(value, str) else self.range.check("", value)
+            except ValueError:
+                raise ValueError(f"it must be {self.range}") from None  # `reading` says which field that is
+
+        return core_schema.no_info_plain_validator_function(check)
 
 
-_Number = BeforeValidator(_no_bool)
-
-Count = Annotated[int, _Number, Field(ge=1)]
-FromZero = Annotated[int, _Number, Field(ge=0)]
-Seed = Annotated[int, _Number, Field(ge=0, le=_LARGEST_SEED)]
-Positive = Annotated[float, _Number, Field(gt=0)]
-NotNegative = Annotated[float, _Number, Field(ge=0)]
-Share = Annotated[float, _Number, Field(ge=0, lt=1)]
-BetweenZeroAndOne = Annotated[float, _Number, Field(gt=0, lt=1)]
+Dropout = Annotated[float, Within(ranges.DROPOUT)]
+Probability = Annotated[float, Within(ranges.PROBABILITY)]
+Images = Annotated[int, Within(ranges.BATCH)]
+Steps = Annotated[int, Within(ranges.STEPS)]
+Decay = Annotated[float, Within(ranges.DECAY)]
 
 ObjectiveName = Literal["autoregressive", "bert", "joint", "joint-bert", "classification"]
 PrecisionField = Literal["auto", "float32", "bfloat16"]
@@ -63,16 +74,16 @@ class ModelRecipe:
     """
 
     size: str | None = None
-    n_layer: Count | None = None
-    n_embd: Count | None = None
-    n_head: Count | None = None
+    n_layer: Annotated[int, Within(ranges.LAYERS)] | None = None
+    n_embd: Annotated[int, Within(ranges.WIDTH)] | None = None
+    n_head: Annotated[int, Within(ranges.HEADS)] | None = None
     pretrained: str | None = None
     change_attention: bool = False
     shift_inputs: bool = False
-    lora_rank: FromZero = 0
-    resid_pdrop: Share = 0.0
-    embd_pdrop: Share = 0.0
-    attn_pdrop: Share = 0.0
+    lora_rank: Annotated[int, Within(ranges.LORA_RANK_OR_NONE)] = 0
+    resid_pdrop: Dropout = 0.0
+    embd_pdrop: Dropout = 0.0
+    attn_pdrop: Dropout = 0.0
     use_bias: bool = False
     init_scheme: Literal["openai", "transformers"] = "openai"
     embeddings: Literal["random", "waves"] = "random"
@@ -146,11 +157,11 @@ class DataRecipe:
     train: str
     validation: str | None = None
     test: str | None = None
-    validation_share: BetweenZeroAndOne = 0.04
+    validation_share: Annotated[float, Within(ranges.PART)] = 0.04
     augmentation: AugmentationName = "none"
     palette: str | None = None
-    side: Count | None = None
-    num_workers: FromZero = 0
+    side: Annotated[int, Within(ranges.SIDE)] | None = None
+    num_workers: Annotated[int, Within(ranges.DATA_WORKERS)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -166,9 +177,9 @@ class ObjectiveRecipe:
     """
 
     name: ObjectiveName = "autoregressive"
-    mask_probability: BetweenZeroAndOne = 0.15
-    mask_up_to: BetweenZeroAndOne | None = None
-    generative_weight: NotNegative = 1.0
+    mask_probability: Probability = 0.15
+    mask_up_to: Probability | None = None
+    generative_weight: Annotated[float, Within(ranges.LOSS_WEIGHT)] = 1.0
 
     def __post_init__(self) -> None:
         own = (
@@ -228,18 +239,18 @@ class TrainingRecipe:
         seed: of the weights, the order of the images, augmentation, masks and dropout.
     """
 
-    num_steps: Count
-    batch_size: Count = 128
-    micro_batch: Count | None = None
+    num_steps: Steps
+    batch_size: Images = 128
+    micro_batch: Images | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: Positive = 0.003
-    warmup_steps: FromZero = 100
+    learning_rate: Annotated[float, Within(ranges.LEARNING_RATE)] = 0.003
+    warmup_steps: Annotated[int, Within(ranges.WARMUP_STEPS)] = 100
     schedule: Literal["cosine", "constant"] = "cosine"
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    weight_decay: NotNegative = 0.01
-    max_grad_norm: Positive = 1.0
-    average_decay: Share = 0.99
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    weight_decay: Annotated[float, Within(ranges.WEIGHT_DECAY)] = 0.01
+    max_grad_norm: Annotated[float, Within(ranges.GRADIENT_NORM)] = 1.0
+    average_decay: Decay = 0.99
     precision: PrecisionField = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -247,7 +258,7 @@ class TrainingRecipe:
         "kernels"
     )
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    seed: Seed = 0
+    seed: Annotated[int, Within(ranges.TRAINING_SEED)] = 0
 
     def __post_init__(self) -> None:
         if self.warmup_steps >= self.num_steps and self.warmup_steps:
@@ -284,14 +295,14 @@ class WatchRecipe:
         trackers: where numbers go beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow ...
     """
 
-    validate_every: Count = 100
-    validation_images: Count | None = None
-    patience: Count | None = None
-    checkpoint_every: Count = 500
-    keep_checkpoints: Annotated[int, _Number, Field(ge=2)] = 2
-    spike_nats: Positive | None = None
-    max_rollbacks: FromZero = 5
-    samples: FromZero = 16
+    validate_every: Steps = 100
+    validation_images: Annotated[int, Within(ranges.SOME_IMAGES)] | None = None
+    patience: Annotated[int, Within(ranges.VALIDATIONS)] | None = None
+    checkpoint_every: Steps = 500
+    keep_checkpoints: Annotated[int, Within(ranges.CHECKPOINTS)] = 2
+    spike_nats: Annotated[float, Within(ranges.NATS)] | None = None
+    max_rollbacks: Annotated[int, Within(ranges.ROLLBACKS)] = 5
+    samples: Annotated[int, Within(ranges.SHEET_SAMPLES)] = 16
     trackers: tuple[str, ...] = ()
 
 
