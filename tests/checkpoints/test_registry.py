@@ -241,8 +241,8 @@ REGISTER = """
 import sys
 import numpy as np
 from PIL import Image
-from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline)
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 import imagegpt
 
@@ -255,6 +255,7 @@ assert type(config) is imagegpt.ImageGPTConfig
 assert type(AutoModel.from_pretrained(folder)) is imagegpt.ImageGPTModel
 assert type(AutoModelForImageClassification.from_pretrained(folder)) is imagegpt.ImageGPTForImageClassification
 assert type(AutoImageProcessor.from_pretrained(folder)) is imagegpt.ImageGPTImageProcessor
+assert type(AutoFeatureExtractor.from_pretrained(folder)) is imagegpt.ImageGPTFeatureExtractor
 assert MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING[type(config)] is imagegpt.ImageGPTForCausalImageModeling
 assert set(IMAGE_PROCESSOR_MAPPING[type(config)].values()) == {imagegpt.ImageGPTImageProcessor}
 classify = pipeline("image-classification", model=folder)
@@ -268,4 +269,32 @@ def test_register_puts_our_classes_behind_transformers(tmp_path):
     ImageGPTForImageClassification(ImageGPTConfig(**FIELDS, num_labels=3)).save_pretrained(tmp_path)
     ImageGPTImageProcessor(ColorPalette.grey(10), size=4).save_pretrained(tmp_path)
     done = subprocess.run([sys.executable, "-c", REGISTER, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+OLD_NAME = """
+import json, sys
+from pathlib import Path
+from transformers import AutoFeatureExtractor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+import imagegpt
+
+folder = Path(sys.argv[1])
+imagegpt.register()
+extractor = AutoFeatureExtractor.from_pretrained(folder)
+assert type(extractor) is imagegpt.ImageGPTFeatureExtractor
+assert extractor.size == {"height": 4, "width": 4}
+assert extractor.palette.num_colors == 10
+assert type(AutoImageProcessor.from_pretrained(folder)) is imagegpt.ImageGPTImageProcessor
+extractor.save_pretrained(folder)
+assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"] == "ImageGPTImageProcessor"
+"""
+
+
+def test_the_name_that_transformers_4_had_for_the_processor(tmp_path):
+    """As old folders have it: the feature extractor's name, no image_processor_type, and here no config.json either."""
+    fields = {"clusters": ColorPalette.grey(10).clusters.tolist(), "size": 4, "resample": 2, "do_resize": True}
+    fields["feature_extractor_type"] = "ImageGPTFeatureExtractor"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    done = subprocess.run([sys.executable, "-c", OLD_NAME, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
