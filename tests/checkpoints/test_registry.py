@@ -16,7 +16,7 @@ from imagegpt import (
     ImageGPTForImageClassification,
     ImageGPTImageProcessor,
 )
-from imagegpt.checkpoints import loading, registry
+from imagegpt.checkpoints import registry
 from imagegpt.checkpoints.loading import find_folder, load_config, load_model, load_processor
 from imagegpt.checkpoints.registry import bundled_models, resolve
 
@@ -93,23 +93,6 @@ def test_without_a_network_the_hub_is_one_sentence():
         ConnectionError, match=r"^'openai/imagegpt-small' at revision 'x' is not on this machine and hugg"
     ):
         find_folder("openai/imagegpt-small", revision="x")
-
-
-def test_hub_models_are_fetched_at_the_revision_without_pickles_if_possible(folder, monkeypatch):
-    calls = []
-
-    def fetch(name, revision, allow_patterns):
-        calls.append((name, revision, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr(loading, "snapshot_download", fetch)
-    assert find_folder("openai/imagegpt-small", revision="abc") == folder
-    (folder / "model.safetensors").unlink()
-    find_folder("openai/imagegpt-small", weights=False)
-    find_folder("openai/imagegpt-small")
-    every = ["*.json", "*.npy"]
-    assert [revision for _, revision, _ in calls] == ["abc", None, None, None, None]
-    assert [patterns for *_, patterns in calls] == [every, every, every, ["*.safetensors"], ["*.bin"]]
 
 
 def test_a_revision_is_for_the_hub_only(folder):

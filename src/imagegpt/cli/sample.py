@@ -13,7 +13,8 @@ import typer
 from imagegpt.cli import _bulk, _output, _progress, _shared
 
 if TYPE_CHECKING:
-    from imagegpt.pipeline import ImageGPTPipeline, RuleOptions
+    from imagegpt.pipeline import ImageGPTPipeline
+    from imagegpt.pipeline_options import RuleOptions
 
 
 def sample(
