@@ -273,6 +273,10 @@ class ImageGPTFeatureExtractor(ImageGPTImageProcessor):
     """The processor under the name that configurations of transformers 4 have for it; what it saves has the new one."""
 
 
+class ImageGPTImageProcessorPil(ImageGPTImageProcessor):
+    """The processor under the name of transformers' own for Pillow, which folders may say, and older releases look for."""
+
+
 def _palette_of(palette: Any, clusters: Any) -> ColorPalette | None:
     if palette is not None and clusters is not None:
         raise ValueError("both palette and clusters were given: give one of them")

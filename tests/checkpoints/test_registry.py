@@ -237,10 +237,10 @@ config = AutoConfig.from_pretrained(folder)
 assert type(config) is imagegpt.ImageGPTConfig
 assert type(AutoModel.from_pretrained(folder)) is imagegpt.ImageGPTModel
 assert type(AutoModelForImageClassification.from_pretrained(folder)) is imagegpt.ImageGPTForImageClassification
-assert type(AutoImageProcessor.from_pretrained(folder)) is imagegpt.ImageGPTImageProcessor
+assert isinstance(AutoImageProcessor.from_pretrained(folder), imagegpt.ImageGPTImageProcessor)
 assert type(AutoFeatureExtractor.from_pretrained(folder)) is imagegpt.ImageGPTFeatureExtractor
 assert MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING[type(config)] is imagegpt.ImageGPTForCausalImageModeling
-assert set(IMAGE_PROCESSOR_MAPPING[type(config)].values()) == {imagegpt.ImageGPTImageProcessor}
+assert all(issubclass(cls, imagegpt.ImageGPTImageProcessor) for cls in IMAGE_PROCESSOR_MAPPING[type(config)].values())
 classify = pipeline("image-classification", model=folder)
 assert type(classify.model) is imagegpt.ImageGPTForImageClassification
 answer = classify(Image.fromarray(np.zeros((9, 7), np.uint8)))  # a grey image: transformers' processor fails on it
@@ -268,7 +268,7 @@ extractor = AutoFeatureExtractor.from_pretrained(folder)
 assert type(extractor) is imagegpt.ImageGPTFeatureExtractor
 assert extractor.size == {"height": 4, "width": 4}
 assert extractor.palette.num_colors == 10
-assert type(AutoImageProcessor.from_pretrained(folder)) is imagegpt.ImageGPTImageProcessor
+assert isinstance(AutoImageProcessor.from_pretrained(folder), imagegpt.ImageGPTImageProcessor)
 extractor.save_pretrained(folder)
 assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"] == "ImageGPTImageProcessor"
 """
@@ -280,4 +280,23 @@ def test_the_name_that_transformers_4_had_for_the_processor(tmp_path):
     fields["feature_extractor_type"] = "ImageGPTFeatureExtractor"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
     done = subprocess.run([sys.executable, "-c", OLD_NAME, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+PIL_NAME = """
+import sys
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+import imagegpt
+
+imagegpt.register()
+assert isinstance(AutoImageProcessor.from_pretrained(sys.argv[1]), imagegpt.ImageGPTImageProcessor)
+"""
+
+
+def test_a_folder_that_names_transformers_class_for_pillow(tmp_path):
+    """With that name in it AutoImageProcessor went past what was registered."""
+    path = tmp_path / "preprocessor_config.json"
+    ImageGPTImageProcessor(ColorPalette.grey(10), size=4).to_json_file(path)
+    edit_json(path, image_processor_type="ImageGPTImageProcessorPil")
+    done = subprocess.run([sys.executable, "-c", PIL_NAME, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ def register() -> None:
         ImageGPTForImageClassification,
         ImageGPTModel,
     )
-    from imagegpt.processing import ImageGPTFeatureExtractor, ImageGPTImageProcessor
+    from imagegpt.processing import ImageGPTFeatureExtractor, ImageGPTImageProcessor, ImageGPTImageProcessorPil
 
     AutoConfig.register(ImageGPTConfig.model_type, ImageGPTConfig, exist_ok=True)
     AutoConfig.register(EXTENDED_MODEL_TYPE, ImageGPTExtendedConfig, exist_ok=True)
@@ -123,8 +123,13 @@ def register() -> None:
     # No Auto class stands before this mapping; tools that look up what a configuration generates with read it.
     mapping: Any = MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
     mapping.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
-    # One processor serves both of transformers' backends: it works on Pillow images and needs no torchvision.
-    processors = {"pil": ImageGPTImageProcessor, "torchvision": ImageGPTImageProcessor}
+    # One processor serves both of transformers' backends: it works on Pillow images and needs no torchvision. The third is
+    # for folders that name transformers' class for Pillow, and for transformers 5.17, which always looks for that name.
+    processors = {
+        "pil": ImageGPTImageProcessor,
+        "torchvision": ImageGPTImageProcessor,
+        "by_name": ImageGPTImageProcessorPil,
+    }
     AutoImageProcessor.register(ImageGPTConfig, image_processor_classes=processors, exist_ok=True)
     AutoFeatureExtractor.register(ImageGPTConfig, ImageGPTFeatureExtractor, exist_ok=True)
 
