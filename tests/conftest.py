@@ -23,7 +23,7 @@ def _fresh_warnings():
 
 @pytest.fixture(autouse=True, scope="session")
 def _whole_roots():
-    """The reference of transformers 5.17 divides by the root of the head width rounded down; every other difference counts.
+    """Mend the reference of transformers 5.17, which rounds the root of the head width down; other differences count.
 
     (Its `torch_float` gives whole numbers. OpenAI's models have a root that is whole, our tiny ones have not.)
     """

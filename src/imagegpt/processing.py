@@ -274,7 +274,7 @@ class ImageGPTFeatureExtractor(ImageGPTImageProcessor):
 
 
 class ImageGPTImageProcessorPil(ImageGPTImageProcessor):
-    """The processor under the name of transformers' own for Pillow, which folders may say, and older releases look for."""
+    """The processor under the name of transformers' own for Pillow, which folders and older releases may look for."""
 
 
 def _palette_of(palette: Any, clusters: Any) -> ColorPalette | None:

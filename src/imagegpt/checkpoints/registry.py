@@ -123,8 +123,8 @@ def register() -> None:
     # No Auto class stands before this mapping; tools that look up what a configuration generates with read it.
     mapping: Any = MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
     mapping.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
-    # One processor serves both of transformers' backends: it works on Pillow images and needs no torchvision. The third is
-    # for folders that name transformers' class for Pillow, and for transformers 5.17, which always looks for that name.
+    # One processor serves both of transformers' backends: it works on Pillow images and needs no torchvision. The third
+    # is for folders that name transformers' class for Pillow, and for transformers 5.17, which looks for that name.
     processors = {
         "pil": ImageGPTImageProcessor,
         "torchvision": ImageGPTImageProcessor,
