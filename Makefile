@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST ?= .venv-lowest
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check lint format parity slow gpu bench clean
+.PHONY: demo test check lint format parity slow gpu lowest bench clean
 
 demo: $(VENV)/.installed  ## complete photographs with the bundled model and write demo.png
 	$(BIN)/imagegpt complete examples/photos/*.png --model cifar10 --keep 0.5 --num 8 --seed 0 --out demo.png --force
@@ -35,6 +36,9 @@ slow: $(VENV)/.installed-dev  ## real training, whole models, exports
 gpu: $(VENV)/.installed-dev  ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+lowest: $(LOWEST)/.installed  ## the tests with the lowest versions that pyproject.toml declares, torch excepted
+	$(LOWEST)/bin/python -m pytest $(PARALLEL)
+
 bench: $(VENV)/.installed-dev  ## every benchmark, beside transformers; about three quarters of an hour on two cores
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/encode_dataset.py
@@ -46,7 +50,7 @@ bench: $(VENV)/.installed-dev  ## every benchmark, beside transformers; about th
 	$(BIN)/python benchmarks/busy_machine.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) demo.png .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) demo.png .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,3 +64,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing imagegpt and its tests' tools into $(VENV) (once, a few minutes)"
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# From scratch every time: pip would leave what is newer and allowed. It fails where a declared bound cannot be reached.
+$(LOWEST)/.installed: pyproject.toml scripts/lowest_versions.py
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python scripts/lowest_versions.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -e '.[dev]' --constraint $(LOWEST)/lowest.txt
+	@touch $@

@@ -200,7 +200,7 @@ def test_blocks_are_not_split_between_devices():
     places = infer_auto_device_map(
         model,
         max_memory={"cpu": int(3.5 * block_bytes), "disk": 10**9},
-        no_split_module_classes=model._no_split_modules,
+        no_split_module_classes=list(model._no_split_modules),  # accelerate 1.10 knows no sets
     )
     assert set(places.values()) == {"cpu", "disk"}
     assert not any(".attn" in name or ".mlp" in name for name in places)
@@ -283,6 +283,7 @@ def test_lora_adapters_train_and_merge(targets):
 
 
 @old_name_in_peft
+@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # peft 0.18, without a network
 def test_lora_adapters_save_and_load(tmp_path):
     peft = pytest.importorskip("peft")
     model = lora(tiny_model(), ["c_attn"])
@@ -307,7 +308,8 @@ def test_lora_adapters_generate():
 REGISTERED = """
 import json, sys, warnings
 import torch, imagegpt
-from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline)
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top from 5.18 on
 imagegpt.register()
 imagegpt.register()  # twice does no harm
 folder = sys.argv[1]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from transformers import AutoImageProcessor, ImageGPTConfig, ImageGPTForImageClassification, pipeline
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers import ImageGPTConfig, ImageGPTForImageClassification, pipeline
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil as Reference
 
 from imagegpt.palette import ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.processing_options import OPTION_NAMES
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets of {DATA} are not here")
@@ -420,13 +420,12 @@ def test_loading_with_other_options(tmp_path, caplog):
     assert caplog.messages == ["options that are not the image processor's were ignored: sise"]
 
 
-def test_auto_classes_and_pipelines_take_it(tmp_path):
+def test_pipelines_take_it():
     config = ImageGPTConfig(
         vocab_size=8, n_positions=65, n_embd=8, n_layer=1, n_head=2, num_labels=2, pad_token_id=None
     )
     model = ImageGPTForImageClassification(config).eval()
     processor = ImageGPTImageProcessor(COLOURS, size=8)
-    processor.save_pretrained(tmp_path)
     image = Image.new("L", (20, 30), 255)
     direct = model(**processor(image, return_tensors="pt")).logits[0].softmax(-1).tolist()
     answers = pipeline("image-classification", model=model, image_processor=processor)([image, image.convert("RGBA")])
@@ -434,12 +433,6 @@ def test_auto_classes_and_pipelines_take_it(tmp_path):
         assert {row["label"]: row["score"] for row in answer} == pytest.approx(
             dict(zip(config.id2label.values(), direct, strict=True))
         )
-    registered = {"pil": ImageGPTImageProcessor, "torchvision": ImageGPTImageProcessor}
-    AutoImageProcessor.register(ImageGPTConfig, image_processor_classes=registered, exist_ok=True)
-    try:
-        assert type(AutoImageProcessor.from_pretrained(tmp_path)) is ImageGPTImageProcessor
-    finally:
-        IMAGE_PROCESSOR_MAPPING._extra_content.pop(ImageGPTConfig)
 
 
 def test_without_a_palette_a_folder_still_round_trips(tmp_path):
@@ -496,7 +489,10 @@ def test_repr_is_short():
         ({"do_color_quantize": False, "do_rescale": False}, "do_rescale is False and do_normalize is True: normalise"),
         ({"sise": 32}, "there is no option 'sise': see the arguments of ImageGPTImageProcessor"),
         ({"do_center_crop": True}, "do_center_crop is True: this processor only takes False, leave it out"),
-        ({"image_mean": [0, 0, 0]}, "image_mean is [0, 0, 0]: this processor only takes (0.5, 0.5, 0.5), leave it out"),
+        (
+            {"image_mean": [0, 0, 0]},
+            "image_mean is (0.0, 0.0, 0.0) and do_color_quantize is True: the palette",
+        ),
     ],
 )
 def test_refused_options(options, message):
@@ -513,7 +509,6 @@ def test_refused_options(options, message):
         (np.zeros((0, 4, 3), np.uint8), "an array of shape (0, 4, 3) has no pixels: the image must have at least one"),
         (Image.new("RGB", (0, 4)), "the image is 0x4 pixels: it must have at least one"),
         (np.zeros((5, 7, 2), np.uint8), "an array of shape (5, 7, 2) is no image: give (height, width), or 1, 3 or 4"),
-        (np.zeros((9, 5, 7), np.uint8), "an array of shape (9, 5, 7) is no image"),
         (np.zeros(7, np.uint8), "an array of shape (7,) is no image"),
         (np.zeros((1, 1, 5, 5, 3), np.uint8), "an array of shape (1, 1, 5, 5, 3) is no image"),
         (np.zeros((4, 4), np.int64), "the image's values are int64: give uint8, bool, uint16 or floats in [0, 1]"),
@@ -534,7 +529,7 @@ def test_refused_options(options, message):
         ),
         (None, "a NoneType is no image: give a path, a Pillow image, an array or a tensor"),
         (3.5, "a float is no image"),
-        ([[1, 2], [3, 4]], "image 0 of 2: a list is no image"),
+        ([[1, 2], [3, 4]], "image 0 of 4: a int is no image"),
         ([Image.new("L", (4, 4)), b"x"], "image 1 of 2: a bytes is no image"),
     ],
 )
@@ -597,13 +592,226 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
 def test_refused_calls():
     processor = ImageGPTImageProcessor(COLOURS)
     image = np.zeros((4, 4), np.uint8)
-    with pytest.raises(ValueError, match='return_tensors is \'tf\': choose "pt", "np" or None'):
+    with pytest.raises(ValueError, match="return_tensors is 'tf': choose one of pt, np"):
         processor(image, return_tensors="tf")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'size'"):
-        processor(image, size=3)
+    with pytest.raises(ValueError, match="there is no option 'sise': see the arguments of ImageGPTImageProcessor"):
+        processor(image, sise=3)
     with pytest.raises(ValueError, match="this processor has no palette: give it one, or set do_color_quantize to Fal"):
         ImageGPTImageProcessor()(image)
     with pytest.raises(ValueError, match="this processor has no palette: give it one to decode ids"):
         ImageGPTImageProcessor().decode([0])
     with pytest.raises(ValueError, match=re.escape("the images differ in height and width ((4, 4), (5, 4))")):
         same_size()([image, np.zeros((5, 4), np.uint8)])
+
+
+# Options of one call, as transformers' processors take them
+
+
+def test_a_call_takes_every_option_for_itself_alone(photos):
+    """Each option of the class: a call that is given it gives what a processor made with it gives, and forgets it."""
+    base = {"size": 8, "do_color_quantize": False}
+    processor = ImageGPTImageProcessor(COLOURS, **base)
+    before = processor.to_dict()
+    image = Image.fromarray(photos[0][:60, :80])
+    calls = {
+        "size": {"height": 5, "width": 7},
+        "resize_mode": "squash",
+        "resample": 0,
+        "do_resize": False,
+        "do_rescale": {"do_rescale": False, "do_normalize": False},
+        "rescale_factor": 0.5,
+        "do_normalize": False,
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.1, 0.2, 0.3],
+        "data_format": "channels_last",
+        "do_color_quantize": True,
+        "clusters": {"clusters": PALETTE.clusters, "do_color_quantize": True},
+        "palette": {"palette": PALETTE, "do_color_quantize": True},
+        "return_tensors": "pt",
+    }
+    plain = processor(image)["pixel_values"]
+    for name, value in calls.items():
+        given = value if isinstance(value, dict) and name != "size" else {name: value}
+        made = {**base, **given}
+        if not {"palette", "clusters"} & set(given):
+            made["palette"] = COLOURS
+        called, wanted = processor(image, **given), ImageGPTImageProcessor(**made)(image)
+        assert called.keys() == wanted.keys(), name
+        for key in wanted:
+            assert type(called[key]) is type(wanted[key]), name
+            assert np.array_equal(called[key], wanted[key]), name
+            assert not (type(called[key]) is type(plain) and np.array_equal(called[key], plain)), f"{name} does nothing"
+    assert processor.to_dict() == before
+    assert np.array_equal(processor(image)["pixel_values"], plain)
+
+
+def test_an_option_of_none_in_a_call_is_the_processors_own():
+    processor = ImageGPTImageProcessor(COLOURS, size=4)
+    given = dict.fromkeys(ImageGPTImageProcessor.valid_kwargs.__annotations__)
+    image = np.zeros((4, 4), np.uint8)
+    assert np.array_equal(processor(image, **given)["input_ids"], processor(image)["input_ids"])
+
+
+def test_attributes_that_were_changed_count():
+    """transformers' users set them after loading; the size is a dictionary that they may change in place."""
+    processor = ImageGPTImageProcessor(COLOURS, size=4)
+    image = np.zeros((8, 8), np.uint8)
+    processor(image)
+    processor.size["height"] = 2
+    assert processor(image)["input_ids"].shape == (1, 8)
+    processor.do_color_quantize, processor.do_resize = False, False
+    assert processor(image)["pixel_values"].shape == (1, 3, 8, 8)
+    processor.resample = 9
+    with pytest.raises(ValueError, match="resample is 9: choose one of Pillow's filters, 0 to 5"):
+        processor(image)
+
+
+def test_pixel_values_with_other_statistics():
+    image = np.array([[[0, 51, 255]]], np.uint8)
+    processor = same_size(None, do_color_quantize=False)
+    values = processor(image, image_mean=[0, 0.2, 0.5], image_std=[1, 0.1, 0.25])["pixel_values"]
+    assert values.shape == (1, 3, 1, 1)
+    assert values.flatten().tolist() == pytest.approx([0, 0, 2], abs=1e-6)
+    values = processor(image, rescale_factor=1 / 127.5, image_mean=1, image_std=1)["pixel_values"]
+    assert values.flatten().tolist() == pytest.approx([-1, -0.6, 1], abs=1e-6)
+    last = processor(np.zeros((2, 5, 3), np.uint8), data_format="channels_last")["pixel_values"]
+    assert last.shape == (1, 2, 5, 3)
+
+
+def test_tensors_are_put_on_the_device():
+    processor = same_size(None, do_color_quantize=False)
+    image = np.zeros((2, 2, 3), np.uint8)
+    assert processor(image, return_tensors="pt", device="meta")["pixel_values"].device.type == "meta"
+    assert processor(image, return_tensors="pt", device=torch.device("cpu"))["pixel_values"].device.type == "cpu"
+    ids = same_size()(image, return_tensors="pt", device="meta")["input_ids"]
+    assert ids.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"do_resize": "no"}, "do_resize is 'no': it must be True or False"),
+        ({"size": {"shortest_edge": 3}}, "size is {'shortest_edge': 3}: give pixels"),
+        ({"do_normalize": False}, "do_normalize is False and do_color_quantize is True"),
+        ({"image_std": 1}, "image_std is (1.0, 1.0, 1.0) and do_color_quantize is True: the palette is made for (0.5"),
+        ({"rescale_factor": 1}, "rescale_factor is 1.0 and do_color_quantize is True: the palette is made for 1/255"),
+        ({"image_mean": [1, 2]}, "image_mean is [1, 2]: give one number, or three, one per colour"),
+        ({"image_mean": float("nan")}, "image_mean is nan: it must be a finite number"),
+        ({"image_std": [1, 0, 1]}, "image_std is (1.0, 0.0, 1.0): it is divided by, give numbers other than 0"),
+        ({"rescale_factor": "x"}, "rescale_factor is 'x': it must be a finite number"),
+        ({"data_format": "none"}, "data_format is 'none': choose one of channels_first, channels_last"),
+        ({"input_data_format": "hwc"}, "input_data_format is 'hwc': choose one of channels_first, channels_last, none"),
+        ({"do_pad": True}, "do_pad is True: this processor only takes False, leave it out"),
+        ({"device": "nowhere", "return_tensors": "pt"}, "there is no device 'nowhere' here: give cpu, or a GPU that"),
+        ({"device": "meta"}, "device is 'meta' and return_tensors is None: arrays are on the CPU, set return_tensors"),
+        ({"palette": COLOURS, "clusters": COLOURS.clusters}, "both palette and clusters were given: give one of them"),
+    ],
+)
+def test_refused_options_of_a_call(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ImageGPTImageProcessor(COLOURS)(np.zeros((4, 4), np.uint8), **options)
+
+
+def test_images_that_are_not_rgb_can_be_refused_and_the_choice_is_kept(tmp_path):
+    """do_convert_rgb was dropped by save and load."""
+    rgb = Image.new("RGB", (2, 2))
+    for value in (True, False):
+        processor = same_size(do_convert_rgb=value)
+        processor.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_convert_rgb"] is value
+        again = ImageGPTImageProcessor.from_pretrained(tmp_path)
+        assert again.do_convert_rgb is value
+        assert again(rgb)["input_ids"].shape == (1, 4)
+    assert ImageGPTImageProcessor.from_pretrained(tmp_path, do_convert_rgb=True)(rgb.convert("L"))
+    for image, message in (
+        (
+            rgb.convert("L"),
+            "the image has mode 'L' and do_convert_rgb is False: give RGB images, or set do_convert_rgb",
+        ),
+        (rgb.convert("RGBA"), "the image has mode 'RGBA' and do_convert_rgb is False"),
+        (np.zeros((2, 2), np.uint8), "an array of shape (2, 2) has 1 channels and do_convert_rgb is False"),
+        (np.zeros((2, 2, 4), np.uint8), "an array of shape (2, 2, 4) has 4 channels and do_convert_rgb is False"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            processor(image)
+
+
+def test_everything_that_is_set_survives_save_and_load(tmp_path):
+    """The sibling of the above: no option may be forgotten by to_dict."""
+    options = {
+        "size": {"height": 3, "width": 5}, "resize_mode": "squash", "resample": 0, "background": [1, 2, 3],
+        "do_convert_rgb": False, "do_resize": False, "do_color_quantize": False, "do_rescale": True,
+        "rescale_factor": 0.5, "do_normalize": False, "image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0],
+        "input_data_format": "channels_last", "data_format": "channels_last", "device": "cpu", "return_tensors": "pt",
+    }  # fmt: skip
+    processor = ImageGPTImageProcessor(COLOURS, **options)
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert {name: saved[name] for name in options} == options
+    again = ImageGPTImageProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == processor.to_dict()
+    assert set(options) == set(OPTION_NAMES)
+
+
+# Batches of grey arrays, and arrays that can be read in two ways
+
+
+def test_grey_arrays_come_in_batches():
+    grey = RNG.integers(0, 256, (9, 5, 7), np.uint8)
+    wanted = grey.reshape(9, -1).tolist()
+    for given in (grey, torch.from_numpy(grey), list(grey), grey[..., None], grey / 255):
+        assert same_size(LEVELS)(given)["input_ids"].tolist() == wanted
+    in_a_list = same_size(LEVELS)([grey[:5], grey[5:]], input_data_format="none")
+    assert in_a_list["input_ids"].tolist() == wanted
+    assert same_size(LEVELS)([[grey[0]], list(grey[1:])])["input_ids"].tolist() == wanted  # nested lists
+    assert same_size(LEVELS)(grey[:2])["input_ids"].tolist() == wanted[:2]
+
+
+def test_arrays_with_two_readings_follow_the_documented_rule():
+    """Channels last, then channels first, then a batch of grey images; `input_data_format` decides otherwise."""
+
+    def shape(array, **options):
+        return same_size(None, do_color_quantize=False)(array, **options)["pixel_values"].shape
+
+    three = np.zeros((3, 6, 8), np.uint8)
+    assert shape(three) == (1, 3, 6, 8)
+    assert shape(three, input_data_format="channels_first") == (1, 3, 6, 8)
+    assert shape(three, input_data_format="none") == (3, 3, 6, 8)
+    narrow = np.zeros((3, 6, 4), np.uint8)
+    assert shape(narrow) == (1, 3, 3, 6)
+    assert shape(narrow, input_data_format="channels_last") == (1, 3, 3, 6)
+    assert shape(narrow, input_data_format="channels_first") == (1, 3, 6, 4)
+    assert shape(narrow, input_data_format="none") == (3, 3, 6, 4)
+    assert shape(np.zeros((5, 6, 3), np.uint8), input_data_format="none") == (5, 3, 6, 3)
+    batch = np.zeros((2, 3, 6, 4), np.uint8)
+    assert shape(batch) == (2, 3, 3, 6)
+    assert shape(batch, input_data_format="channels_first") == (2, 3, 6, 4)
+    assert shape(np.zeros((6, 8), np.uint8), input_data_format="channels_last") == (1, 3, 6, 8)
+    ready = np.zeros((2, 3, 3, 3), np.uint8)
+    ready[:, 0] = 255  # the first row, or the red channel
+    processor = ImageGPTImageProcessor(COLOURS, size=3)
+    assert processor(ready)["input_ids"][0].tolist() == [WHITE] * 3 + [BLACK] * 6
+    assert processor(ready, input_data_format="channels_first")["input_ids"][0].tolist() == [RED] * 9
+
+
+@pytest.mark.parametrize(
+    ("shape", "input_data_format", "message"),
+    [
+        (
+            (6, 8, 2),
+            None,
+            "an array of shape (6, 8, 2) is no image: give (height, width), or 1, 3 or 4 channels last or",
+        ),
+        (
+            (6, 8, 5),
+            "channels_last",
+            "an array of shape (6, 8, 5) is no image: give (height, width), or 1, 3 or 4 chan",
+        ),
+        ((3, 8, 5), "channels_last", "1, 3 or 4 channels last"),
+        ((6, 8, 3), "channels_first", "1, 3 or 4 channels first"),
+        ((2, 6, 8, 3), "none", "an array of shape (6, 8, 3) has more axes than input_data_format 'none' allows"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_format_are_refused(shape, input_data_format, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        same_size()(np.zeros(shape, np.uint8), input_data_format=input_data_format)

@@ -11,6 +11,7 @@ import imagegpt
 NAMES = {
     "ColorPalette",
     "ImageGPTConfig",
+    "ImageGPTFeatureExtractor",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForImageClassification",
     "ImageGPTImageProcessor",

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     )
     from imagegpt.palette import ColorPalette
     from imagegpt.pipeline import ImageGPTPipeline
-    from imagegpt.processing import ImageGPTImageProcessor
+    from imagegpt.processing import ImageGPTFeatureExtractor, ImageGPTImageProcessor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ColorPalette",
     "ImageGPTConfig",
+    "ImageGPTFeatureExtractor",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForImageClassification",
     "ImageGPTImageProcessor",
@@ -36,6 +37,7 @@ __all__ = [
 _HOMES = {
     "ColorPalette": "imagegpt.palette",
     "ImageGPTConfig": "imagegpt.config",
+    "ImageGPTFeatureExtractor": "imagegpt.processing",
     "ImageGPTForCausalImageModeling": "imagegpt.model.modeling",
     "ImageGPTForImageClassification": "imagegpt.model.modeling",
     "ImageGPTImageProcessor": "imagegpt.processing",

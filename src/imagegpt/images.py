@@ -5,6 +5,7 @@ Axis letters: H height, W width, C channels.
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,20 +14,56 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+
 _ORIENTATION = 0x0112  # the EXIF tag
+_NUM_CHANNELS = (1, 3, 4)
 
 
-def read_image(image: Any, background: tuple[int, int, int]) -> Image.Image | UInt8[np.ndarray, "h w 3"]:
-    """One image of any kind as an RGB Pillow image or a uint8 array (H, W, 3), neither of them empty."""
+def single_images(images: ImageLike | Sequence[Any], input_data_format: str | None = None) -> list[Any]:
+    """Every image of what was given: one, a batch array, or a list of any of these, nested or not.
+
+    An array of 4 axes is a batch. One of 3 axes is a batch of grey images (B, H, W) if `input_data_format` says "none",
+    or if it says nothing and no reading as one image is possible: neither the last nor the first axis is 1, 3 or 4.
+    (With 2 in the last place it is left as it is, and refused by `read_image`: grey with transparency has that shape.)
+    """
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in single_images(part, input_data_format)]
+    if isinstance(images, np.ndarray | torch.Tensor) and _is_batch(tuple(images.shape), input_data_format):
+        return list(images)
+    return [images]
+
+
+def _is_batch(shape: tuple[int, ...], input_data_format: str | None) -> bool:
+    if len(shape) != 3:
+        return len(shape) == 4
+    if input_data_format is not None:
+        return input_data_format == "none"
+    return shape[2] not in (*_NUM_CHANNELS, 2) and shape[0] not in _NUM_CHANNELS
+
+
+def read_image(
+    image: Any, background: tuple[int, int, int], *, input_data_format: str | None = None, convert: bool = True
+) -> Image.Image | UInt8[np.ndarray, "h w 3"]:
+    """One image of any kind as an RGB Pillow image or a uint8 array (H, W, 3), neither of them empty.
+
+    Args:
+        image: a path, a Pillow image, or an array or tensor of 2 or 3 axes.
+        background: laid behind transparent pixels, (red, green, blue), 0 to 255.
+        input_data_format: where arrays of 3 axes have their channels, "channels_last", "channels_first" or "none"; None
+            is last if the last axis is 1, 3 or 4, and else first.
+        convert: False refuses what is not RGB already.
+    Raises: FileNotFoundError for a missing file; ValueError for what cannot be read or understood.
+    """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
     if isinstance(image, np.ndarray):
-        return _array_to_rgb(image, background)
+        return _array_to_rgb(image, background, input_data_format, convert)
     if isinstance(image, str | os.PathLike):
-        return _file_to_rgb(Path(image), background)
+        return _file_to_rgb(Path(image), background, convert)
     if isinstance(image, Image.Image):
-        return _picture_to_rgb(_loaded(image, "the image"), background)
+        return _picture_to_rgb(_loaded(image, "the image"), background, convert)
     raise ValueError(f"a {type(image).__name__} is no image: give a path, a Pillow image, an array or a tensor")
 
 
@@ -55,11 +92,11 @@ def open_picture(file: Path | BinaryIO, name: str) -> Image.Image:
         raise _undecodable(name, error) from error
 
 
-def _file_to_rgb(path: Path, background: tuple[int, int, int]) -> Image.Image:
+def _file_to_rgb(path: Path, background: tuple[int, int, int], convert: bool) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: check the path, and download images from the web first")
     with open_picture(path, str(path)) as picture:
-        return _picture_to_rgb(_loaded(picture, str(path)), background)
+        return _picture_to_rgb(_loaded(picture, str(path)), background, convert)
 
 
 def _undecodable(name: str, error: Exception) -> ValueError:
@@ -80,8 +117,37 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
         raise _undecodable(name, error) from error
 
 
-def _picture_to_rgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def resize_image(
+    image: Image.Image | UInt8[np.ndarray, "h w 3"], size: dict[str, int], mode: str, resample: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Bring an RGB image to a size in pixels, unless it has it already.
+
+    Args:
+        image: as `read_image` gives it.
+        size: {"height": ..., "width": ...}.
+        mode: "crop" scales until the image covers the size and cuts out the centre; "squash" ignores the aspect ratio.
+        resample: a Pillow filter.
+    """
+    height, width = size["height"], size["width"]
+    if (image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)) == (height, width):
+        return np.asarray(image)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    if mode == "squash":
+        return np.asarray(picture.resize((width, height), resample))
+    scale = max(height / picture.height, width / picture.width)
+    scaled = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+    return np.asarray(picture.resize(scaled, resample).crop((left, top, left + width, top + height)))
+
+
+def _not_rgb(what: str) -> ValueError:
+    return ValueError(f"{what} and do_convert_rgb is False: give RGB images, or set do_convert_rgb to True")
+
+
+def _picture_to_rgb(picture: Image.Image, background: tuple[int, int, int], convert: bool = True) -> Image.Image:
     """Any Pillow mode as RGB, on the background."""
+    if not convert and (picture.mode != "RGB" or picture.has_transparency_data):
+        raise _not_rgb(f"the image has mode {picture.mode!r}{' and transparency' * (picture.mode == 'RGB')}")
     if picture.mode.startswith("I;16"):
         return Image.fromarray(_from_16_bits(np.asarray(picture))).convert("RGB")
     if picture.mode == "I":
@@ -106,17 +172,28 @@ def _picture_to_rgb(picture: Image.Image, background: tuple[int, int, int]) -> I
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _array_to_rgb(array: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """An array of one image as uint8 (H, W, 3). Three axes: channels last if the last has 1, 3 or 4, else first."""
+def _array_to_rgb(
+    array: np.ndarray, background: tuple[int, int, int], input_data_format: str | None, convert: bool
+) -> np.ndarray:
+    """An array of one image as uint8 (H, W, 3)."""
     shape = array.shape
-    if array.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+    if input_data_format == "none" and array.ndim != 2:
+        raise ValueError(
+            f"an array of shape {shape} has more axes than input_data_format 'none' allows: "
+            "give (height, width), or (images, height, width)"
+        )
+    first = input_data_format == "channels_first"
+    if input_data_format is None and array.ndim == 3:
+        first = shape[2] not in _NUM_CHANNELS and shape[0] in _NUM_CHANNELS
+    if array.ndim == 3 and first:
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"an array of shape {shape} is no image: give (height, width), or 1, 3 or 4 channels last or first"
-        )
+    if array.ndim != 3 or array.shape[2] not in _NUM_CHANNELS:
+        where = "last or first" if input_data_format is None else "first" if first else "last"
+        raise ValueError(f"an array of shape {shape} is no image: give (height, width), or 1, 3 or 4 channels {where}")
+    if not convert and array.shape[2] != 3:
+        raise _not_rgb(f"an array of shape {shape} has {array.shape[2]} channels")
     if not array.size:
         raise ValueError(f"an array of shape {shape} has no pixels: the image must have at least one")
     array = _bytes_of(array)

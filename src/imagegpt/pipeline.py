@@ -5,24 +5,28 @@ Axes: B images, P pixels that are kept, T pixels of an image, H rows and W colum
 
 import copy
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Self, TypedDict, Unpack, cast
+from pathlib import Path
+from typing import Any, Self, Unpack, cast
 
 import torch
 from jaxtyping import Int64
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.image_processing_utils import BaseImageProcessor
 
 from imagegpt import ranges
+from imagegpt.checkpoints.adoption import our_model, our_processor
+from imagegpt.checkpoints.hub import HubOptions, PublishOptions, publish
 from imagegpt.checkpoints.loading import check_fit, find_folder, load_model, load_processor
+from imagegpt.checkpoints.registry import MODEL_CARD
+from imagegpt.images import ImageLike
 from imagegpt.masks import pixels_of_mask, pixels_of_rows, pixels_of_share, read_mask
 from imagegpt.memory import check_memory
-from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.processing import ImageGPTImageProcessor, ImageLike
-from imagegpt.sampling import DecoderName, FillSchedule, PrecisionOption, Sampler, SamplingRules, fill, image_seed
+from imagegpt.pipeline_options import LoadOptions, Progress, RuleOptions, SamplerOptions, choose_device, choose_dtype
+from imagegpt.sampling import FillSchedule, Sampler, SamplingRules, fill, image_seed
 from imagegpt.sampling.projections import is_exact
-
-Progress = Callable[[int, int], None]
 
 # Batches are chosen so that keys and values take this much, or half of what is free on a GPU. Larger batches gain
 # little on a CPU, where 8 images already share each read of the weights.
@@ -31,33 +35,14 @@ _LARGEST_BATCH = 256
 _BYTES_PER_PIXEL = 3 + 8  # of an image that is kept: its colours, and the ids of its prompt
 
 
-class RuleOptions(TypedDict, total=False):
-    """How pixels are drawn: the fields of `SamplingRules`, as keyword arguments of the verbs that draw."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-
-
-class SamplerOptions(TypedDict, total=False):
-    """How pixels are computed: keyword arguments of `Sampler`."""
-
-    precision: PrecisionOption | None
-    decoder: DecoderName
-    compile: bool | Literal["always"]
-    max_memory: int | None
-    in_place: bool
-
-
 class ImageGPTPipeline:
     """Draws and completes images, or fills what is hidden of them if the model is bidirectional (BERT).
 
     `pipe.model` is the model as it is run: in the sampler's precision, in evaluation mode, and not to be trained.
 
     Args:
-        model: it is copied, unless `in_place`.
-        processor: with the palette and the image size the model was trained with.
+        model: an `ImageGPTForCausalImageModeling`, of imagegpt or of transformers; it is copied, unless `in_place`.
+        processor: with the palette and the image size the model was trained with; of either library.
         **options: `precision`, `decoder`, `compile`, `max_memory` and `in_place`, see `imagegpt.sampling.Sampler`.
             They are a causal model's; a bidirectional one takes `in_place` only.
     Raises: ValueError if the options are not the model's, or processor and model do not fit.
@@ -65,12 +50,13 @@ class ImageGPTPipeline:
 
     def __init__(
         self,
-        model: ImageGPTForCausalImageModeling,
-        processor: ImageGPTImageProcessor,
+        model: nn.Module,
+        processor: BaseImageProcessor,
         **options: Unpack[SamplerOptions],
     ) -> None:
-        check_fit(model.config, processor)
-        self.processor = processor
+        model, self.processor = our_model(model), our_processor(processor)
+        check_fit(model.config, self.processor)
+        self._card: str | None = None
         self._sampler = Sampler(model, **options) if model.config.is_causal else None
         if self._sampler is not None:
             self.model = self._sampler.model
@@ -104,8 +90,7 @@ class ImageGPTPipeline:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
-        revision: str | None = None,
-        **options: Unpack[SamplerOptions],
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """Load a model by name.
 
@@ -114,15 +99,20 @@ class ImageGPTPipeline:
             device: None is "cuda" where there is one, else "cpu".
             dtype: of the weights as they are loaded, a torch dtype or its name; None is float32 everywhere, so that a
                 seed gives the same image on every machine, to the last bits of the arithmetic.
-            revision: branch, tag or commit, for names on the hub.
-            **options: see `Sampler`; `in_place` is True here, so that the weights are in memory once.
+            **options: `revision`, `cache_dir`, `force_download`, `local_files_only` and `token`, for names on the hub,
+                see `imagegpt.checkpoints.hub.HubOptions`; and those of `Sampler`, of which `in_place` is True here, so
+                that the weights are in memory once.
         Raises: ValueError or OSError, in one sentence, if there is no such model or its files are not in order.
         """
         target, loaded = choose_device(device), choose_dtype(dtype)
-        folder = find_folder(name, revision=revision)
+        hub = cast(HubOptions, {key: options.pop(key) for key in HubOptions.__annotations__ if key in options})
+        folder = find_folder(name, **hub)
         model = load_model(folder, dtype=loaded, device=target)
         processor = load_processor(folder, model.config)
-        return cls(model, processor, **{"in_place": True, **options})
+        pipe = cls(model, processor, **{"in_place": True, **cast(SamplerOptions, options)})
+        if (folder / MODEL_CARD).is_file():
+            pipe._card = (folder / MODEL_CARD).read_text(encoding="utf-8")
+        return pipe
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model and processor as transformers does; `from_pretrained(folder)` reads them back.
@@ -136,6 +126,20 @@ class ImageGPTPipeline:
             )
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(os.fspath(folder))
+
+    def push_to_hub(self, name: str, **options: Unpack[PublishOptions]) -> str:
+        """Publish model, processor and model card on huggingface.co; `from_pretrained(name)` reads them back.
+
+        Args:
+            name: on the hub, "owner/model".
+            **options: `private`, `token`, `revision`, `commit_message`, `create_pr`, see `PublishOptions`.
+        Returns: the address of the commit.
+        Raises: ValueError if the weights were rounded for sampling, or the token may not write there; ConnectionError
+            without a connection.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return publish(name, Path(folder), card=self._card, **options)
 
     def sample(
         self,
@@ -336,36 +340,6 @@ class ImageGPTPipeline:
         device = self.model.device
         room = _CACHE_BYTES_ON_CPU if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] // 2
         return max(1, min(_LARGEST_BATCH, room // self.sampler.bytes_per_image))
-
-
-def choose_device(device: torch.device | str | None) -> torch.device:
-    """The device that was asked for, or the GPU if there is one.
-
-    Raises: ValueError if torch knows no such device or it is not there.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise ValueError(f"there is no device {str(device)!r} here: choose from {', '.join(there)}") from None
-    return chosen
-
-
-def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    """The dtype that was asked for, or float32.
-
-    Raises: ValueError unless it is one that a model can compute in.
-    """
-    if dtype is None:
-        return torch.float32
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in names.values():
-        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(names)}")
-    return cast(torch.dtype, chosen)
 
 
 def _batches(num: int, batch_size: int) -> Iterator[range]:

@@ -170,6 +170,9 @@ SIDE = Whole(lowest=1, highest=1 << 10, unit="pixels")
 PIXELS = Whole(lowest=1, highest=1 << 20, unit="pixels")
 ROWS = Whole(lowest=0, highest=(1 << 10) - 1, unit="rows")
 KEEP = Real(lowest=0, highest=1, below=True)  # share of the pixels
+RESCALE_FACTOR = Real(lowest=0, highest=1000, above=True)
+PIXEL_MEAN = Real(lowest=-1000, highest=1000)
+PIXEL_STD = Real(lowest=0, highest=1000, above=True)
 COLUMNS = Whole(lowest=1, highest=10**8, unit="columns")
 SHEET_SAMPLES = Whole(lowest=0, highest=1024, unit="images")
 

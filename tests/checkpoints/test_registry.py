@@ -16,7 +16,7 @@ from imagegpt import (
     ImageGPTForImageClassification,
     ImageGPTImageProcessor,
 )
-from imagegpt.checkpoints import loading, registry
+from imagegpt.checkpoints import registry
 from imagegpt.checkpoints.loading import find_folder, load_config, load_model, load_processor
 from imagegpt.checkpoints.registry import bundled_models, resolve
 
@@ -93,23 +93,6 @@ def test_without_a_network_the_hub_is_one_sentence():
         ConnectionError, match=r"^'openai/imagegpt-small' at revision 'x' is not on this machine and hugg"
     ):
         find_folder("openai/imagegpt-small", revision="x")
-
-
-def test_hub_models_are_fetched_at_the_revision_without_pickles_if_possible(folder, monkeypatch):
-    calls = []
-
-    def fetch(name, revision, allow_patterns):
-        calls.append((name, revision, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr(loading, "snapshot_download", fetch)
-    assert find_folder("openai/imagegpt-small", revision="abc") == folder
-    (folder / "model.safetensors").unlink()
-    find_folder("openai/imagegpt-small", weights=False)
-    find_folder("openai/imagegpt-small")
-    every = ["*.json", "*.npy"]
-    assert [revision for _, revision, _ in calls] == ["abc", None, None, None, None]
-    assert [patterns for *_, patterns in calls] == [every, every, every, ["*.safetensors"], ["*.bin"]]
 
 
 def test_a_revision_is_for_the_hub_only(folder):
@@ -241,8 +224,8 @@ REGISTER = """
 import sys
 import numpy as np
 from PIL import Image
-from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline)
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 import imagegpt
 
@@ -254,9 +237,10 @@ config = AutoConfig.from_pretrained(folder)
 assert type(config) is imagegpt.ImageGPTConfig
 assert type(AutoModel.from_pretrained(folder)) is imagegpt.ImageGPTModel
 assert type(AutoModelForImageClassification.from_pretrained(folder)) is imagegpt.ImageGPTForImageClassification
-assert type(AutoImageProcessor.from_pretrained(folder)) is imagegpt.ImageGPTImageProcessor
+assert isinstance(AutoImageProcessor.from_pretrained(folder), imagegpt.ImageGPTImageProcessor)
+assert type(AutoFeatureExtractor.from_pretrained(folder)) is imagegpt.ImageGPTFeatureExtractor
 assert MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING[type(config)] is imagegpt.ImageGPTForCausalImageModeling
-assert set(IMAGE_PROCESSOR_MAPPING[type(config)].values()) == {imagegpt.ImageGPTImageProcessor}
+assert all(issubclass(cls, imagegpt.ImageGPTImageProcessor) for cls in IMAGE_PROCESSOR_MAPPING[type(config)].values())
 classify = pipeline("image-classification", model=folder)
 assert type(classify.model) is imagegpt.ImageGPTForImageClassification
 answer = classify(Image.fromarray(np.zeros((9, 7), np.uint8)))  # a grey image: transformers' processor fails on it
@@ -268,4 +252,51 @@ def test_register_puts_our_classes_behind_transformers(tmp_path):
     ImageGPTForImageClassification(ImageGPTConfig(**FIELDS, num_labels=3)).save_pretrained(tmp_path)
     ImageGPTImageProcessor(ColorPalette.grey(10), size=4).save_pretrained(tmp_path)
     done = subprocess.run([sys.executable, "-c", REGISTER, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+OLD_NAME = """
+import json, sys
+from pathlib import Path
+from transformers import AutoFeatureExtractor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+import imagegpt
+
+folder = Path(sys.argv[1])
+imagegpt.register()
+extractor = AutoFeatureExtractor.from_pretrained(folder)
+assert type(extractor) is imagegpt.ImageGPTFeatureExtractor
+assert extractor.size == {"height": 4, "width": 4}
+assert extractor.palette.num_colors == 10
+assert isinstance(AutoImageProcessor.from_pretrained(folder), imagegpt.ImageGPTImageProcessor)
+extractor.save_pretrained(folder)
+assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"] == "ImageGPTImageProcessor"
+"""
+
+
+def test_the_name_that_transformers_4_had_for_the_processor(tmp_path):
+    """As old folders have it: the feature extractor's name, no image_processor_type, and here no config.json either."""
+    fields = {"clusters": ColorPalette.grey(10).clusters.tolist(), "size": 4, "resample": 2, "do_resize": True}
+    fields["feature_extractor_type"] = "ImageGPTFeatureExtractor"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    done = subprocess.run([sys.executable, "-c", OLD_NAME, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+PIL_NAME = """
+import sys
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+import imagegpt
+
+imagegpt.register()
+assert isinstance(AutoImageProcessor.from_pretrained(sys.argv[1]), imagegpt.ImageGPTImageProcessor)
+"""
+
+
+def test_a_folder_that_names_transformers_class_for_pillow(tmp_path):
+    """With that name in it AutoImageProcessor went past what was registered."""
+    path = tmp_path / "preprocessor_config.json"
+    ImageGPTImageProcessor(ColorPalette.grey(10), size=4).to_json_file(path)
+    edit_json(path, image_processor_type="ImageGPTImageProcessorPil")
+    done = subprocess.run([sys.executable, "-c", PIL_NAME, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,22 +7,13 @@ other way in which a folder can be wrong, is one sentence.
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError
 
-from imagegpt.checkpoints.registry import CONFIG_FILE, HUB_MODELS, ModelSource, resolve
+from imagegpt.checkpoints.hub import HubOptions, fetch
+from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
 from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 from imagegpt.palette import PALETTE_FILE, PROCESSOR_FILE, ColorPalette
@@ -38,19 +29,20 @@ WEIGHT_FILES = (
 Model = TypeVar("Model", bound=ImageGPTPreTrainedModel)
 
 
-def find_folder(name: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True) -> Path:
+def find_folder(name: str | os.PathLike[str], *, weights: bool = True, **hub: Unpack[HubOptions]) -> Path:
     """The folder with the files of a model; those on the hub are fetched first, if they are not here already.
 
     Args:
         name: see `imagegpt.checkpoints.registry.resolve`.
-        revision: branch, tag or commit on the hub; None is the newest.
         weights: False fetches the configuration and the palette only.
+        **hub: how to fetch, see `HubOptions`; of no consequence for what is on this machine, but for `revision`.
     Raises: ValueError if the name stands for nothing, or a revision is given for a model that is not on the hub;
         ConnectionError if files have to be fetched and cannot be.
     """
     source = resolve(name)
     if source.folder is None:
-        return _fetch(source, revision, weights)
+        return fetch(source.name, weights=weights, **hub)
+    revision = hub.get("revision")
     if revision is not None:
         raise ValueError(f"revision {revision!r} was given for {source.name!r}, which is not on the hub: leave it out")
     return source.folder
@@ -184,32 +176,3 @@ def _check_report(folder: Path, model_class: type, report: dict[str, Any]) -> No
         raise ValueError(
             f"the weights in {folder} do not fit its {CONFIG_FILE} and {model_class.__name__}: {'; '.join(told)}"
         )
-
-
-def _fetch(source: ModelSource, revision: str | None, weights: bool) -> Path:
-    """Download (or find in the hub's cache) the files of a model; safetensors if there are any."""
-    what = f"{source.name!r}" + (f" at revision {revision!r}" if revision else "")
-    known = f"known are {', '.join(HUB_MODELS)}"
-    try:
-        folder = Path(snapshot_download(source.name, revision=revision, allow_patterns=["*.json", "*.npy"]))
-        for pattern in ("*.safetensors", "*.bin"):
-            if weights and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-                snapshot_download(source.name, revision=revision, allow_patterns=[pattern])
-    except GatedRepoError:
-        raise ValueError(
-            f"{what} needs permission on the hub: ask for it there and log in with 'hf auth login'"
-        ) from None
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"there is no model {what} on the hub: {known}, and private ones need 'hf auth login'"
-        ) from None
-    except RevisionNotFoundError:
-        raise ValueError(f"there is no model {what} on the hub: give an existing branch, tag or commit") from None
-    except HFValidationError as error:
-        raise ValueError(f"{what} is no name on the hub ({error}): {known}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
-        raise ConnectionError(
-            f"{what} is not on this machine and huggingface.co cannot be reached: connect to the internet, "
-            "or give a bundled model or a folder"
-        ) from error
-    return folder

@@ -98,11 +98,14 @@ def resolve(name: str | os.PathLike[str]) -> ModelSource:
 def register() -> None:
     """Put our classes behind transformers' `Auto...` classes, in place of its own ImageGPT, for the whole process.
 
-    That is AutoConfig, AutoModel, AutoModelForImageClassification and AutoImageProcessor, and the mapping of generative
-    image models; `transformers.pipeline("image-classification", model=...)` builds on these. Calling it again changes
-    nothing.
+    That is AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor and AutoFeatureExtractor, and the
+    mapping of generative image models; `transformers.pipeline("image-classification", model=...)` builds on these.
+    Calling it again changes nothing.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
+
+    # By its own module: transformers 5.17 offers no AutoImageProcessor at its top without torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 
     from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig, ImageGPTExtendedConfig
@@ -111,7 +114,7 @@ def register() -> None:
         ImageGPTForImageClassification,
         ImageGPTModel,
     )
-    from imagegpt.processing import ImageGPTImageProcessor
+    from imagegpt.processing import ImageGPTFeatureExtractor, ImageGPTImageProcessor, ImageGPTImageProcessorPil
 
     AutoConfig.register(ImageGPTConfig.model_type, ImageGPTConfig, exist_ok=True)
     AutoConfig.register(EXTENDED_MODEL_TYPE, ImageGPTExtendedConfig, exist_ok=True)
@@ -120,9 +123,15 @@ def register() -> None:
     # No Auto class stands before this mapping; tools that look up what a configuration generates with read it.
     mapping: Any = MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
     mapping.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
-    # One processor serves both of transformers' backends: it works on Pillow images and needs no torchvision.
-    processors = {"pil": ImageGPTImageProcessor, "torchvision": ImageGPTImageProcessor}
+    # One processor serves both of transformers' backends: it works on Pillow images and needs no torchvision. The third
+    # is for folders that name transformers' class for Pillow, and for transformers 5.17, which looks for that name.
+    processors = {
+        "pil": ImageGPTImageProcessor,
+        "torchvision": ImageGPTImageProcessor,
+        "by_name": ImageGPTImageProcessorPil,
+    }
     AutoImageProcessor.register(ImageGPTConfig, image_processor_classes=processors, exist_ok=True)
+    AutoFeatureExtractor.register(ImageGPTConfig, ImageGPTFeatureExtractor, exist_ok=True)
 
 
 def _known(bundled: dict[str, Path]) -> str:

@@ -11,7 +11,7 @@ from imagegpt.cli import _progress, _shared
 
 if TYPE_CHECKING:
     from imagegpt.bulk import Workers
-    from imagegpt.pipeline import RuleOptions
+    from imagegpt.pipeline_options import RuleOptions
 
 
 def sample_into_folder(

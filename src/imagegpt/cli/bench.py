@@ -54,7 +54,7 @@ def bench(
     with _shared.working("loading torch"):
         from imagegpt.benchmarking import BenchOptions, run_benchmark
         from imagegpt.benchmarking.timing import environment
-        from imagegpt.pipeline import choose_device
+        from imagegpt.pipeline_options import choose_device
 
         _shared.quiet_libraries()
     options = BenchOptions(

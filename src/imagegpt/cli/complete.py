@@ -11,7 +11,7 @@ from imagegpt.cli import _output, _progress, _shared
 if TYPE_CHECKING:
     from PIL import Image
 
-    from imagegpt.pipeline import RuleOptions
+    from imagegpt.pipeline_options import RuleOptions
 
 
 def complete(

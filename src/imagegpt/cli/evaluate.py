@@ -30,7 +30,7 @@ def evaluate(
     """
     with _shared.working(f"reading {model} and {data}"):
         from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
-        from imagegpt.pipeline import choose_device
+        from imagegpt.pipeline_options import choose_device
         from imagegpt.runs.scores import score_all, score_folder
         from imagegpt.training.images import data_for
 

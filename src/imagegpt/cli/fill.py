@@ -10,7 +10,7 @@ from imagegpt.cli import _output, _progress, _shared
 from imagegpt.cli.complete import single_names
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
-    from imagegpt.pipeline import RuleOptions
+    from imagegpt.pipeline_options import RuleOptions
 
 
 def fill(

@@ -14,7 +14,8 @@ from imagegpt import ranges
 from imagegpt.cli import _bulk, _output, _progress, _shared
 
 if TYPE_CHECKING:
-    from imagegpt.pipeline import ImageGPTPipeline, RuleOptions
+    from imagegpt.pipeline import ImageGPTPipeline
+    from imagegpt.pipeline_options import RuleOptions
 
 
 def sample(

@@ -1,0 +1,115 @@
+"""What pyproject.toml declares, what the Makefile and the workflow make of it, and that the three agree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "scripts" / "lowest_versions.py"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def lowest(pyproject):
+    done = subprocess.run([sys.executable, SCRIPT, pyproject], capture_output=True, text=True, check=False)
+    return done.stdout, done.stderr
+
+
+def pins():
+    out, error = lowest(ROOT / "pyproject.toml")
+    assert not error
+    return dict(line.split("==") for line in out.splitlines())
+
+
+def declared():
+    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    return [Requirement(line) for requirements in lists for line in requirements]
+
+
+def test_every_requirement_is_pinned_to_its_lower_bound():
+    found = pins()
+    assert set(found) == {requirement.name for requirement in declared()} - {"torch"}
+    for requirement in declared():
+        if requirement.name != "torch":
+            assert requirement.specifier.contains(found[requirement.name])
+            assert f">={found[requirement.name]}" in str(requirement.specifier).split(",")
+
+
+def test_the_tools_for_development_include_every_extra():
+    extras = PROJECT["optional-dependencies"]
+    for name, requirements in extras.items():
+        assert set(requirements) <= set(extras["dev"]), f"dev lacks something of {name}: make lowest would not test it"
+
+
+def test_lower_bounds_that_are_missing_or_contradict_are_refused(tmp_path):
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[project]\ndependencies = ["numpy"]\n[project.optional-dependencies]\n')
+    assert "ValueError: 'numpy' in dependencies has no lower bound: write it as name>=version" in lowest(path)[1]
+    path.write_text('[project]\ndependencies = ["a>=1"]\n[project.optional-dependencies]\ndev = ["a>=2", "b>=1"]\n')
+    assert "ValueError: a is >=2 in dev and >=1 elsewhere: declare one bound" in lowest(path)[1]
+    path.write_text('[project]\ndependencies = ["torch>=2,<3", "a[x]>=1,<2"]\n[project.optional-dependencies]\n')
+    assert lowest(path) == ("a==1\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("rich", "13.8"),  # typer 0.29 asks for it
+        ("safetensors", "0.8"),  # transformers 5.17 does
+        ("numpy", "2"),  # pyarrow, which datasets stands on, does
+        ("pytest-timeout", "2.3.1"),  # there is no 2.3.0
+        ("pytest-xdist", "3.6.1"),  # 3.6.0 was withdrawn
+    ],
+)
+def test_bounds_that_nobody_could_install_are_gone(name, least):
+    """What `make lowest` cannot install is no bound; these were declared lower."""
+    assert Version(pins()[name]) >= Version(least)
+
+
+def test_pillow_is_one_without_known_holes_in_its_decoders():
+    """Before 13.0 a JPEG file could overflow the heap (CVE-2026-112403); the decision page names the advisories."""
+    assert Version(pins()["pillow"]) >= Version("13")
+    assert "CVE-2026-112403" in (ROOT / "docs" / "decisions" / "0001-dependencies.md").read_text()
+
+
+def make(*arguments):
+    done = subprocess.run(["make", "-C", ROOT, "-n", *arguments], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
+
+
+def test_the_workflow_runs_targets_that_exist():
+    commands = [step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step]
+    assert commands == ["make check", "make lowest"]
+    for command in commands:
+        code, output = make(command.split()[1])
+        assert code == 0, output
+        assert "pytest" in output
+    assert make("nothing")[0] != 0
+
+
+def test_the_workflow_has_every_python_that_is_declared():
+    classifiers = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert WORKFLOW["jobs"]["check"]["strategy"]["matrix"]["python-version"] == classifiers
+    assert f">={classifiers[0]}" == PROJECT["requires-python"]
+    (setup,) = [step for step in WORKFLOW["jobs"]["lowest"]["steps"] if "setup-python" in step.get("uses", "")]
+    assert setup["with"]["python-version"] == classifiers[0]
+
+
+def test_make_lowest_installs_the_constraints():
+    code, output = make("lowest", "LOWEST=somewhere-else")
+    assert code == 0, output
+    assert "scripts/lowest_versions.py > somewhere-else/lowest.txt" in output
+    assert "pip install --disable-pip-version-check -e '.[dev]' --constraint somewhere-else/lowest.txt" in output
+
+
+def test_the_readme_tells_of_make_lowest():
+    assert "`make lowest`" in (ROOT / "README.md").read_text()
