@@ -8,6 +8,7 @@ Axes: B images, T positions, S cached and new positions, E positions of an encod
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -197,9 +198,12 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self_mask, cross_mask = self._create_masks(
             backend, hidden_states, attention_mask, position_ids, cache, encoder_hidden_states, encoder_attention_mask
         )
+        # Without gradients there is nothing to checkpoint, but transformers before 5.24 does, and drops the cache.
+        plain = self.gradient_checkpointing and self.training and not torch.is_grad_enabled()
         # Assisted decoding lowers n_layer for a while, to guess with the first blocks (assistant_early_exit).
         for block, mask in zip(self.h, self._split_head_mask(head_mask), strict=False):
-            hidden_states = block(
+            run = partial(nn.Module.__call__, block) if plain else block
+            hidden_states = run(
                 hidden_states,
                 encoder_hidden_states,  # by position: reentrant checkpointing finds gradients there only
                 past_key_values=cache,
