@@ -141,7 +141,7 @@ class ImageGPTGenerationMixin(GenerationMixin):
             kwargs["logits_processor"] = LogitsProcessorList(custom)
         processors = cast(Any, super())._get_logits_processor(generation_config, *args, **kwargs)
         for i, processor in enumerate(processors):
-            if isinstance(processor, _BY_TOKEN) and not any(processor is p for p in custom):
+            if isinstance(processor, _BY_TOKEN):
                 least = _TRIED_BY_WATERMARK if isinstance(processor, logits_process.WatermarkLogitsProcessor) else 0
                 processors[i] = AtWidth(processor, max(self.config.vocab_size, least))
             elif generation_config.prompt_lookup_num_tokens is not None and any(processor is p for p in custom):
