@@ -49,6 +49,13 @@ def test_greedy(kind, backend, use_cache):
     assert torch.equal(images, naive(model, prompts(), **inputs))
 
 
+@EVERY_KIND
+def test_without_a_prompt(kind):
+    model, inputs = generator(kind), inputs_of(kind, batch=1)
+    image = model.generate(do_sample=False, **inputs)
+    assert torch.equal(image, naive(model, torch.tensor([[COLOURS]]), **inputs))
+
+
 def test_greedy_images_are_those_of_transformers_own_imagegpt():
     model = generator(dtype=torch.float32)
     images = model.generate(prompts(), do_sample=False)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from transformers.generation import CompileConfig
+from transformers.utils import import_utils
 
 from generating import EVERY_KIND, PROMPT, generator, inputs_of, naive, naive_beams, prompts
 from helpers import largest_difference
 from imagegpt import ImageGPTForCausalImageModeling
+from imagegpt.model.cache_names import CACHE
 
 
 def compiling(**options):
@@ -74,3 +76,45 @@ def test_beams_with_blocks_on_disk(kind, tmp_path):
     )
     assert torch.equal(images, naive_beams(model, prompts(1), 2, 4, **inputs)[0])
     assert images.shape == (2, PROMPT + 4)
+
+
+def on_a_gpu(flash):
+    """A model in bfloat16 with the backend, and the same with eager attention."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if not getattr(import_utils, f"is_flash_attn_{flash[-1]}_available", lambda: False)():
+        pytest.skip(f"{flash} is not installed")
+    return [generator(backend=name, dtype=torch.bfloat16, n_embd=64).cuda() for name in (flash, "eager")]
+
+
+FLASH = pytest.mark.parametrize("flash", ["flash_attention_2", "flash_attention_3", "flash_attention_4"])
+
+
+@pytest.mark.gpu
+@FLASH
+def test_flash_attention_generates_as_eager_attention(flash):
+    logits = []
+    for model in on_a_gpu(flash):
+        output = model.generate(
+            prompts().cuda(), do_sample=False, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
+        )
+        past = output.get(CACHE)
+        more = model(prompts(length=1).cuda(), past_key_values=past, position_ids=torch.full((2, 1), PROMPT).cuda())
+        logits.append(torch.cat([output.logits[0], more.logits[:, 0].float()]))
+    assert largest_difference(*logits) < 0.05
+
+
+@pytest.mark.gpu
+@FLASH
+@pytest.mark.parametrize("told", [False, True], ids=["by_positions", "by_lengths"])
+def test_flash_attention_of_images_packed_in_a_row(flash, told):
+    lengths = [4, 6]
+    alone = [prompts(1, length, seed=length).cuda() for length in lengths]
+    where = {"position_ids": torch.cat([torch.arange(n) for n in lengths])[None].cuda()}
+    if told:
+        ends = torch.tensor([0, 4, 10], dtype=torch.int32).cuda()
+        where |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 6, "max_length_k": 6}
+    model, eager = on_a_gpu(flash)
+    packed = model(torch.cat(alone, dim=1), use_cache=False, **where).logits
+    expected = torch.cat([eager(ids, use_cache=False).logits for ids in alone], dim=1)
+    assert largest_difference(packed, expected) < 0.05
