@@ -8,6 +8,7 @@ Axes: B images, T positions, S cached and new positions, E positions of an encod
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -197,14 +198,17 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self_mask, cross_mask = self._create_masks(
             backend, hidden_states, attention_mask, position_ids, cache, encoder_hidden_states, encoder_attention_mask
         )
-        head_masks = self._split_head_mask(head_mask)
-        for layer_idx, block in enumerate(self.h):
-            hidden_states = block(
+        # Without gradients there is nothing to checkpoint, but transformers before 5.24 does, and drops the cache.
+        plain = self.gradient_checkpointing and self.training and not torch.is_grad_enabled()
+        # Assisted decoding lowers n_layer for a while, to guess with the first blocks (assistant_early_exit).
+        for block, mask in zip(self.h, self._split_head_mask(head_mask), strict=False):
+            run = partial(nn.Module.__call__, block) if plain else block
+            hidden_states = run(
                 hidden_states,
                 encoder_hidden_states,  # by position: reentrant checkpointing finds gradients there only
                 past_key_values=cache,
                 attention_mask=self_mask,
-                head_mask=head_masks[layer_idx],
+                head_mask=mask,
                 encoder_attention_mask=cross_mask,
                 attn_implementation=backend,
                 **kwargs,
@@ -221,7 +225,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 "past_key_values was given to a bidirectional model (is_causal=False), in which earlier pixels see "
                 "later ones: feed all pixels at once"
             )
-        if past is not None and self.gradient_checkpointing and self.training:
+        if past is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError("past_key_values was given while gradient checkpointing: turn one of the two off")
         if isinstance(past, (tuple, list)):
             if len(past) not in (0, self.config.n_layer):

@@ -6,15 +6,12 @@ says so; `docs/differences.md` lists it all.
 Axes: B images, T positions, C channels, V colours (the start token, sos, has id V).
 """
 
-from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.cache_utils import Cache
-from transformers.generation.configuration_utils import GenerationConfig
-from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -22,6 +19,7 @@ from imagegpt.config import ImageGPTConfig
 from imagegpt.model import inputs as door
 from imagegpt.model.base import ImageGPTModel, ImageGPTPreTrainedModel, LegacyCache
 from imagegpt.model.cache_names import CACHE, takes_either_name
+from imagegpt.model.generation import ImageGPTGenerationMixin
 from imagegpt.model.layers import at_least_float32
 
 __all__ = [
@@ -32,7 +30,7 @@ __all__ = [
 ]
 
 
-class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
+class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGenerationMixin):
     """The generative model: for each position, logits over the colours of the next pixel.
 
     With `is_causal=False` (BERT) the logits are for the position's own pixel.
@@ -127,71 +125,6 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         reduction = "mean" if num_items_in_batch is None else "sum"
         loss = functional.cross_entropy(flat, labels.flatten().to(flat.device), reduction=reduction)
         return loss if num_items_in_batch is None else loss / num_items_in_batch
-
-    def generate(  # type: ignore[override]
-        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
-    ) -> Any:
-        """Generate images as transformers does; without a prompt from the start token, and whole images.
-
-        Args:
-            inputs: (B, P) prompts: the start token, then pixels; None is one empty image.
-            generation_config: as in transformers; where no length is given, whole images are made.
-            kwargs: as in transformers.
-        Returns: as in transformers; ids are (B, 1 + pixels), with the start token in front.
-        Raises: ValueError if more pixels are asked for than the model has positions, or the model is bidirectional.
-        """
-        if not self.config.is_causal:
-            raise ValueError(
-                "this model is bidirectional (is_causal=False): it fills masked pixels and cannot generate"
-            )
-        kwargs = {name: x for name, x in kwargs.items() if x is not None or name not in ("input_ids", "inputs_embeds")}
-        if inputs is None and "input_ids" not in kwargs and "inputs_embeds" not in kwargs:
-            inputs = torch.full((1, 1), self.config.sos_token_id, device=self.device)
-        prompt = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-        if not isinstance(prompt, Tensor) or prompt.ndim != (2 if "inputs_embeds" not in kwargs else 3):
-            given = tuple(prompt.shape) if isinstance(prompt, Tensor) else f"a {type(prompt).__name__}"
-            raise ValueError(f"the prompt is {given}: give a tensor (images, positions), the start token first")
-        num_tokens = prompt.shape[1]
-        longest = self.config.n_positions + 1  # the last pixel is drawn, and never fed
-        options = generation_config.to_diff_dict() if generation_config is not None else {}
-        options = {**self.generation_config.to_diff_dict(), **options, **kwargs}
-        if options.get("max_new_tokens") is not None:
-            wanted = num_tokens + options["max_new_tokens"]
-        elif options.get("max_length") is not None:
-            wanted = options["max_length"]
-        else:
-            wanted = longest
-            kwargs["max_new_tokens"] = longest - num_tokens
-        if max(wanted, num_tokens) > longest or num_tokens == longest:
-            raise ValueError(
-                f"{max(wanted, num_tokens)} tokens were asked for, of which the prompt is {num_tokens}: this model has "
-                f"room for {longest}, the start token and {self.config.n_positions} pixels"
-            )
-        return cast(Any, super()).generate(inputs, generation_config, **kwargs)
-
-    @wraps(cast(Any, GenerationMixin).prepare_inputs_for_generation)  # transformers looks at the signature
-    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Arrange the inputs of a step as transformers does.
-
-        Assisted decoding may guess on past the last pixel, whose guesses are thrown away; until then they stand at the
-        last position, for want of a better one.
-        """
-        arranged = cast(Any, super()).prepare_inputs_for_generation(*args, **kwargs)
-        if arranged.get("position_ids") is not None:
-            arranged["position_ids"] = arranged["position_ids"].clamp(max=self.config.n_positions - 1)
-        return arranged
-
-    @staticmethod
-    def _reorder_cache(past_key_values: Any, beam_idx: Tensor) -> Any:
-        """Put the cached images in the order of the beams: image i becomes what image beam_idx[i] was."""
-        if isinstance(past_key_values, Cache):
-            past_key_values.reorder_cache(cast(torch.LongTensor, beam_idx))
-            return past_key_values
-        return tuple(
-            tuple(states.index_select(0, beam_idx.to(states.device)) for states in layer) for layer in past_key_values
-        )
 
 
 class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
