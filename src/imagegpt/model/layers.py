@@ -46,7 +46,7 @@ class ImageGPTLayerNorm(nn.Module):
         self.eps = eps
         self.rounds = rounds  # as autocast would what comes next, when it is trained
         self.with_kernels = False  # see `kernel_attention`
-        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=at_least_float32(torch.get_default_dtype())))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise (..., C); the result has the input's dtype, or autocast's in training if it rounds."""
@@ -261,7 +261,8 @@ class ImageGPTMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+        widened = self.c_fc(hidden_states)  # has a name, so that it lives until c_proj asks what its input was made of
+        return self.dropout(self.c_proj(self.act(widened)))
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):
