@@ -26,6 +26,7 @@ from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.initialization import initialize_module
 from imagegpt.model.kernel_attention import use_kernels
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
+from imagegpt.model.loading_checks import load_with_checked_shapes
 from imagegpt.model.pruning import prune_heads
 from imagegpt.model.resizing import resize_color_embeddings, resize_position_embeddings
 
@@ -45,8 +46,8 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ImageGPTBlock"]  # noqa: RUF012 - transformers wants plain lists and dicts
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
-    # Sums of squares need float32, and so do the gains, under float16 and bfloat16 alike.
-    _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_cross_attn", "ln_f"]  # noqa: RUF012
+    # Sums of squares need float32, and so do the gains, under float16 and bfloat16 alike; see also the norm itself.
+    _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_f"]  # noqa: RUF012
     # transformers 4 stored the causal mask of each block.
     _keys_to_ignore_on_load_unexpected = [r"\.(attn|crossattention)\.(bias|masked_bias)$"]  # noqa: RUF012
     _supports_flash_attn = True
@@ -67,12 +68,21 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a folder or a hub name, as in transformers; tensor-parallel with `tp_plan` or `distributed_config`."""
+        """Load a folder or a hub name, as in transformers; tensor-parallel with `tp_plan` or `distributed_config`.
+
+        Raises: ShapeError if weights have other shapes than the configuration says, unless `ignore_mismatched_sizes`.
+        """
         if kwargs.get("tp_plan") is not None or kwargs.get("distributed_config") is not None:
             from imagegpt.model.parallel import register_parallel_styles  # slow to import, and for few
 
             register_parallel_styles()
-        return super().from_pretrained(*args, **kwargs)
+        return load_with_checked_shapes(super().from_pretrained, *args, **kwargs)
+
+    def post_init(self) -> None:
+        """As in transformers, which wants to know the norms that this model has."""
+        if self.config.add_cross_attention:
+            self._keep_in_fp32_modules_strict = [*type(self)._keep_in_fp32_modules_strict, "ln_cross_attn"]
+        super().post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize_module(module, self.config)
