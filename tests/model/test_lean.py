@@ -293,7 +293,7 @@ def test_double_backward_of_every_backend(backend, precision, tolerance, is_caus
 def test_double_backward_that_torch_has_not_is_an_error():
     model = small_model(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model.set_attn_implementation("sdpa")
-    with pytest.raises(RuntimeError, match="derivative for .* is not implemented"):
+    with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
         double_backward(model)
 
 

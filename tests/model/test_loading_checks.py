@@ -73,7 +73,7 @@ def test_other_shapes_that_are_asked_for_are_drawn_anew(folder_with):
 def test_matrices_that_do_not_belong_together_are_not_resized():
     model = tiny_model()
     model.lm_head = torch.nn.Linear(32, 15, bias=False)
-    with pytest.raises(ValueError, match="the output matrix has 15 rows and the token embedding 17: there must be one"):
+    with pytest.raises(ValueError, match="the output matrix has 15 rows and the token embedding 17: there must"):
         model.resize_token_embeddings(20)
     with pytest.raises(ValueError, match="the output matrix has 15 rows"):
         resize_color_embeddings(model.transformer.wte, model.lm_head, 9, 0.02)

@@ -81,7 +81,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         """As in transformers, which wants to know the norms that this model has."""
         if self.config.add_cross_attention:
-            self._keep_in_fp32_modules_strict = [*type(self)._keep_in_fp32_modules_strict, "ln_cross_attn"]
+            self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), "ln_cross_attn"}
         super().post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -324,7 +324,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             config = copy.copy(config)
             config._attn_implementation = backend
         if backend == "flex_attention" and cache is not None:
-            cache = _with_lengths_of_now(cache)
+            cache = inputs.with_lengths_of_now(cache)
         self_mask = create_causal_mask(  # bidirectional where config.is_causal is False
             config=config,
             inputs_embeds=hidden_states,
@@ -356,17 +356,3 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 f"head_mask has the shape {tuple(head_mask.shape)}: give ({num_heads},) or ({num_layers}, {num_heads})"
             )
         return list(head_mask.expand(num_layers, num_heads))
-
-
-def _with_lengths_of_now(cache: Cache) -> Cache:
-    """A copy of a cache for the mask of flex_attention, which is a function that is called while attention runs.
-
-    By then a static cache has counted the new positions in place, and the mask would let every query see one empty slot
-    too many (so it happens to transformers' own models). Keys and values are not copied.
-    """
-    snapshot = copy.copy(cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache)
-    snapshot.layers = [copy.copy(layer) for layer in snapshot.layers]
-    for layer in cast(Any, snapshot.layers):
-        if isinstance(getattr(layer, "cumulative_length", None), Tensor):
-            layer.cumulative_length = layer.cumulative_length.clone()
-    return snapshot

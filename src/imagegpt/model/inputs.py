@@ -5,13 +5,14 @@ Shapes and types always are. Values are looked at where there are any and on the
 Axes: B images, T positions, S cached and new positions, C channels.
 """
 
+import copy
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.utils.generic import ModelOutput
 
 from imagegpt.model.tracing import has_values
@@ -120,6 +121,20 @@ def cached_length(cache: Any) -> int | None:
 def is_filled(past_key_values: Any) -> bool:
     """Whether a cache of any kind, tuples included, holds positions already."""
     return cached_length(past_key_values) != 0 if isinstance(past_key_values, Cache) else bool(past_key_values)
+
+
+def with_lengths_of_now(cache: Cache) -> Cache:
+    """A copy of a cache for the mask of flex_attention, which is a function that is called while attention runs.
+
+    By then a static cache has counted the new positions in place, and the mask would let every query see one empty slot
+    too many (so it happens to transformers' own models). Keys and values are not copied.
+    """
+    snapshot = copy.copy(cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache)
+    snapshot.layers = [copy.copy(layer) for layer in snapshot.layers]
+    for layer in cast(Any, snapshot.layers):
+        if isinstance(getattr(layer, "cumulative_length", None), Tensor):
+            layer.cumulative_length = layer.cumulative_length.clone()
+    return snapshot
 
 
 def without_empty_cross_attentions(forward: Callable[..., ModelOutput]) -> Callable[..., Any]:

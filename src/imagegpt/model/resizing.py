@@ -36,8 +36,8 @@ def resize_color_embeddings(wte: nn.Embedding, lm_head: nn.Linear | None, vocab_
     """
     if lm_head is not None and len(lm_head.weight) != len(wte.weight) - 1:
         raise ValueError(
-            f"the output matrix has {len(lm_head.weight)} rows and the token embedding {len(wte.weight)}: there must be "
-            "one row for each token but the start token"
+            f"the output matrix has {len(lm_head.weight)} rows and the token embedding {len(wte.weight)}: there must "
+            "be one row for each token but the start token"
         )
     if vocab_size < 3:
         raise ValueError(
