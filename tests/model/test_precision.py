@@ -101,6 +101,47 @@ def test_loading_in_half_precision_keeps_the_norms_in_float32(model_class, dtype
         assert parameter.dtype == (torch.float32 if ".ln_" in f".{name}" else dtype), name
 
 
+def built_with_config(model_class, config, dtype):
+    # What `AutoModel.from_config` calls.
+    return model_class._from_config(config, dtype=dtype)
+
+
+def built_with_default(model_class, config, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        return model_class(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@HALVES
+@pytest.mark.parametrize("build", [built_with_config, built_with_default])
+@pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
+def test_making_a_model_in_half_precision_keeps_the_norms_in_float32(model_class, build, dtype):
+    model = build(
+        model_class, tiny_config(add_cross_attention=model_class is not ImageGPTForImageClassification), dtype
+    )
+    assert model.dtype == dtype
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if ".ln_" in f".{name}" else dtype), name
+    assert model(image_ids())[0].dtype == dtype
+
+
+def test_making_a_model_in_float64_makes_all_of_it_so():
+    model = ImageGPTForCausalImageModeling._from_config(tiny_config(), dtype=torch.float64)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
+@pytest.mark.parametrize("has_cross_attention", [True, False])
+def test_what_is_kept_in_float32_exists(model_class, has_cross_attention):
+    """transformers' own tests look for each name among the parameters."""
+    model = model_class(tiny_config(add_cross_attention=has_cross_attention))
+    names = [part for name, _ in model.named_parameters() for part in name.split(".")]
+    assert set(model._keep_in_fp32_modules_strict) <= set(names)
+    assert ("ln_cross_attn" in model._keep_in_fp32_modules_strict) == has_cross_attention
+
+
 @HALVES
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_half_precision_logits_are_close_to_float64(dtype, backend, tmp_path):

@@ -55,9 +55,11 @@ def test_validation_may_be_limited_to_the_first_images(tmp_path):
 
 def test_scoring_leaves_the_mode_alone(tmp_path):
     run = Run(recipe(), tmp_path / "m", ALONE)
-    run._loss.model.train()
+    model = run._loss.model.train()
+    model.transformer.h[0].eval()  # a part that is to be left alone
+    before = [module.training for module in model.modules()]
     run.score(run.data.validation)
-    assert run._loss.model.training
+    assert [module.training for module in model.modules()] == before
 
 
 def test_bert_validates_with_the_same_masks_every_time(tmp_path):

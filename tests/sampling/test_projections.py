@@ -128,3 +128,29 @@ def test_other_dtypes_run_as_they_are(build_model, dtype):
     assert images.shape == (2, 16)
     if dtype == torch.float64:
         assert torch.equal(images, Sampler(model.float()).generate(seeds=[1, 2]))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_tiles_can_be_cast(build_model, precision, dtype, with_kernels):
+    """`pipe.model.half()` used to read tiles of float16 as if they were of bfloat16."""
+    model = freeze(build_model(n_embd=32), precision, in_place=False)
+    ids = torch.randint(model.config.num_colors, (2, model.config.n_positions))
+    expected = model(ids).logits
+    lay_out(model, "tiles")
+    cast = model.to(dtype)
+    assert {part.layout for part in cast.modules() if isinstance(part, FrozenProjection)} == {"rows"}
+    logits = cast(ids).logits
+    assert logits.dtype == dtype
+    distance = (logits.double() - expected.double()).norm() / expected.double().norm()
+    assert distance < (0.03 if dtype == torch.bfloat16 or precision != "float32" else 0.005)
+    lay_out(cast, "tiles")  # what the kernel cannot multiply with stays in rows
+    again = cast(ids).logits
+    assert (again.double() - expected.double()).norm() / expected.double().norm() < 0.03
+
+
+def test_casting_to_the_same_dtype_and_saving(build_model, with_kernels):
+    model = freeze(build_model(n_embd=32), "float32", in_place=False)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    lay_out(model, "tiles")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.float().cpu().state_dict().items())

@@ -13,6 +13,7 @@ from torch.nn import functional
 from imagegpt import ranges
 from imagegpt.model.layers import at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.model.modes import evaluating
 
 
 def pixel_nll(
@@ -25,7 +26,7 @@ def pixel_nll(
     """-ln p(pixel | the pixels before it), for each pixel; an image's sum is its exact negative log-likelihood.
 
     Args:
-        model: a causal model; dropout is off during the call, and the model is left in the mode it was in.
+        model: a causal model; dropout is off during the call, and each module is left in the mode it was in.
         ids: whole images, T = n_positions, with ids 0 to V - 1.
         batch_size: images in one forward pass; it costs memory and changes the result by rounding at most.
         progress: called with images done and images in all, after each pass.
@@ -35,22 +36,17 @@ def pixel_nll(
     """
     batch_size = ranges.BATCH.check("batch_size", batch_size)
     _check(model, ids)
-    sos, was_training = model.config.sos_token_id, model.training
-    rows = []
-    model.eval()
+    sos, rows = model.config.sos_token_id, []
     progress(0, len(ids))
-    try:
-        with torch.inference_mode():
-            for batch in ids.split(batch_size):
-                pixels = batch.to(model.device)
-                fed = functional.pad(pixels[:, :-1], (1, 0), value=sos)
-                logits = model(fed, use_cache=False).logits  # (B, T, V)
-                # In half precision a pixel's nats would be rounded to one part in 256.
-                by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
-                rows.append(functional.cross_entropy(by_class, pixels, reduction="none").cpu())
-                progress(sum(map(len, rows)), len(ids))
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        for batch in ids.split(batch_size):
+            pixels = batch.to(model.device)
+            fed = functional.pad(pixels[:, :-1], (1, 0), value=sos)
+            logits = model(fed, use_cache=False).logits  # (B, T, V)
+            # In half precision a pixel's nats would be rounded to one part in 256.
+            by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
+            rows.append(functional.cross_entropy(by_class, pixels, reduction="none").cpu())
+            progress(sum(map(len, rows)), len(ids))
     return torch.cat(rows)  # made outside inference mode, so that the caller may use it as any tensor
 
 

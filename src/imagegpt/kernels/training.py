@@ -107,10 +107,30 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, out, log_sums = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradients will be differentiated: the kernel has no gradient of its own
+        return *_differentiable_gradients(grad.transpose(1, 2), query, key, value, ctx.scale, ctx.is_causal), None, None
     grads = torch.ops.imagegpt.attention_backward(
         grad.contiguous().transpose(1, 2), query, key, value, out.transpose(1, 2), log_sums, ctx.scale, ctx.is_causal
     )
     return *(grad.transpose(1, 2) for grad in grads), None, None
+
+
+def _differentiable_gradients(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `attention_backward` computes, in torch's operations: it keeps the weights of all queries and keys."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    wide_grad, wide_query, wide_key, wide_value = (tensor.to(wide) for tensor in (grad, query, key, value))
+    scores = scale * wide_query @ wide_key.transpose(-1, -2)
+    if is_causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    weights = scores.softmax(dim=-1)
+    for_weights = wide_grad @ wide_value.transpose(-1, -2)
+    for_scores = scale * weights * (for_weights - (weights * for_weights).sum(dim=-1, keepdim=True))
+    for_query, for_key = for_scores @ wide_key, for_scores.transpose(-1, -2) @ wide_query
+    for_value = weights.transpose(-1, -2) @ wide_grad
+    return for_query.to(query.dtype), for_key.to(key.dtype), for_value.to(value.dtype)
 
 
 def _without_gaps(x: Tensor) -> Tensor:

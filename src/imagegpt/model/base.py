@@ -27,6 +27,7 @@ from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.initialization import initialize_module
 from imagegpt.model.kernel_attention import use_kernels
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
+from imagegpt.model.loading_checks import load_with_checked_shapes
 from imagegpt.model.pruning import prune_heads
 from imagegpt.model.resizing import padded, resize_color_embeddings, resize_position_embeddings
 
@@ -46,7 +47,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ImageGPTBlock"]  # noqa: RUF012 - transformers wants plain lists and dicts
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
-    # Sums of squares need float32, and so do the gains, under float16 and bfloat16 alike.
+    # Sums of squares need float32, and so do the gains, under float16 and bfloat16 alike; see also the norm itself.
     _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_f"]  # noqa: RUF012
     # transformers 4 stored the causal mask of each block.
     _keys_to_ignore_on_load_unexpected = [r"\.(attn|crossattention)\.(bias|masked_bias)$"]  # noqa: RUF012
@@ -68,12 +69,21 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a folder or a hub name, as in transformers; tensor-parallel with `tp_plan` or `distributed_config`."""
+        """Load a folder or a hub name, as in transformers; tensor-parallel with `tp_plan` or `distributed_config`.
+
+        Raises: ShapeError if weights have other shapes than the configuration says, unless `ignore_mismatched_sizes`.
+        """
         if kwargs.get("tp_plan") is not None or kwargs.get("distributed_config") is not None:
             from imagegpt.model.parallel import register_parallel_styles  # slow to import, and for few
 
             register_parallel_styles()
-        return super().from_pretrained(*args, **kwargs)
+        return load_with_checked_shapes(super().from_pretrained, *args, **kwargs)
+
+    def post_init(self) -> None:
+        """As in transformers, which wants to know the norms that this model has."""
+        if self.config.add_cross_attention:
+            self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), "ln_cross_attn"}
+        super().post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize_module(module, self.config)
@@ -139,8 +149,6 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.h = nn.ModuleList(ImageGPTBlock(config, layer_idx) for layer_idx in range(config.n_layer))
         self.ln_f = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
-        if config.add_cross_attention:
-            self._keep_in_fp32_modules_strict = {"ln_1", "ln_2", "ln_cross_attn", "ln_f"}
         use_kernels(self, self.config._attn_implementation)
         self.post_init()
 
@@ -318,7 +326,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             config = copy.copy(config)
             config._attn_implementation = backend
         if backend == "flex_attention" and cache is not None:
-            cache = _with_lengths_of_now(cache)
+            cache = inputs.with_lengths_of_now(cache)
         self_mask = create_causal_mask(  # bidirectional where config.is_causal is False
             config=config,
             inputs_embeds=hidden_states,
@@ -350,17 +358,3 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 f"head_mask has the shape {tuple(head_mask.shape)}: give ({num_heads},) or ({num_layers}, {num_heads})"
             )
         return list(head_mask.expand(num_layers, num_heads))
-
-
-def _with_lengths_of_now(cache: Cache) -> Cache:
-    """A copy of a cache for the mask of flex_attention, which is a function that is called while attention runs.
-
-    By then a static cache has counted the new positions in place, and the mask would let every query see one empty slot
-    too many (so it happens to transformers' own models). Keys and values are not copied.
-    """
-    snapshot = copy.copy(cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache)
-    snapshot.layers = [copy.copy(layer) for layer in snapshot.layers]
-    for layer in cast(Any, snapshot.layers):
-        if isinstance(getattr(layer, "cumulative_length", None), Tensor):
-            layer.cumulative_length = layer.cumulative_length.clone()
-    return snapshot

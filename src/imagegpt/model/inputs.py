@@ -1,24 +1,21 @@
 """The models' door: inputs are checked here, in Python, before any arithmetic.
 
-Shapes and types always are. Values are looked at on the CPU only: on a GPU that would make every call wait for the
-device, and while a graph is traced there are no values.
+Shapes and types always are. Values are looked at where there are any and on the CPU only, see `tracing.has_values`.
 
 Axes: B images, T positions, S cached and new positions, C channels.
 """
 
+import copy
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.utils.generic import ModelOutput
 
-
-def values_are_at_hand(x: Tensor) -> bool:
-    """Whether looking at a tensor's values costs nothing and breaks no graph."""
-    return x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+from imagegpt.model.tracing import has_values
 
 
 def checked_ids(ids: Any, name: str, vocab_size: int) -> Tensor:
@@ -35,7 +32,7 @@ def checked_ids(ids: Any, name: str, vocab_size: int) -> Tensor:
         raise ValueError(f"{name} is {given}: give a tensor of whole numbers, (images, positions)")
     if ids.ndim != 2:
         raise ValueError(f"{name} has the shape {tuple(ids.shape)}: give (images, positions)")
-    if values_are_at_hand(ids):
+    if has_values(ids):
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab_size:
             raise ValueError(
@@ -73,7 +70,7 @@ def check_attention_mask(mask: Any, num_images: int, num_positions: int | None) 
 
 def check_positions(position_ids: Tensor, num_positions: int) -> None:
     """Raise ValueError if a position does not exist."""
-    if values_are_at_hand(position_ids):
+    if has_values(position_ids):
         low, high = int(position_ids.min()), int(position_ids.max())
         if low < 0 or high >= num_positions:
             raise ValueError(
@@ -90,21 +87,21 @@ def check_length(end: int, num_positions: int) -> None:
         )
 
 
-def checked_labels(labels: Tensor, num_images: int) -> Tensor:
-    """Pixel labels (B, T) as int64.
+def checked_labels(labels: Tensor, num_images: int, name: str = "labels") -> Tensor:
+    """Pixel labels (B, T) as int64; `name` is for the error.
 
     Raises: ValueError for another type or number of images.
     """
     if labels.is_floating_point() or labels.ndim != 2 or labels.shape[0] != num_images:
         raise ValueError(
-            f"labels is {labels.dtype} of the shape {tuple(labels.shape)}: give whole numbers ({num_images}, positions)"
+            f"{name} is {labels.dtype} of the shape {tuple(labels.shape)}: give whole numbers ({num_images}, positions)"
         )
     return labels.long()
 
 
 def check_colors(labels: Tensor, num_colors: int) -> None:
     """Raise ValueError if a label is neither a colour nor -100, which is left out."""
-    if values_are_at_hand(labels):
+    if has_values(labels):
         predicted = labels.masked_fill(labels == -100, 0)
         low, high = int(predicted.min()), int(predicted.max())
         if low < 0 or high >= num_colors:
@@ -117,13 +114,27 @@ def cached_length(cache: Any) -> int | None:
     """Positions a cache has seen, 0 without a cache; None if only the device knows."""
     length = cache.get_seq_length() if cache is not None else 0
     if isinstance(length, Tensor):
-        return int(length) if values_are_at_hand(length) else None
+        return int(length) if has_values(length) else None
     return length
 
 
 def is_filled(past_key_values: Any) -> bool:
     """Whether a cache of any kind, tuples included, holds positions already."""
     return cached_length(past_key_values) != 0 if isinstance(past_key_values, Cache) else bool(past_key_values)
+
+
+def with_lengths_of_now(cache: Cache) -> Cache:
+    """A copy of a cache for the mask of flex_attention, which is a function that is called while attention runs.
+
+    By then a static cache has counted the new positions in place, and the mask would let every query see one empty slot
+    too many (so it happens to transformers' own models). Keys and values are not copied.
+    """
+    snapshot = copy.copy(cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache)
+    snapshot.layers = [copy.copy(layer) for layer in snapshot.layers]
+    for layer in cast(Any, snapshot.layers):
+        if isinstance(getattr(layer, "cumulative_length", None), Tensor):
+            layer.cumulative_length = layer.cumulative_length.clone()
+    return snapshot
 
 
 def without_empty_cross_attentions(forward: Callable[..., ModelOutput]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from imagegpt.kernels import building, training
+from imagegpt.model import lean
 
 NAME = "kernels"
 
@@ -49,7 +50,7 @@ def kernel_attention_forward(
 ) -> tuple[Tensor, None]:
     """As `layers.eager_attention_forward`, without head masks and without weights to return."""
     is_plain = attention_mask is None and not dropout and (not is_causal or query.shape[2] == key.shape[2])
-    if is_plain and training.can_attend(query, key, value) and _is_ready():
+    if is_plain and training.can_attend(query, key, value) and _is_ready(query, key, value):
         return training.attention(query, key, value, scaling, is_causal), None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
@@ -57,8 +58,10 @@ def kernel_attention_forward(
     return out, None
 
 
-def _is_ready() -> bool:
-    return building.is_loaded("training") if torch.compiler.is_compiling() else has_kernels()
+def _is_ready(*tensors: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return building.is_loaded("training")
+    return lean.are_plain(*tensors) and has_kernels()
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, kernel_attention_forward)

@@ -38,7 +38,8 @@ class ImageGPTLayerNorm(nn.Module):
     """Divide by the root mean square over the channels, then scale: x * rsqrt(mean(x^2) + eps) * weight.
 
     Source: the original code, whose docstring speaks of centring; it does not centre, and `nn.LayerNorm` would load
-    these weights, run, and be wrong. The sum of squares is taken in float32: in float16, 300^2 overflows.
+    these weights, run, and be wrong. Sums of squares are in float32 (in float16, 300^2 overflows), and so is the weight
+    of a norm made in half precision, as transformers loads it; `model.half()` casts all, as torch's does.
     """
 
     def __init__(self, hidden_size: int, eps: float = 1e-5, *, rounds: bool = False) -> None:
@@ -50,10 +51,10 @@ class ImageGPTLayerNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise (..., C); the result has the input's dtype, or autocast's in training if it rounds."""
-        given = (hidden_states, self.weight, self.eps)
-        if lean.is_plain_training(hidden_states, self.weight):
-            return lean.trained_norm(*given, rounds=self.rounds, with_kernels=self.with_kernels)
-        return lean.norm(*given, with_kernels=self.with_kernels)
+        x, weight = hidden_states, self.weight
+        if lean.is_plain_training(x, weight):
+            return lean.trained_norm(x, weight, self.eps, rounds=self.rounds, with_kernels=self.with_kernels)
+        return lean.norm(x, weight, self.eps, with_kernels=self.with_kernels)
 
     def extra_repr(self) -> str:
         """Size and epsilon, for `print(model)`."""
@@ -211,12 +212,9 @@ class ImageGPTAttention(nn.Module):
             kwargs["head_mask"] = head_mask[self.kept_heads]
         kwargs["is_causal"] = self.is_causal  # the caller's may be the self-attention's
 
-        chosen = attn_implementation or cast(str, self.config._attn_implementation)
-        attention = (
-            ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager_attention_forward)
-            if isinstance(chosen, str)
-            else chosen
-        )
+        attention: Any = attn_implementation or self.config._attn_implementation
+        if isinstance(attention, str):
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(attention, eager_attention_forward)
         mixed, weights = attention(
             self,
             query,
@@ -261,7 +259,8 @@ class ImageGPTMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
+        widened = self.c_fc(hidden_states)  # has a name, so that it lives until c_proj asks what its input was made of
+        return self.dropout(self.c_proj(self.act(widened)))
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):

@@ -10,25 +10,26 @@ Norm and activation are our kernels' in models that use those. Wherever torch do
 """
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn import functional
 
 from imagegpt.kernels import building
 from imagegpt.kernels import training as kernels
+from imagegpt.model import tracing
 
 _SIGMOID_FACTOR = 1.702  # of the original code's activation
-_SOURCE = "_imagegpt_source"  # on a tensor: how it was made, of what, and the versions of all then
 
 
 def is_plain_training(*tensors: Tensor | None) -> bool:
     """Whether a backward pass may follow, of the kind that the functions of this module know."""
     given = [tensor for tensor in tensors if tensor is not None]
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given) and _are_plain(*given)
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given) and are_plain(*given)
 
 
 def norm(
@@ -53,9 +54,14 @@ def quick_gelu(x: Tensor, *, with_kernels: bool = False) -> Tensor:
     """
     if with_kernels and _can_call_kernels(x) and kernels.can_activate(x):
         return kernels.quick_gelu(x)
-    scaled = x * _SIGMOID_FACTOR
+    scaled = _without_overflow(x) * _SIGMOID_FACTOR
     activated = functional.silu(scaled, inplace=not scaled.requires_grad)
-    return activated.mul_(1 / _SIGMOID_FACTOR)
+    return activated.mul_(1 / _SIGMOID_FACTOR).to(x.dtype)
+
+
+def _without_overflow(x: Tensor) -> Tensor:
+    """float16 as float32: 1.702 x is infinite in float16 from 38,497 on, and its gradient is not a number."""
+    return x.float() if x.dtype == torch.float16 else x
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,13 +72,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def trained_norm(x: Tensor, weight: Tensor, eps: float, *, rounds: bool, with_kernels: bool) -> Tensor:
     """`norm`, which keeps x; in autocast's dtype where that is on, if it rounds."""
     dtype = _dtype_of_products(x) if rounds else x.dtype
-    function = functools.partial(norm, eps=eps, dtype=dtype, with_kernels=with_kernels)
-    return _made_by(function, (x, weight), _Norm.apply(x, weight, eps, dtype, with_kernels))
+    return cast(Tensor, _Norm.apply(x, weight, eps, dtype, with_kernels))
 
 
 def trained_quick_gelu(x: Tensor, *, with_kernels: bool) -> Tensor:
     """`quick_gelu`, which keeps x."""
-    return _made_by(functools.partial(quick_gelu, with_kernels=with_kernels), (x,), _QuickGELU.apply(x, with_kernels))
+    return cast(Tensor, _QuickGELU.apply(x, with_kernels))
 
 
 def trained_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,10 +85,8 @@ def trained_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Keeps the weight and x; where x is what `trained_norm` or `trained_quick_gelu` gave, what that was made of.
     """
-    source, made_of, versions = getattr(x, _SOURCE, (None, (), None))
-    if source and versions != _versions(x, *made_of):  # changed in place since, by a hook perhaps
-        source, made_of = None, ()
-    return cast(Tensor, _Product.apply(_dtype_of_products(x), x, weight, bias, source, *made_of))
+    remake, made_of = _origin_of(x)
+    return cast(Tensor, _Product.apply(_dtype_of_products(x), x, weight, bias, remake, *made_of))
 
 
 def _dtype_of_products(x: Tensor) -> torch.dtype:
@@ -93,29 +96,51 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if rounds else x.dtype
 
 
-def _made_by(function: Callable[..., Tensor], made_of: tuple[Tensor, ...], result: Any) -> Tensor:
-    """Note on a tensor how to make it again."""
-    setattr(result, _SOURCE, (function, made_of, _versions(result, *made_of)))
-    return result
+class _Origin:
+    """How a tensor was computed, kept by the node of autograd's graph that it came from (`Tensor.grad_fn`).
+
+    The tensors it was computed from are referred to weakly: what lives until the backward pass is for
+    `save_for_backward` to decide, and for the hooks (offloading, checkpointing) that it calls.
+
+    Args:
+        remake: computes `result` from `made_of`.
+    """
+
+    def __init__(self, remake: Callable[..., Tensor], made_of: tuple[Tensor, ...], result: Tensor) -> None:
+        self.remake = remake
+        self._made_of = [weakref.ref(tensor) for tensor in made_of]
+        self._versions = _versions(result, *made_of)
+
+    def tensors(self, result: Tensor) -> tuple[Tensor, ...]:
+        """What `result` was computed from; nothing if any of it is gone, or was changed in place, by a hook perhaps."""
+        made_of = [reference() for reference in self._made_of]
+        alive = tuple(tensor for tensor in made_of if tensor is not None)
+        return alive if len(alive) == len(made_of) and _versions(result, *alive) == self._versions else ()
+
+
+def _origin_of(x: Tensor) -> tuple[Callable[..., Tensor] | None, tuple[Tensor, ...]]:
+    """How to compute `x` again, and from what; None and nothing unless a norm or an activation of ours gave it."""
+    origin = getattr(x.grad_fn, "origin", None)
+    made_of = origin.tensors(x) if isinstance(origin, _Origin) else ()
+    return (cast(_Origin, origin).remake, made_of) if made_of else (None, ())
 
 
 def _versions(*tensors: Tensor) -> list[int]:
     return [tensor._version for tensor in tensors]
 
 
-def _are_plain(*tensors: Tensor) -> bool:
+def are_plain(*tensors: Tensor) -> bool:
     """Whether nobody looks at what is done with them, and they are not sharded, quantised or the like."""
     return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        not tracing.is_traced()
         and forward_ad._current_level < 0
-        and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+        and all(tracing.is_plain(tensor) for tensor in tensors)
     )
 
 
 def _can_call_kernels(*tensors: Tensor) -> bool:
     """Whether kernels without a gradient will do."""
-    return building.is_loaded("training") and not torch.is_grad_enabled() and _are_plain(*tensors)
+    return building.is_loaded("training") and not torch.is_grad_enabled() and are_plain(*tensors)
 
 
 # What these keep are their inputs alone, so that a gradient can be differentiated again.
@@ -126,7 +151,10 @@ class _Norm(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, with_kernels: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps, ctx.with_kernels = eps, with_kernels
-        return norm(x, weight, eps, dtype=dtype, with_kernels=with_kernels)
+        remake = functools.partial(norm, eps=eps, dtype=dtype, with_kernels=with_kernels)
+        out = remake(x, weight)
+        ctx.origin = _Origin(remake, (x, weight), out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -150,18 +178,21 @@ class _QuickGELU(Function):
     def forward(ctx: Any, x: Tensor, with_kernels: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.with_kernels = with_kernels
-        return quick_gelu(x, with_kernels=with_kernels)
+        remake = functools.partial(quick_gelu, with_kernels=with_kernels)
+        out = remake(x)
+        ctx.origin = _Origin(remake, (x,), out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (x,) = ctx.saved_tensors
         if ctx.with_kernels and _can_call_kernels(x) and kernels.can_activate(x):
             return kernels.quick_gelu_backward(grads[0], x), None
-        scaled = x * _SIGMOID_FACTOR
+        grad, scaled = _without_overflow(grads[0]), _without_overflow(x) * _SIGMOID_FACTOR
         if not torch.is_grad_enabled():
-            return torch.ops.aten.silu_backward(grads[0], scaled), None
+            return torch.ops.aten.silu_backward(grad, scaled).to(x.dtype), None
         share = torch.sigmoid(scaled)  # silu_backward has no gradient
-        return grads[0] * share * (1 + scaled * (1 - share)), None
+        return (grad * share * (1 + scaled * (1 - share))).to(x.dtype), None
 
 
 class _Product(Function):
@@ -172,12 +203,12 @@ class _Product(Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        source: Callable[..., Tensor] | None,
+        remake: Callable[..., Tensor] | None,
         *made_of: Tensor,
     ) -> Tensor:
-        ctx.dtype, ctx.source, ctx.num_others = dtype, source, len(made_of)
+        ctx.dtype, ctx.remake, ctx.num_others = dtype, remake, len(made_of)
         ctx.shape, ctx.in_dtype = x.shape, x.dtype
-        ctx.save_for_backward(weight, bias, *(made_of if source else (x,)))
+        ctx.save_for_backward(weight, bias, *(made_of if remake else (x,)))
         # The result is given its place before what lives for a moment, behind which it would leave a hole.
         # It is no view, which autograd would not let anybody change in place.
         out = x.new_empty(*x.shape[:-1], weight.shape[1], dtype=dtype)
@@ -197,7 +228,7 @@ class _Product(Function):
         if wants_x:
             grad_x = (grad @ weight.to(ctx.dtype).T).to(ctx.in_dtype).view(ctx.shape)
         if wants_weight:
-            x = ctx.source(*kept) if ctx.source else kept[0]
+            x = ctx.remake(*kept) if ctx.remake else kept[0]
             grad_weight = (x.flatten(0, -2).to(ctx.dtype).T @ grad).to(weight.dtype)
         if wants_bias:
             grad_bias = grad.sum(0, dtype=torch.promote_types(ctx.dtype, torch.float32)).to(bias.dtype)

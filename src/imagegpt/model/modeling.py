@@ -21,6 +21,8 @@ from imagegpt.model.base import ImageGPTModel, ImageGPTPreTrainedModel, LegacyCa
 from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.generation import ImageGPTGenerationMixin
 from imagegpt.model.layers import at_least_float32
+from imagegpt.model.pixel_loss import kept_positions, pixel_loss, pixel_targets, up_to
+from imagegpt.model.tracing import has_values
 
 __all__ = [
     "ImageGPTForCausalImageModeling",
@@ -70,19 +72,22 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
                 `labels=input_ids` is right; a bidirectional model's are not. For the exact likelihood of whole images
                 give the start token and all n_positions pixels as both: the last input, which predicts nothing, is
                 dropped, so that it needs no position (transformers runs out of positions).
-            logits_to_keep: logits for the last so many positions only (0: all), or for those of an index tensor.
-            kwargs: `num_items_in_batch`, by which Trainer wants the summed loss divided, and what the model takes.
+            logits_to_keep: logits, and the loss, of the last so many positions only (0: all), or of those of a tensor
+                of indices or of booleans.
+            kwargs: `num_items_in_batch`, by which Trainer wants the summed loss divided; `shift_labels` (B, T), labels
+                that are shifted already and count instead of `labels`; and what the model takes.
         Returns: `loss` in nats per predicted pixel, `logits` (B, T, V), the cache and the recorded outputs.
         """
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        if labels is not None and self.config.is_causal and not door.is_filled(past_key_values):
+        num_items_in_batch, shift_labels = (kwargs.pop(name, None) for name in ("num_items_in_batch", "shift_labels"))
+        is_scored = labels is not None or shift_labels is not None
+        if is_scored and self.config.is_causal and not door.is_filled(past_key_values):
             longest = self.config.n_positions
             input_ids, inputs_embeds, token_type_ids, position_ids = (
-                _up_to(longest, x) for x in (input_ids, inputs_embeds, token_type_ids, position_ids)
+                up_to(longest, x) for x in (input_ids, inputs_embeds, token_type_ids, position_ids)
             )
-            attention_mask = _up_to(longest, attention_mask, -1)
+            attention_mask = up_to(longest, attention_mask, -1)
             if attention_mask is not None and attention_mask.ndim == 4:
-                attention_mask = _up_to(longest, attention_mask, -2)
+                attention_mask = up_to(longest, attention_mask, -2)
         outputs = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -97,8 +102,16 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
             return_dict=True,  # whatever the configuration says: the head reads it by name
             **kwargs,
         )
-        logits = self.lm_head(_keep_positions(outputs.last_hidden_state, logits_to_keep))
-        loss = None if labels is None else self._pixel_loss(logits, labels, num_items_in_batch)
+        features = outputs.last_hidden_state
+        kept = kept_positions(logits_to_keep, features.shape[1])
+        logits, loss = self.lm_head(features[:, kept]), None
+        if is_scored:
+            labels, shift_labels = (
+                x if x is None else door.checked_labels(x, len(features), name)
+                for name, x in (("labels", labels), ("shift_labels", shift_labels))
+            )
+            targets = pixel_targets(labels, shift_labels, features.shape[1], kept, is_causal=self.config.is_causal)
+            loss = pixel_loss(logits, targets, num_items_in_batch)
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
@@ -107,24 +120,6 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
-
-    def _pixel_loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Mean negative log-likelihood in nats; label t + 1 belongs to position t, or t to t if bidirectional."""
-        labels = door.checked_labels(labels, logits.shape[0])
-        if self.config.is_causal:
-            # The last position predicts a pixel that is a label only if the image's last pixel was not fed.
-            logits = logits[:, :-1] if logits.shape[1] == labels.shape[1] else logits
-            labels = labels[:, 1:]
-        if logits.shape[1] != labels.shape[1] or labels.shape[1] == 0:
-            raise ValueError(
-                f"{labels.shape[1]} labels were given for {logits.shape[1]} positions: give one a position"
-            )
-        door.check_colors(labels, logits.shape[-1])
-        # Half precision would lose the small differences of large sums.
-        flat = logits.flatten(0, 1).to(at_least_float32(logits.dtype))
-        reduction = "mean" if num_items_in_batch is None else "sum"
-        loss = functional.cross_entropy(flat, labels.flatten().to(flat.device), reduction=reduction)
-        return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
 class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
@@ -165,6 +160,8 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
                 `config.problem_type`); (B, num_labels) zeros and ones in floating point for several labels at once.
         Returns: `loss`, `logits` (B, num_labels), the cache and the recorded outputs.
         """
+        if kwargs.get("shift_labels") is not None:
+            raise ValueError("shift_labels was given to a classifier, which has one label an image: give labels (B,)")
         if self.config.shift_inputs:
             if door.is_filled(past_key_values):
                 raise ValueError(
@@ -218,25 +215,13 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
         if kind == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         labels = labels.flatten().long()
-        if door.values_are_at_hand(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
+        if has_values(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
             raise ValueError(
                 f"labels run from {int(labels.min())} to {int(labels.max())}: classes are 0 to {logits.shape[-1] - 1}"
             )
         return functional.cross_entropy(logits, labels)
 
 
-def _up_to(longest: int, x: Any, dim: int = 1) -> Any:
-    """`x` without its last entry along `dim` where it is one longer than `longest`: a whole image's last pixel."""
-    return x.narrow(dim, 0, longest) if isinstance(x, Tensor) and x.ndim > 1 and x.shape[dim] == longest + 1 else x
-
-
 def _shift_right(x: Tensor, first: int) -> Tensor:
     """(B, T) with `first` put in front and the last column dropped."""
     return torch.cat([torch.full_like(x[:, :1], first), x[:, :-1]], dim=1)
-
-
-def _keep_positions(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The last `logits_to_keep` of the positions of (B, T, C) (0: all of them), or those of an index tensor (P,)."""
-    if isinstance(logits_to_keep, int):
-        return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
-    return hidden_states[:, logits_to_keep]

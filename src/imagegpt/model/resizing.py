@@ -42,8 +42,13 @@ def resize_color_embeddings(
         vocab_size: new number of input tokens, start token included.
         std: spread of new rows.
         around_mean: they are spread around the mean of the old ones, otherwise around 0.
-    Raises: ValueError if fewer than two colours would be left.
+    Raises: ValueError if fewer than two colours would be left, or the two matrices do not belong together.
     """
+    if lm_head is not None and len(lm_head.weight) != len(wte.weight) - 1:
+        raise ValueError(
+            f"the output matrix has {len(lm_head.weight)} rows and the token embedding {len(wte.weight)}: there must "
+            "be one row for each token but the start token"
+        )
     if vocab_size < 3:
         raise ValueError(
             f"{vocab_size} tokens were asked for: a model needs at least 3, two colours and the start token"

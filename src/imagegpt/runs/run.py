@@ -25,6 +25,7 @@ from torch import Tensor
 from imagegpt.config import ImageGPTConfig
 from imagegpt.files import atomic_write
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.model.modes import evaluating
 from imagegpt.runs.precision import precision_in_file, with_precision
 from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_samples
 from imagegpt.training import order
@@ -160,23 +161,23 @@ class Run:
             most: at most so many, the first ones; None means all.
         """
         model, device = self._loss.model, self._world.device
-        was_training = model.training
-        model.eval()
         sums: dict[str, Tensor] = {}
         chosen = images if most is None or most >= len(images) else First(images, most)
-        for ids, labels, start, counted in in_stretches(chosen, _SCORED_AT_ONCE, self._world.rank, self._world.size):
-            if self.recipe.objective.needs_labels:
-                check_labels(None if labels is None else labels.numpy())
-            masked = None
-            if self._mask_probability is not None:
-                places, seed = np.arange(start, start + len(ids)), self.recipe.training.seed
-                hidden = order.masks(seed, _MASKED_LIKE_STEP, places, ids.shape[1], self._mask_probability)
-                masked = torch.from_numpy(hidden)
-            with autocast(device, self.recipe.training.precision):
-                parts = self._loss(Batch(ids=ids, labels=labels, masked=masked).to(device))
-            for name, value in {**parts, "images": torch.ones((), device=device)}.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value * counted
-        model.train(was_training)
+        with evaluating(model):
+            for ids, labels, start, counted in in_stretches(
+                chosen, _SCORED_AT_ONCE, self._world.rank, self._world.size
+            ):
+                if self.recipe.objective.needs_labels:
+                    check_labels(None if labels is None else labels.numpy())
+                masked = None
+                if self._mask_probability is not None:
+                    places, seed = np.arange(start, start + len(ids)), self.recipe.training.seed
+                    hidden = order.masks(seed, _MASKED_LIKE_STEP, places, ids.shape[1], self._mask_probability)
+                    masked = torch.from_numpy(hidden)
+                with autocast(device, self.recipe.training.precision):
+                    parts = self._loss(Batch(ids=ids, labels=labels, masked=masked).to(device))
+                for name, value in {**parts, "images": torch.ones((), device=device)}.items():
+                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value * counted
         totals = dict(zip(sums, self._world.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
         return {name: value / totals["images"] for name, value in totals.items() if name != "images"}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from imagegpt import ranges
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.model.modes import evaluating
 from imagegpt.sampling.rules import SamplingRules, draw, gumbel_noise, image_seed, seed_tensor
 
 _AT_ONCE = 32  # images in a pass
@@ -65,7 +66,7 @@ def fill(
     """Draw hidden pixels.
 
     Args:
-        model: bidirectional, in evaluation mode.
+        model: bidirectional; dropout is off during the call.
         ids: whole images; what stands where pixels are hidden does not matter.
         hidden: which are.
         seeds: of each image; what is drawn depends on its seed, its known pixels and the schedule alone.
@@ -81,13 +82,13 @@ def fill(
     total, done = len(parts) * (schedule.passes + schedule.refills), 0
     progress(done, total)
     out = ids.masked_fill(hidden, 0)
-    for part in parts:
-        for number, (unknown, drawn) in enumerate(_turns(hidden[part], seeds[part], schedule)):
-            out[part] = _redrawn(
-                model, out[part], unknown, drawn, [image_seed(seed, number) for seed in seeds[part]], rules
-            )
-            done += 1
-            progress(done, total)
+    with evaluating(model):
+        for part in parts:
+            for number, (unknown, drawn) in enumerate(_turns(hidden[part], seeds[part], schedule)):
+                of_turn = [image_seed(seed, number) for seed in seeds[part]]
+                out[part] = _redrawn(model, out[part], unknown, drawn, of_turn, rules)
+                done += 1
+                progress(done, total)
     return out
 
 

@@ -73,6 +73,15 @@ class FrozenProjection(nn.Module):
             out = out + self.bias
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Called by `half()`, `to()` and the like: tiles are in the order of one dtype and of the CPU's kernel.
+        self.lay_out("rows")
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if scale is not None:  # float32 in every precision
+            self.scale = scale.to(self.weight.device)
+        return self
+
     def _product(self, x: Float[Tensor, "m i"]) -> Float[Tensor, "m o"]:
         if self.layout == "tiles":
             return kernels.tiled_linear(x.float(), self.weight, self.scale, self.out_features)

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "checks.h"
 #include "tensors.h"
 #include "vectors.h"
 
@@ -212,7 +213,38 @@ void attend_any_width(const Tensor& query, const Tensor& keys, const Tensor& val
   case W: attend<W * 16 / LANES, T>(query, keys, values, lengths, shared_keys, shared_values, out); break;
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(12)
 #undef CASE
+    default: refuse("has no loops for heads " + std::to_string(query.size(3)) + " wide");
   }
+}
+
+// Keys or values: (images, heads, positions, width), of one type.
+void check_cached(const Tensor& x, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
+  check_type(x, name, {type});
+  check_shape(x, name, shape);
+  check_last_axis(x, name);
+}
+
+void check_cache(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& lengths,
+                 const std::optional<Tensor>& shared_keys, const std::optional<Tensor>& shared_values) {
+  check_type(query, "query", {ScalarType::Float});
+  check_shape(query, "query", {ANY, ANY, ANY, ANY});
+  check_last_axis(query, "query");
+  const int64_t images = query.size(0), heads = query.size(1), queries = query.size(2), width = query.size(3);
+  check_multiple(width, 16, "heads");
+  check_type(keys, "keys", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char});
+  const ScalarType type = keys.scalar_type();
+  const int64_t stored = width + (type == ScalarType::Char ? SCALE_BYTES : 0);
+  check_cached(keys, "keys", type, {images, heads, ANY, stored});
+  check_cached(values, "values", type, {images, heads, keys.size(2), stored});
+  check_type(lengths, "lengths", {ScalarType::Long});
+  check_shape(lengths, "lengths", {images, queries});
+  if (shared_keys.has_value() != shared_values.has_value()) refuse("was given shared keys or shared values: it takes both or none");
+  if (!shared_keys) return;
+  const int64_t prompts = shared_keys->dim() ? shared_keys->size(0) : 0;
+  if (prompts < 1 || images % prompts)
+    refuse("was given " + std::to_string(prompts) + " prompts for " + std::to_string(images) + " images: it takes a divisor");
+  check_cached(*shared_keys, "shared_keys", type, {prompts, heads, ANY, stored});
+  check_cached(*shared_values, "shared_values", type, {prompts, heads, shared_keys->size(2), stored});
 }
 
 // Query (B, H, n, D), scaled, in float32; keys and values (B, H, S, D) in float32 or bfloat16, or (B, H, S, D + 4) as
@@ -220,21 +252,25 @@ void attend_any_width(const Tensor& query, const Tensor& keys, const Tensor& val
 // seen whole by B / G images each. Gives (B, n, H, D).
 Tensor cached_attention(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& lengths,
                         const std::optional<Tensor>& shared_keys, const std::optional<Tensor>& shared_values) {
+  check_cache(query, keys, values, lengths, shared_keys, shared_values);
   Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), query.size(3)});
   const Tensor counts = torch::stable::contiguous(lengths);
   const int64_t* count = static_cast<const int64_t*>(counts.const_data_ptr());
+  check_lengths(count, counts.numel(), keys.size(2));
   float* to = static_cast<float*>(out.mutable_data_ptr());
   if (keys.scalar_type() == ScalarType::Float)
     attend_any_width<float>(query, keys, values, count, shared_keys, shared_values, to);
   else if (keys.scalar_type() == ScalarType::Char)
     attend_any_width<int8_t>(query, keys, values, count, shared_keys, shared_values, to);
-  else
+  else  // bfloat16: there is no other
     attend_any_width<BFloat16>(query, keys, values, count, shared_keys, shared_values, to);
   return out;
 }
 
 // Vectors (..., D) of float32 as int8, the largest number of each becoming 127, and behind them its scale: (..., D + 4).
 Tensor quantized_rows(const Tensor& x) {
+  check_type(x, "x", {ScalarType::Float});
+  if (x.dim() < 1) refuse("was given x without axes: it takes vectors, (..., width)");
   const Tensor in = torch::stable::contiguous(x);
   const int64_t width = in.size(in.dim() - 1), num = in.numel() / std::max<int64_t>(width, 1);
   std::vector<int64_t> shape;

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "pointwise.h"
 #include "tensors.h"
 #include "tiles.h"
@@ -250,6 +251,7 @@ Problem problem_of(const Tensor& query, const Tensor& key, double scale, bool is
 // of each query the logarithm of the sum by which its weights were divided, (B, H, N) in float32.
 std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
                                      bool is_causal) {
+  check_attention(query, key, value, is_causal);
   const Problem p = problem_of(query, key, scale, is_causal);
   Tensor out = torch::stable::new_empty(query, {p.images, p.queries, p.heads, p.width});
   Tensor log_sums = torch::stable::new_empty(query, {p.images, p.heads, p.queries}, ScalarType::Float);
@@ -265,7 +267,13 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                                                       const Tensor& value, const Tensor& out, const Tensor& log_sums,
                                                       double scale, bool is_causal) {
+  check_attention(query, key, value, is_causal);
   const Problem p = problem_of(query, key, scale, is_causal);
+  check_heads(grad, "grad", query.scalar_type(), {p.images, p.heads, p.queries, p.width});
+  check_heads(out, "out", query.scalar_type(), {p.images, p.heads, p.queries, p.width});
+  check_type(log_sums, "log_sums", {ScalarType::Float});
+  check_shape(log_sums, "log_sums", {p.images, p.heads, p.queries});
+  check_contiguous(log_sums, "log_sums");
   Tensor for_queries = torch::stable::new_empty(query, {p.images, p.queries, p.heads, p.width});
   Tensor for_keys = torch::stable::new_empty(query, {p.images, p.keys, p.heads, p.width});
   Tensor for_values = torch::stable::new_empty(query, {p.images, p.keys, p.heads, p.width});

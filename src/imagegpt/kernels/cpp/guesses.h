@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "checks.h"
 #include "tensors.h"
 #include "vectors.h"
 
@@ -37,11 +38,23 @@ int64_t best(const float* scores, const float* before, const float* after, int64
 
 // Scores (B, n, V), what was fed and where (B, n), the influence of colours on the next pixel (V, V). Gives (B, n).
 Tensor redrawn(const Tensor& scores, const Tensor& fed, const Tensor& positions, const Tensor& influence) {
+  check_type(scores, "scores", {ScalarType::Float});
+  check_shape(scores, "scores", {ANY, ANY, ANY});
   const int64_t images = scores.size(0), num = scores.size(1), num_colors = scores.size(2);
+  check_type(fed, "fed", {ScalarType::Long});
+  check_shape(fed, "fed", {images, num});
+  check_type(positions, "positions", {ScalarType::Long});
+  check_shape(positions, "positions", {images, num});
+  check_type(influence, "influence", {ScalarType::Float});
+  check_shape(influence, "influence", {num_colors, num_colors});
+  check_multiple(num_colors, 1, "scores");
   const Tensor in = torch::stable::contiguous(scores), guesses = torch::stable::contiguous(fed);
   const Tensor places = torch::stable::contiguous(positions), table = torch::stable::contiguous(influence);
   Tensor out = torch::stable::new_empty(guesses, {images, num});
   const int64_t* guess = static_cast<const int64_t*>(guesses.const_data_ptr());
+  for (int64_t n = 0; n < images * num; n++)  // the first of each image may be the start token
+    if (n % num && (guess[n] < 0 || guess[n] >= num_colors))
+      refuse("was fed the colour " + std::to_string(guess[n]) + ": it takes 0 to " + std::to_string(num_colors - 1));
   const int64_t* place = static_cast<const int64_t*>(places.const_data_ptr());
   int64_t* drawn = static_cast<int64_t*>(out.mutable_data_ptr());
   const float *score = floats(in), *row = floats(table);

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "tensors.h"
 #include "tiles.h"
 
@@ -21,7 +22,7 @@ void with_type(const Tensor& x, Function function) {
 #ifdef __AVX512BF16__
   if (x.scalar_type() == ScalarType::BFloat16) return function(BFloat16());
 #endif
-  throw std::runtime_error("imagegpt has no kernel for numbers of this type here");
+  refuse(std::string("for ") + name_of(x.scalar_type()) + " does not exist on this processor: convert to float32");
 }
 
 inline float scale_of_row(const float* x, int64_t width, double eps) {
@@ -32,6 +33,8 @@ inline float scale_of_row(const float* x, int64_t width, double eps) {
 
 // x (rows, width) in float32, without gaps, the width a multiple of 16; gives x * rsqrt(mean(x^2) + eps) * weight.
 Tensor norm(const Tensor& x, const Tensor& weight, double eps, Tensor out) {
+  check_norm(x, weight);
+  check_like(out, "out", x, out.scalar_type());
   const int64_t rows = x.size(0), width = x.size(1);
   const float *from = floats(x), *weights = floats(weight);
   with_type(out, [&](auto number) {
@@ -79,6 +82,8 @@ void norm_backwards(const T* grads, const float* from, const float* weights, int
 
 // The gradients of x and weight.
 std::tuple<Tensor, Tensor> norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, double eps) {
+  check_norm(x, weight);
+  check_like(grad, "grad", x, grad.scalar_type());
   const int64_t rows = x.size(0), width = x.size(1);
   Tensor for_x = torch::stable::new_empty(x, {rows, width}), for_weight = torch::stable::new_empty(weight, {width});
   with_type(grad, [&](auto number) {
@@ -89,10 +94,10 @@ std::tuple<Tensor, Tensor> norm_backward(const Tensor& grad, const Tensor& x, co
   return {for_x, for_weight};
 }
 
-// 1 / (1 + e^-x)
+// 1 / (1 + e^-x), and 0 where `exponential` ends: times numbers below -1e30 its last value would be something.
 inline Floats sigmoid(Floats x) {
   const Floats power = exponential(x < 0 ? x : -x);
-  return (x < 0 ? power : all(1)) / (power + 1);
+  return (x < -87.0f ? Floats{} : x < 0 ? power : all(1)) / (power + 1);
 }
 
 // `function` of all numbers, LANES at a time, from one or two tensors of one type without gaps into a new one.
@@ -113,6 +118,7 @@ constexpr float SIGMOID_FACTOR = 1.702f;
 
 // x sigmoid(1.702 x)
 Tensor quick_gelu(const Tensor& x) {
+  check_like(x, "x", x, x.scalar_type());
   Tensor out = torch::stable::empty_like(x);
   with_type(x, [&](auto number) {
     typedef decltype(number) T;
@@ -124,13 +130,17 @@ Tensor quick_gelu(const Tensor& x) {
 }
 
 Tensor quick_gelu_backward(const Tensor& grad, const Tensor& x) {
+  check_like(x, "x", x, x.scalar_type());
+  check_like(grad, "grad", x, x.scalar_type());
   Tensor out = torch::stable::empty_like(x);
   with_type(x, [&](auto number) {
     typedef decltype(number) T;
     for_all(static_cast<const T*>(grad.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),
             static_cast<T*>(out.mutable_data_ptr()), x.numel(), [](Floats grad, Floats x) {
               const Floats scaled = x * SIGMOID_FACTOR, share = sigmoid(scaled);
-              return grad * share * (scaled * (1 - share) + 1);
+// Infinite from 2e38 on, and infinity times 0 is no number.
+              const Floats finite = scaled > 1e30f ? all(1e30f) : scaled < -1e30f ? all(-1e30f) : scaled;
+              return grad * share * (finite * (1 - share) + 1);
             });
   });
   return out;

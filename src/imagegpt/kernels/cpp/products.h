@@ -7,6 +7,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "checks.h"
 #include "tensors.h"
 #include "vectors.h"
 
@@ -84,6 +85,7 @@ inline void with_rows(int64_t rows, Function function) {
   case R: function(std::integral_constant<int64_t, std::min<int64_t>(R, ROWS)>()); break;
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
 #undef CASE
+    default: refuse("multiplies 1 to 14 inputs at a time, not " + std::to_string(rows));
   }
   static_assert(ROWS <= 14);
 }
@@ -165,8 +167,28 @@ void product(const float* x, const T* weight, const float* scale, float* out, in
   }
 }
 
+void check_product(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale, int64_t num_outputs) {
+  check_type(x, "x", {ScalarType::Float});
+  check_shape(x, "x", {ANY, ANY});
+  check_type(weight, "weight", {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char});
+  const int64_t width = x.size(1), num_tiles = (num_outputs + TILE - 1) / TILE;
+  if (num_outputs < 1) refuse("was asked for " + std::to_string(num_outputs) + " outputs: it takes at least 1");
+  if (weight.scalar_type() == ScalarType::Float) {
+    check_shape(weight, "weight", {num_tiles, width, TILE});
+  } else {
+    check_multiple(width, 2, "x");
+    check_shape(weight, "weight", {num_tiles, width / 2, TILE, 2});
+  }
+  check_contiguous(weight, "weight");
+  if (!scale) return;
+  check_type(*scale, "scale", {ScalarType::Float});
+  check_shape(*scale, "scale", {num_outputs});
+  check_contiguous(*scale, "scale");
+}
+
 // x (M, I) in float32, the weight in tiles; gives (M, O).
 Tensor tiled_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale, int64_t num_outputs) {
+  check_product(x, weight, scale, num_outputs);
   const int64_t num_rows = x.size(0), width = x.size(1);
   const Tensor in = torch::stable::contiguous(x);
   Tensor out = torch::stable::new_empty(in, {num_rows, num_outputs});
@@ -177,7 +199,7 @@ Tensor tiled_linear(const Tensor& x, const Tensor& weight, const std::optional<T
     product(floats(in), static_cast<const float*>(from), scales, to, num_rows, width, num_outputs);
   else if (weight.scalar_type() == ScalarType::Char)
     product(floats(in), static_cast<const int8_t*>(from), scales, to, num_rows, width, num_outputs);
-  else
+  else  // bfloat16: there is no other
     product(floats(in), static_cast<const BFloat16*>(from), scales, to, num_rows, width, num_outputs);
   return out;
 }

@@ -1,0 +1,79 @@
+"""Weights of another shape than the configuration says are refused in a sentence, by every loader."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import image_ids, tiny_model
+from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+from imagegpt.checkpoints.loading import load_model
+from imagegpt.model.resizing import resize_color_embeddings
+
+
+@pytest.fixture
+def folder_with(tmp_path):
+    """A folder in which a weight has so many rows more, or fewer."""
+
+    def make(name, more, model_class=ImageGPTForCausalImageModeling, kind="safetensors"):
+        tiny_model(model_class, num_labels=3).save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+        weights = load_file(path)
+        rows = weights[name]
+        weights[name] = rows[:more].clone() if more < 0 else torch.cat([rows, rows[:more]])
+        if kind == "safetensors":
+            save_file(weights, path, metadata={"format": "pt"})
+        else:
+            path.unlink()
+            torch.save(weights, tmp_path / "pytorch_model.bin")
+        return tmp_path
+
+    return make
+
+
+WRONG = [
+    (ImageGPTForCausalImageModeling, "lm_head.weight", -1, r"lm_head\.weight is \(15, 32\), not \(16, 32\)"),
+    (ImageGPTForCausalImageModeling, "lm_head.weight", 1, r"lm_head\.weight is \(17, 32\), not \(16, 32\)"),
+    (ImageGPTForCausalImageModeling, "transformer.wte.weight", -1, r"wte\.weight is \(16, 32\), not \(17, 32\)"),
+    (ImageGPTForCausalImageModeling, "transformer.h.1.mlp.c_fc.bias", -3, r"c_fc\.bias is \(125,\), not \(128,\)"),
+    (ImageGPTForImageClassification, "score.weight", 1, r"score\.weight is \(4, 32\), not \(3, 32\)"),
+    (ImageGPTModel, "wpe.weight", -1, r"wpe\.weight is \(15, 32\), not \(16, 32\)"),
+]
+
+
+@pytest.mark.parametrize(("model_class", "name", "more", "message"), WRONG)
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_of_another_shape_are_refused(model_class, name, more, message, kind, folder_with):
+    folder = folder_with(name, more, model_class, kind)
+    with pytest.raises(ValueError, match=f"the weights do not fit the configuration: .*{message}; correct") as error:
+        model_class.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, RuntimeError)  # as transformers' own
+    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+        load_model(folder, model_class)
+
+
+def test_many_weights_are_not_all_listed(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lm_head\.weight is .* and \d+ more; correct its sizes"):
+        ImageGPTForCausalImageModeling.from_pretrained(tmp_path, n_embd=36)
+
+
+def test_other_shapes_that_are_asked_for_are_drawn_anew(folder_with):
+    """A classifier for other classes, as in transformers."""
+    tiny_model(ImageGPTForImageClassification, num_labels=3).save_pretrained(folder := folder_with("lm_head.weight", 1))
+    model, report = ImageGPTForImageClassification.from_pretrained(
+        folder, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert model(image_ids()).logits.shape == (2, 5)
+    assert [name for name, *_ in report["mismatched_keys"]] == ["score.weight"]
+    alone = ImageGPTForImageClassification.from_pretrained(folder)
+    assert isinstance(alone, ImageGPTForImageClassification)
+
+
+def test_matrices_that_do_not_belong_together_are_not_resized():
+    model = tiny_model()
+    model.lm_head = torch.nn.Linear(32, 15, bias=False)
+    with pytest.raises(ValueError, match="the output matrix has 15 rows and the token embedding 17: there must"):
+        model.resize_token_embeddings(20)
+    with pytest.raises(ValueError, match="the output matrix has 15 rows"):
+        resize_color_embeddings(model.transformer.wte, model.lm_head, 9, 0.02)
