@@ -21,16 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from jaxtyping import Int64, UInt16
+from jaxtyping import Int64, UInt16, UInt64
 
 from imagegpt.data.examples import Trouble, in_one_line, missing_library
-from imagegpt.files import atomic_write
+from imagegpt.files import FORMAT_KEY, atomic_write, check_format
 from imagegpt.palette import PROCESSOR_FILE
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
 
 MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.json", "state.json", "dataset_dict.json"
+
+ENCODING_FORMAT = 2  # 1 had no hashes of the pictures
 
 _KIND = "images encoded by imagegpt"
 _SHARD = re.compile(r"data-\d{5}-of-\d{5}\.arrow")
@@ -62,7 +64,7 @@ class EncodingSettings:
     Args:
         source: as a path from the root, or a name.
         split: of the source, None if it has none.
-        source_fingerprint: of the source, so that a folder whose files have changed is another one.
+        source_fingerprint: of the source, by the content of its files.
         num_source: pictures in it, broken or not.
         classes: the names of the labels, None if there are none.
         palette: its fingerprint.
@@ -117,7 +119,7 @@ class EncodingSettings:
     def differences(self, now: "EncodingSettings") -> list[str]:
         """In what other settings differ from these, in words."""
         old, new = ({**vars(one), **one.processor} for one in (self, now))
-        words = {"source_fingerprint": "state of the source", "num_source": "number of images"}
+        words = {"source_fingerprint": "content of the source", "num_source": "number of images"}
         return [
             f"{words.get(name, name)} ({_shown(old[name])}, not {_shown(new.get(name))})"
             for name in old
@@ -143,6 +145,7 @@ def shard_bytes(
     ids: UInt16[np.ndarray, "n t"],
     labels: Int64[np.ndarray, " n"],
     indices: Int64[np.ndarray, " n"],
+    hashes: UInt64[np.ndarray, " n"],
     broken: Sequence[BrokenImage],
 ) -> bytes:
     """A shard as it is written: the same pictures give the same bytes."""
@@ -153,6 +156,7 @@ def shard_bytes(
         pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(ids.reshape(-1)), length),
         pyarrow.array(labels),
         pyarrow.array(indices),
+        pyarrow.array(hashes),
     ]
     told = json.dumps([dataclasses.asdict(one) for one in broken])
     schema = _schema(settings).with_metadata({**(_schema(settings).metadata or {}), _OWN_KEY: told.encode()})
@@ -195,7 +199,7 @@ def done_shards(folder: Path, settings: EncodingSettings) -> dict[int, Shard]:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The contents of a folder's `encoding.json`, None if there is none.
 
-    Raises: ValueError if it is not ours or damaged.
+    Raises: ValueError if it is not ours, damaged, or of another version.
     """
     path = folder / MANIFEST
     try:
@@ -205,12 +209,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} was not written by imagegpt or is damaged: choose another folder") from error
+    remedy = "encode the pictures again, into another folder"
+    check_format(fields, ENCODING_FORMAT, what=str(path), remedy=remedy)
     return fields
 
 
 def write_manifest(folder: Path, settings: EncodingSettings, shards: Mapping[int, Shard] | None) -> None:
     """Write `encoding.json`: the settings, and, if all shards are there, what they hold."""
-    fields: dict[str, Any] = {"kind": _KIND, "finished": shards is not None, **dataclasses.asdict(settings)}
+    fields: dict[str, Any] = {"kind": _KIND, FORMAT_KEY: ENCODING_FORMAT, "finished": shards is not None}
+    fields |= dataclasses.asdict(settings)
     if shards is not None:
         several = [shards[number] for number in range(settings.num_shards)]
         broken = [dataclasses.asdict(one) for shard in several for one in shard.broken]
@@ -284,7 +291,7 @@ def _features(settings: EncodingSettings) -> dict[str, Any]:
     number = {"dtype": "int64", "_type": "Value"}
     label = number if settings.classes is None else {"names": settings.classes, "_type": "ClassLabel"}
     ids = {"feature": {"dtype": "uint16", "_type": "Value"}, "length": height * width, "_type": "List"}
-    return {"ids": ids, "label": label, "index": number}
+    return {"ids": ids, "label": label, "index": number, "pixel_hash": {"dtype": "uint64", "_type": "Value"}}
 
 
 def _schema(settings: EncodingSettings) -> "Schema":
@@ -295,6 +302,7 @@ def _schema(settings: EncodingSettings) -> "Schema":
         "ids": pyarrow.list_(pyarrow.uint16(), height * width),
         "label": pyarrow.int64(),
         "index": pyarrow.int64(),
+        "pixel_hash": pyarrow.uint64(),
     }
     described = json.dumps({"info": {"features": _features(settings)}}).encode()
     return pyarrow.schema(list(fields.items()), {b"huggingface": described})
