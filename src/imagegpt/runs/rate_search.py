@@ -146,12 +146,8 @@ class RateSearch:
         """See that all rates are tried with the same images."""
         there = DataRecord.read(self._out)
         if self.losses and (there is None or there.differences(record)):
-            told = (
-                f"without {RECORD_FILE}"
-                if there is None
-                else f"with other data: {', '.join(there.differences(record))}"
-            )
-            raise ValueError(f"{self._out} holds a search {told}; choose another place, or --force")
+            told = f"{RECORD_FILE} is gone" if there is None else f"{', '.join(there.differences(record))} changed"
+            raise ValueError(f"{self._out} holds a search with other data: {told}; choose another place, or --force")
         self._world.wait()
         if self._world.is_main:
             record.write(self._out)
