@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt64
 
 from imagegpt.data import encoding_folder as places
-from imagegpt.data.encoding_folder import EncodingSettings
+from imagegpt.data.encoding_settings import EncodingSettings
 from imagegpt.data.splits import choose_split
 from imagegpt.data.tables import saved_splits
 from imagegpt.palette import PROCESSOR_FILE, ColorPalette

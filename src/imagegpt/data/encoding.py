@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from imagegpt.data import encoding_folder as places
-from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard
+from imagegpt.data.encoding_folder import Shard
 from imagegpt.data.encoding_pool import ShardPool
+from imagegpt.data.encoding_settings import BrokenImage, EncodingSettings
 from imagegpt.data.encoding_worker import Part, ShardMaker
 from imagegpt.data.examples import ImageSource
 from imagegpt.data.hashing import source_fingerprint, source_stamp

@@ -1,6 +1,6 @@
 """The folder of encoded pictures: what is in it, what it was made from, and what has no place there.
 
-    encoding.json             the settings below, and when all is done how many there are and which were broken
+    encoding.json             `EncodingSettings`, and when all is done how many there are and which were broken
     data-00000-of-00030.arrow the pictures of a stretch of the source, in Arrow's streaming format
     preprocessor_config.json  the processor, with the palette
     dataset_info.json, state.json   what `datasets.load_from_disk` wants
@@ -18,12 +18,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt16, UInt64
 
-from imagegpt.data.examples import Trouble, in_one_line, missing_library
+from imagegpt.data.encoding_settings import KIND, BrokenImage, EncodingSettings
+from imagegpt.data.examples import in_one_line, missing_library
 from imagegpt.files import FORMAT_KEY, atomic_write, check_format
 from imagegpt.palette import PROCESSOR_FILE
 
@@ -34,97 +35,9 @@ MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.js
 
 ENCODING_FORMAT = 2  # 1 had no hashes of the pictures
 
-_KIND = "images encoded by imagegpt"
 _SHARD = re.compile(r"data-\d{5}-of-\d{5}\.arrow")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
 _OWN_KEY = b"imagegpt"  # in the description that an Arrow file carries
-
-
-@dataclass(frozen=True, kw_only=True)
-class BrokenImage:
-    """A picture that could not be read.
-
-    Attributes:
-        index: where it stands in its source.
-        name: what the source calls it.
-        trouble: "huge" (more pixels than Pillow allows), "missing" or "unreadable".
-        message: what was said.
-    """
-
-    index: int
-    name: str
-    trouble: Trouble
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodingSettings:
-    """All that decides what the shards contain.
-
-    Args:
-        source: as a path from the root, or a name.
-        split: of the source, None if it has none.
-        source_fingerprint: of the source, by the content of its files.
-        num_source: pictures in it, broken or not.
-        classes: the names of the labels, None if there are none.
-        palette: its fingerprint.
-        num_colors: of the palette.
-        processor: its other settings: size, resize_mode, resample, background.
-        shard_size: pictures of the source a shard.
-        version: of this package.
-    """
-
-    source: str
-    split: str | None
-    source_fingerprint: str
-    num_source: int
-    classes: list[str] | None
-    palette: str
-    num_colors: int
-    processor: dict[str, Any]
-    shard_size: int
-    version: str
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The settings in the contents of `encoding.json`.
-
-        Raises: ValueError, KeyError or TypeError if it was not written by us.
-        """
-        if fields["kind"] != _KIND:
-            raise ValueError(f"it is of the kind {fields['kind']!r}")
-        settings = cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
-        if not (type(settings.num_source) is type(settings.shard_size) is int and settings.shard_size > 0):
-            raise TypeError("its numbers are none")
-        return settings
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.processor["size"]["height"], self.processor["size"]["width"]
-
-    @property
-    def num_shards(self) -> int:
-        """How many files there are."""
-        return -(-self.num_source // self.shard_size)
-
-    def stretch(self, shard: int) -> range:
-        """The pictures of the source that a shard is made from."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_source))
-
-    def file(self, shard: int) -> str:
-        """The name of a shard, as `datasets` calls them."""
-        return f"data-{shard:05d}-of-{self.num_shards:05d}.arrow"
-
-    def differences(self, now: "EncodingSettings") -> list[str]:
-        """In what other settings differ from these, in words."""
-        old, new = ({**vars(one), **one.processor} for one in (self, now))
-        words = {"source_fingerprint": "content of the source", "num_source": "number of images"}
-        return [
-            f"{words.get(name, name)} ({_shown(old[name])}, not {_shown(new.get(name))})"
-            for name in old
-            if name != "processor" and old[name] != new.get(name)
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +129,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, settings: EncodingSettings, shards: Mapping[int, Shard] | None) -> None:
     """Write `encoding.json`: the settings, and, if all shards are there, what they hold."""
-    fields: dict[str, Any] = {"kind": _KIND, FORMAT_KEY: ENCODING_FORMAT, "finished": shards is not None}
+    fields: dict[str, Any] = {"kind": KIND, FORMAT_KEY: ENCODING_FORMAT, "finished": shards is not None}
     fields |= dataclasses.asdict(settings)
     if shards is not None:
         several = [shards[number] for number in range(settings.num_shards)]
@@ -312,8 +225,3 @@ def _lasting(name: str) -> str:
     """The name that a temporary file would have got in the end; other names as they are."""
     temporary = _TEMPORARY.fullmatch(name)
     return temporary[1] if temporary else name
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

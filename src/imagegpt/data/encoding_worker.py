@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard, shard_bytes
+from imagegpt.data.encoding_folder import Shard, shard_bytes
+from imagegpt.data.encoding_settings import BrokenImage, EncodingSettings
 from imagegpt.data.examples import UNLABELED, ImageSource, no_warnings, trouble_with
 from imagegpt.data.hashing import source_stamp
 from imagegpt.data.identity import hash_of_picture

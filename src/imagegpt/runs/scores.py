@@ -16,7 +16,8 @@ from imagegpt.evaluation.comparison import Parts, Score, compare, score_model, u
 from imagegpt.model import kernel_attention
 from imagegpt.model.base import ImageGPTPreTrainedModel
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
-from imagegpt.training.datasets import Data, data_to_score
+from imagegpt.training.data import Data
+from imagegpt.training.datasets import data_to_score
 from imagegpt.training.feed import Images, Subset, in_stretches
 from imagegpt.training.objectives import Batch, bert_loss, masked_embeddings
 from imagegpt.training.order import masks, random_subset
