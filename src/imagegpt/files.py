@@ -1,4 +1,4 @@
-"""Writing files so that they appear whole or not at all, locking folders, and what a PNG of ours says about itself."""
+"""Writing files so that they appear whole or not at all, locking folders, and what a file of ours says about itself."""
 
 import contextlib
 import io
@@ -10,6 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
+
+FORMAT_KEY = "format_version"  # in every JSON and YAML file of ours; what is written changes, the number goes up
+
+
+def check_format(content: Mapping[str, Any], version: int, *, what: str, remedy: str) -> None:
+    """See that a file was written in the version of its format that we read.
+
+    Args:
+        content: of the file; without `FORMAT_KEY` it is older than all versions.
+        version: the one we read and write.
+        what: the file, for the error: its path, mostly.
+        remedy: what the user can do about another version.
+    Raises: ValueError if it is another one.
+    """
+    found = content.get(FORMAT_KEY, "an older one")
+    if type(found) is not int or found != version:
+        raise ValueError(f"{what} has format version {found}, this imagegpt reads {version}: {remedy}")
+
+
+def cache_folder() -> Path:
+    """Where files go that only save work: `$XDG_CACHE_HOME/imagegpt`, or `~/.cache/imagegpt`. It may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "imagegpt"
 
 
 def atomic_write(path: Path, content: bytes, what: str) -> None:

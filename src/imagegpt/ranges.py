@@ -235,6 +235,7 @@ GRADIENT_NORM = Real(lowest=0, highest=10**9, above=True)
 LOSS_WEIGHT = Real(lowest=0, highest=10**6)
 NATS = Real(lowest=0, highest=10**6, above=True, unit="nats")
 PART = Real(lowest=0, highest=1, above=True, below=True)  # a share that leaves something on both sides
+SHARE = Real(lowest=0, highest=1, below=True)  # a share that may be nothing
 PROBABILITY = Real(lowest=0, highest=1, above=True, below=True)
 VALIDATIONS = Whole(lowest=1, highest=10**9, unit="validations")
 CHECKPOINTS = Whole(lowest=2, highest=10**6, unit="checkpoints")

@@ -42,7 +42,7 @@ def test_a_model_that_knows_nothing_scores_like_the_uniform_distribution(tmp_pat
     folder = save(tmp_path / "m", ColorPalette.grey(17))
     assert run("evaluate", folder) == 0
     out = capsys.readouterr().out
-    assert "360 test images of digits" in out
+    assert "360 images of digits: test part" in out
     table = {name[:10]: numbers for name, numbers in rows(out).items()}
     assert table.pop(str(folder)[:10]) == table["uniform"] == (2.8332, 4.0875)
     assert table == {"neighbours": (1.5008, 2.1651), "histogram": (1.6772, 2.4197), "uniform": (2.8332, 4.0875)}
@@ -59,7 +59,7 @@ def test_the_bundled_model_is_best(capsys):
 def test_all_images_may_be_scored(tmp_path, capsys):
     assert run("evaluate", "digits", "--all") == 0
     out = capsys.readouterr().out
-    assert "1,797 images of digits" in out
+    assert "1,797 images of digits: all, also those the model was trained on, if any" in " ".join(out.split())
     table = rows(out)
     assert list(table) == ["digits", "uniform"]
     data = load_digits()
@@ -118,7 +118,7 @@ def test_a_users_own_pictures(tmp_path, capsys):
         for place in (tmp_path / name, tmp_path / f"{name}.encoded"):
             assert run("evaluate", folder, place) == 0
             told[place.name] = " ".join(capsys.readouterr().out.split()).partition("predicted by")
-    for place, title in (("split", "10 test images of"), ("whole.npy", "2 held-out images of")):
+    for place, title in (("split", "10 images of"), ("whole.npy", "1 images of")):
         assert told[place][0].startswith(title)
         assert told[f"{place}.encoded"][0].startswith(title)
         assert told[place][2] == told[f"{place}.encoded"][2]

@@ -368,7 +368,7 @@ def test_the_other_objectives(objective, run, tmp_path):
         assert "this model" in told
         assert "neighbours" in told
     else:
-        assert re.search(r"^\d+\.\d% of 360 test images are classified rightly$", told.strip())
+        assert re.search(r"^accuracy on 360 images of digits: \d+\.\d% \(test part\)$", told.strip())
         assert (out / "confusion.png").is_file()
     assert f"Next: imagegpt info {out}" in err
 

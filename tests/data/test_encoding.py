@@ -12,6 +12,7 @@ from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data import encoding, encoding_worker
 from imagegpt.data.encoded import EncodedImages
 from imagegpt.data.encoding import default_shard_size, encode_images
+from imagegpt.data.hashing import source_stamp
 from imagegpt.data.sources import open_images
 from imagegpt.files import locked
 
@@ -31,7 +32,14 @@ def arrays(tmp_path, rgb):
 def test_what_datasets_finds(tmp_path, arrays, processor, palette, rgb):
     report = encode_images(arrays, tmp_path / "out", processor, shard_size=8)
     found = load_from_disk(tmp_path / "out")
-    assert found.features == {"ids": List(Value("uint16"), length=64), "label": Value("int64"), "index": Value("int64")}
+    number = Value("int64")
+    expected = {
+        "ids": List(Value("uint16"), length=64),
+        "label": number,
+        "index": number,
+        "pixel_hash": Value("uint64"),
+    }
+    assert found.features == expected
     assert np.array_equal(found.with_format("numpy")["ids"][:], processor(rgb)["input_ids"])
     assert found["label"][:] == [index % 4 for index in range(30)]
     assert found["index"][:] == list(range(30))
@@ -346,11 +354,11 @@ def test_without_pyarrow_one_sentence(tmp_path, arrays, processor, monkeypatch):
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, photos, processor):
     source = open_images(photos)
-    settings = encoding._settings(source, processor, 10)
+    settings, stamp = encoding._settings(source, processor, 10), source_stamp(source)
     other = type(source)(photos, str(photos), None, ["cat", "dog"], [("cat", "000.jpg")])
     with pytest.raises(ValueError, match=r"^the files of .* have changed meanwhile: give the same command again$"):
         encoding_worker.ShardMaker(
-            source=other, processor=processor, folder=tmp_path, settings=settings, tell=lambda _: None
+            source=other, processor=processor, folder=tmp_path, settings=settings, stamp=stamp, tell=lambda _: None
         )
 
 

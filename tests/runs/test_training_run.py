@@ -10,8 +10,7 @@ from imagegpt.data.digits import load_digits
 from imagegpt.runs import Run, check_folder, score_folder, scores
 from imagegpt.runs.scores import classify, masked_nats, parts_of
 from imagegpt.runs.watching import draw_curve
-from imagegpt.training.feed import First
-from imagegpt.training.images import open_data
+from imagegpt.training.datasets import open_data
 from imagegpt.training.objectives import autoregressive_loss
 from imagegpt.training.reading import parse_recipe
 from imagegpt.training.recipes import DataRecipe
@@ -46,11 +45,15 @@ def test_validation_is_the_exact_mean_over_all_images(tmp_path):
     assert run.progress.best["total"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_validation_may_be_limited_to_the_first_images(tmp_path):
-    run = Run(recipe(watch={"validation_images": 100}), tmp_path / "m", ALONE)
-    some = run.score(run.data.validation, 100)["total"]
-    assert some == pytest.approx(run.score(First(run.data.validation, 100))["total"], abs=1e-9)
-    assert run.score(run.data.validation)["total"] == run.score(run.data.validation, 10_000)["total"]
+def test_validation_may_be_limited_to_some_images(tmp_path):
+    run = trained(tmp_path / "m", watch={"validation_images": 100})
+    assert len(run.data.watched) == 100
+    assert run.progress.best["total"] == pytest.approx(run.score(run.data.watched)["total"], abs=0.05)
+    scored = {one.name: one.nats for one in score_folder(tmp_path / "m", run.data, part="validation")}
+    assert scored["while training"] == pytest.approx(run.progress.best["total"], abs=1e-6)
+    assert scored["while training"] != pytest.approx(scored["this model"], abs=1e-6)
+    whole = Run(recipe(watch={"validation_images": 10_000}), tmp_path / "n", ALONE)
+    assert whole.data.watched is whole.data.validation
 
 
 def test_scoring_leaves_the_mode_alone(tmp_path):
@@ -112,7 +115,7 @@ def weights(folder):
 
 
 def test_parts_are_the_images_themselves():
-    digits, parts = load_digits(), parts_of(open_data(DataRecipe(train="digits", augmentation="flip"), 0))
+    digits, parts = load_digits(), parts_of(open_data(DataRecipe(train="digits", augmentation="flip")), "test")
     assert (parts.train == digits.train.ids.numpy()).all()
     assert (parts.test == digits.test.ids.numpy()).all()
     assert (parts.num_colors, parts.side) == (17, 8)

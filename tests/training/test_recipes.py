@@ -113,9 +113,16 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
         ("data", {"train": 2024}, "data.train is 2024: it must be text, put it in quotes"),
         (
             "data",
-            {"validation_share": 1.0},
-            "data.validation_share is 1.0: it must be a number greater than 0 and less than 1",
+            {"split": {"validation": 1.0}},
+            "data.split.validation is 1.0: it must be a number greater than 0 and less than 1",
         ),
+        (
+            "data",
+            {"split": {"validation": 0.5, "test": 0.5}},
+            "data.split.validation is 0.5 and data.split.test 0.5: together they must be less than 1",
+        ),
+        ("data", {"split": {"share": 0.5}}, "there is no data.split.share in a recipe: data.split has seed, validatio"),
+        ("data", {"validation_share": 0.5}, "there is no data.validation_share in a recipe any more: give data.split."),
         (
             "data",
             {"augmentation": "blur"},

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from imagegpt.bulk.workers import Workers
-from imagegpt.files import atomic_write
+from imagegpt.files import FORMAT_KEY, atomic_write, check_format
 from imagegpt.sampling import SamplingRules
 
+RUN_FORMAT = 1  # of run.json
 FILE_FORMATS = ("png", "npz", "arrow")
 MANIFEST = "run.json"
 
@@ -55,7 +56,8 @@ class RunSettings:
 
     def to_json(self) -> str:
         """The text of `run.json`."""
-        return json.dumps({"kind": "images drawn by imagegpt", **dataclasses.asdict(self)}, indent=2) + "\n"
+        fields = {"kind": "images drawn by imagegpt", FORMAT_KEY: RUN_FORMAT, **dataclasses.asdict(self)}
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -66,6 +68,7 @@ class RunSettings:
         fields = json.loads(text)
         if not isinstance(fields, dict) or fields.pop("kind", None) != "images drawn by imagegpt":
             raise ValueError("it is of another kind")
+        fields.pop(FORMAT_KEY, None)
         settings = cls(**{**fields, "rules": SamplingRules(**fields["rules"])})
         for field in dataclasses.fields(cls):
             if not isinstance(getattr(settings, field.name), field.type):  # pyright: ignore[reportArgumentType]
@@ -121,16 +124,19 @@ def differences(there: RunSettings, now: RunSettings) -> list[str]:
 def read_settings(folder: Path) -> RunSettings | None:
     """The settings of the run in a folder, None if there is none.
 
-    Raises: ValueError if there is a `run.json` that is not ours.
+    Raises: ValueError if there is a `run.json` that is not ours, or of another version.
     """
     try:
-        return RunSettings.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        settings = RunSettings.from_json(text)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{folder / MANIFEST} was not written by imagegpt or is damaged: choose another folder"
         ) from error
+    check_format(json.loads(text), RUN_FORMAT, what=str(folder / MANIFEST), remedy="choose another folder")
+    return settings
 
 
 def check_folder(folder: Path) -> RunSettings | None:

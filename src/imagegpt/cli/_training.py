@@ -51,6 +51,8 @@ def train_in_folder(
                     run = Run(recipe, out, world, force=begin_anew, on_step=show, should_stop=stopping)
                 if world.is_main:
                     say(f"precision: {run.precision}")
+                for note in run.data.notes if world.is_main else ():
+                    say(note)
                 if world.is_main and run.resumed:
                     say(f"going on after step {run.step:,}")
                 how = _train(run)
@@ -85,15 +87,17 @@ def _train(run: "Run") -> str:
 
 
 def _report(run: "Run", out: Path, command: str) -> None:
-    """Score the best model on test images, write its card, and name the next command."""
+    """Score the best model, write its card, and name the next command."""
     from imagegpt.runs.card import finish
 
     with _progress.image_progress("scoring") as progress:
         ending = finish(run, out, command, progress)
     if ending.accuracy is not None:
-        typer.echo(f"{ending.accuracy:.1%} of {ending.num_images:,} {ending.which} images are classified rightly")
+        typer.echo(
+            f"accuracy on {ending.num_images:,} images of {run.data.name}: {ending.accuracy:.1%} ({ending.which})"
+        )
     else:
-        print_scores(ending.scores, ending.num_images, run.data.name, f"{ending.which} ")
+        print_scores(ending.scores, ending.num_images, run.data.name, ending.which)
     say(f"The model is in {out}. Next: {ending.next_command}")
 
 

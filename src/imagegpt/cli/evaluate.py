@@ -1,7 +1,7 @@
 """`imagegpt evaluate`: the exact likelihood of held-out images, beside two baselines."""
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,40 +18,47 @@ def evaluate(
     data: Annotated[
         str, typer.Argument(help="digits, a folder that `imagegpt encode` made, or images of any kind it reads.")
     ] = "digits",
+    part: Annotated[
+        Literal["train", "validation", "test"] | None,
+        typer.Option(help="Which part of the images.", show_default="test if there is one, else validation"),
+    ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Score all images, not only the test part or what is set aside; no baselines then."),
+        typer.Option("--all", help="Score all images, also those the model was trained on; no baselines then."),
     ] = False,
     device: _shared.DeviceOption = None,
 ) -> None:
     """Print how many nats a model needs for a pixel of images it has never seen, beside two baselines.
 
-    Of images without parts 4 % are taken, the same that training sets aside; --all takes all.
+    Images that it was trained with are in the same parts as then; others without parts are split as those were.
     """
+    if everything and part is not None:
+        raise ValueError(f"--all and --part {part} were given: give one of them")
     with _shared.working(f"reading {model} and {data}"):
-        from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
+        from imagegpt.checkpoints.loading import find_folder
         from imagegpt.pipeline_options import choose_device
-        from imagegpt.runs.scores import score_all, score_folder
-        from imagegpt.training.images import data_for
+        from imagegpt.runs.scores import data_for_folder, score_all, score_folder
 
         _shared.quiet_libraries()
         chosen = str(choose_device(device))
         folder = find_folder(model)
-        config = load_config(folder)
-        images = data_for(data, model, load_processor(folder, config))
+        images = data_for_folder(data, folder, model)
+        chosen_part = "" if everything else images.choose_part(part)
+    for note in images.notes:
+        _shared.stderr_console().print(note, markup=False, soft_wrap=True)
     with _progress.image_progress("scoring") as progress:
         if everything:
             scores, num_images = score_all(folder, images, name=model, device=chosen, progress=progress)
         else:
-            scores = score_folder(folder, images, name=model, device=chosen, progress=progress)
-            num_images = len(images.test or images.validation)
-    which = "" if everything else "test " if images.test else "held-out "
+            scores = score_folder(folder, images, part=chosen_part, name=model, device=chosen, progress=progress)
+            num_images = len(images.parts[chosen_part])
+    which = "all, also those the model was trained on, if any" if everything else images.describe(chosen_part)
     print_scores(scores, num_images, data, which)
 
 
 def print_scores(scores: list["Score"], num_images: int, data: str, which: str) -> None:
     """Show scores as a table on stdout; `which` says which images of `data` they are of."""
-    table = Table(title=f"{num_images:,} {which}images of {data}", title_justify="left")
+    table = Table(title=f"{num_images:,} images of {data}: {which}", title_justify="left")
     table.add_column("predicted by")
     table.add_column("nats/pixel", justify="right")
     table.add_column("bits/pixel", justify="right")

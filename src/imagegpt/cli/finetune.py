@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,22 +57,27 @@ def finetune(
 def classifier_recipe(model: str, data: str, recipe: str | None, changes: list[str]) -> "Recipe":
     """The recipe for a classifier; pictures that are not encoded get the model's own palette and size.
 
-    Of a bidirectional model it is a bidirectional classifier.
+    Images are split as those were that the model was trained with. Of a bidirectional model it is a bidirectional
+    classifier.
 
     Raises: ValueError or OSError, in one sentence, if there is no such recipe or model, or the changes cannot be made.
     """
     from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
-    from imagegpt.training.images import holds_ids
+    from imagegpt.data.identity import DataRecord
     from imagegpt.training.reading import find_recipe, known_recipes, read_recipe
+    from imagegpt.training.source_images import DIGITS, holds_ids
 
     own = f"finetune-{model}"
     name = recipe or (own if own in known_recipes() else "finetune")
     folder = find_folder(model)
     config = load_config(folder)
-    given = {"model.pretrained": model, "data.train": data}
+    given: dict[str, Any] = {"model.pretrained": model, "data.train": data}
     if not holds_ids(data):
         processor = load_processor(folder, config)
         given |= {"data.palette": model, "data.side": processor.size["height"]}
+    record = DataRecord.read(folder)
+    if record is not None and data != DIGITS:  # so that what is held out was held out when the model was made, too
+        given["data.split"] = dict(record.split)
     chosen = [f"{key}={json.dumps(value)}" for key, value in given.items()]
     found = find_recipe(name)
     if not config.is_causal and read_recipe(found, chosen).objective.name == "joint":

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from imagegpt.data.examples import Example, ImageSource, in_one_line
+from imagegpt.data.examples import UNLABELED, Example, ImageSource, in_one_line
 
 IMAGE_KEYS = ("images", "x", "data")
 LABEL_KEYS = ("labels", "y")
@@ -49,7 +49,7 @@ class ArraySource(ImageSource):
             ) from error
         _check_images(path, images)
         self.images = images
-        self.labels = None if labels is None else _checked_labels(path, labels, len(images))
+        self._labels = None if labels is None else _checked_labels(path, labels, len(images))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.name, self.split)
@@ -58,12 +58,18 @@ class ArraySource(ImageSource):
         return len(self.images)
 
     def _read(self, index: int) -> Example:
-        label = -1 if self.labels is None else int(self.labels[index])
+        label = -1 if self._labels is None else int(self._labels[index])
         image = np.asarray(self.images[index])
         return Example(image=image, label=None if label < 0 else label, name=f"{self.path.name}[{index}]")
 
-    def _identity(self) -> Iterable[str]:
-        return self.path.name, str(self.images.shape), str(self.path.stat().st_size)
+    def files(self) -> Iterable[Path]:
+        """See `ImageSource`."""
+        return (self.path,)
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """See `ImageSource`."""
+        return np.full(len(self), UNLABELED, np.int64) if self._labels is None else self._labels
 
 
 class _WrongKeysError(ValueError):

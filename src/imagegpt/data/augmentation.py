@@ -38,11 +38,13 @@ class Augmentation:
             it is not a matter of moving pixels.
         crop: makes a picture of any size into one of (H, W), with a filter of Pillow's. None if pictures
             are brought to that size first.
+        still: the name of what is done in its place where nothing may be random: "none", or "center-crop".
     """
 
     name: str
     moves: Callable[[Size, np.random.Generator], tuple[np.ndarray, np.ndarray]] | None = None
     crop: Callable[[UInt8[np.ndarray, "h w 3"], np.random.Generator, Size, int], np.ndarray] | None = None
+    still: str = "none"
 
     @property
     def is_exact(self) -> bool:
@@ -135,8 +137,8 @@ AUGMENTATIONS = {
         Augmentation(name="none"),
         Augmentation(name="flip", moves=flip),
         Augmentation(name="reflect-crop-flip", moves=reflect_crop_flip),
-        Augmentation(name="random-resized-crop", crop=random_resized_crop),
-        Augmentation(name="center-crop", crop=center_crop),
+        Augmentation(name="random-resized-crop", crop=random_resized_crop, still="center-crop"),
+        Augmentation(name="center-crop", crop=center_crop, still="center-crop"),
     )
 }
 
@@ -183,33 +185,40 @@ class AugmentedImages:
         """The name of each label, None if there are none."""
         return self.source.classes
 
+    @property
+    def still(self) -> str:
+        """What is done to pictures that are not varied: "none", or "center-crop"."""
+        return self._augmentation.still
+
     def batch(
-        self, indices: Sequence[int], seeds: Sequence[Seed]
+        self, indices: Sequence[int], seeds: Sequence[Seed] | None
     ) -> tuple[Int64[np.ndarray, "n t"], Int64[np.ndarray, " n"]]:
         """Some pictures, each varied as its own seed says: the same picture and seed give the same ids.
 
         Args:
             indices: of the pictures in their source.
-            seeds: for each of them what `numpy.random.default_rng` takes, such as (seed, step, position in the batch).
+            seeds: for each of them what `numpy.random.default_rng` takes, such as (seed, step, position in the batch);
+                None varies nothing, as for validation.
         Returns: the ids, and the labels, -1 where there is none.
         Raises: IndexError if there is no such picture; ValueError or FileNotFoundError if one cannot be read, or there
             is not a seed for each.
         """
-        if len(indices) != len(seeds):
+        if seeds is not None and len(indices) != len(seeds):
             raise ValueError(f"{len(indices)} images and {len(seeds)} seeds were given: give a seed an image")
         rgb = np.empty((len(indices), self.height, self.width, 3), np.uint8)
         labels = np.full(len(indices), -1, np.int64)
-        for row, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
+        way = self._augmentation if seeds is not None else find_augmentation(self._augmentation.still)
+        for row, index in enumerate(indices):
             example = self.source[int(index)]
-            rgb[row] = self._varied(example.image, np.random.default_rng(seed))
+            rgb[row] = self._varied(example.image, way, np.random.default_rng(0 if seeds is None else seeds[row]))
             labels[row] = -1 if example.label is None else example.label
         return self.palette.encode(rgb).reshape(len(indices), self.num_pixels), labels
 
-    def _varied(self, image: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-        if self._augmentation.crop is None:
-            return self._augmentation.picture(self.processor.to_rgb([image])[0], rng)
+    def _varied(self, image: Any, way: Augmentation, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+        if way.crop is None:
+            return way.picture(self.processor.to_rgb([image])[0], rng)
         whole = np.asarray(read_image(image, self.processor.background))
-        return self._augmentation.crop(whole, rng, (self.height, self.width), self.processor.resample)
+        return way.crop(whole, rng, (self.height, self.width), self.processor.resample)
 
 
 def _reflected(places: Int64[np.ndarray, " n"], length: int) -> Int64[np.ndarray, " n"]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64, Integer, UInt64
 
 from imagegpt.data import encoding_folder as places
-from imagegpt.data.encoding_folder import EncodingSettings
+from imagegpt.data.encoding_settings import EncodingSettings
 from imagegpt.data.splits import choose_split
 from imagegpt.data.tables import saved_splits
 from imagegpt.palette import PROCESSOR_FILE, ColorPalette
@@ -43,6 +43,7 @@ class EncodedImages:
         self._ids = [_matrix(batch.column("ids"), self.num_pixels) for batch in batches]
         self._label_columns = [batch.column("label") for batch in batches]
         self._index_columns = [batch.column("index") for batch in batches]
+        self._hash_columns = [batch.column("pixel_hash") for batch in batches]
         self._starts = np.concatenate([[0], np.cumsum([len(ids) for ids in self._ids])])
 
     @classmethod
@@ -110,6 +111,11 @@ class EncodedImages:
         """Where every image stands in the source, ascending; the broken ones are missing. Read-only."""
         return _joined(self._index_columns)
 
+    @cached_property
+    def hashes(self) -> UInt64[np.ndarray, " N"]:
+        """The `identity.pixel_hash` of the picture that every image was made of; read-only."""
+        return _joined(self._hash_columns)
+
     def ids(self, indices: Sequence[int] | Integer[np.ndarray, " n"]) -> Int64[np.ndarray, "n t"]:
         """The ids of some images, in the order asked for, 0 to `len(self) - 1`.
 
@@ -158,7 +164,7 @@ def _matrix(column: Any, num_pixels: int) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, num_pixels)
 
 
-def _joined(columns: Sequence[Any]) -> Int64[np.ndarray, " N"]:
+def _joined(columns: Sequence[Any]) -> Integer[np.ndarray, " N"]:
     values = np.concatenate([column.to_numpy(zero_copy_only=True) for column in columns])
     values.setflags(write=False)
     return values

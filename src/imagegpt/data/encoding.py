@@ -18,10 +18,12 @@ from pathlib import Path
 
 from imagegpt import ranges
 from imagegpt.data import encoding_folder as places
-from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard
+from imagegpt.data.encoding_folder import Shard
 from imagegpt.data.encoding_pool import ShardPool, check_room
+from imagegpt.data.encoding_settings import BrokenImage, EncodingSettings
 from imagegpt.data.encoding_worker import Part, ShardMaker
 from imagegpt.data.examples import ImageSource
+from imagegpt.data.hashing import source_fingerprint, source_stamp
 from imagegpt.data.palettes import checked_palette
 from imagegpt.data.sources import list_splits, open_images
 from imagegpt.files import atomic_write, locked
@@ -102,9 +104,10 @@ def encode_images(
     """Write the pictures of a source as ids into a folder, those shards that are not there yet.
 
     `datasets.load_from_disk` and `EncodedImages.load` open it: the columns are `ids`, uint16 (T,) in raster order;
-    `label`, a ClassLabel where the classes have names and int64 otherwise, -1 for a picture without; and `index`, where
-    the picture stands in its source. A source with splits, none of which was chosen, becomes a folder of such folders.
-    Broken pictures are left out, and listed in `encoding.json`. Memory holds a shard for each worker.
+    `label`, a ClassLabel where the classes have names and int64 otherwise, -1 for a picture without; `index`, where the
+    picture stands in its source; and `pixel_hash`, uint64, of the picture itself. A source with splits, none of which
+    was chosen, becomes a folder of such folders. Broken pictures are left out, and listed in `encoding.json`. Memory
+    holds a shard for each worker. A source whose content has changed since is refused, not encoded again.
 
     Args:
         src: as `open_images` takes it.
@@ -130,15 +133,7 @@ def encode_images(
     folders = [folder / name for name in names] or [folder]
     places.check_folder(folder, names)
     jobs = [
-        _Job(
-            Part(
-                source=source,
-                processor=processor,
-                folder=place,
-                settings=_settings(source, processor, shard_size),
-            ),
-            max_broken,
-        )
+        _Job(_part(source, processor, place, shard_size), max_broken)
         for source, place in zip(sources, folders, strict=True)
     ]
     for job in jobs:
@@ -224,6 +219,7 @@ class _Job:
             self.shards[number] = shard
             self._check_broken()
         total.add(num_missing)
+        self.part.check_unchanged()
         if not any(shard.num_images for shard in self.shards.values()):
             raise ValueError(
                 f"none of the {self.settings.num_source} images of {self.source.name} can be read: "
@@ -272,6 +268,12 @@ class _Job:
             )
 
 
+def _part(source: ImageSource, processor: ImageGPTImageProcessor, folder: Path, shard_size: int | None) -> Part:
+    stamp = source_stamp(source)  # first, so that a change while the content is read is noticed, too
+    settings = _settings(source, processor, shard_size)
+    return Part(source=source, processor=processor, folder=folder, settings=settings, stamp=stamp)
+
+
 def _settings(source: ImageSource, processor: ImageGPTImageProcessor, shard_size: int | None) -> EncodingSettings:
     palette = checked_palette(processor)
     path = Path(source.name).expanduser()
@@ -279,7 +281,7 @@ def _settings(source: ImageSource, processor: ImageGPTImageProcessor, shard_size
     return EncodingSettings(
         source=str(path.resolve()) if path.exists() and source.name != "digits" else source.name,
         split=source.split,
-        source_fingerprint=source.fingerprint,
+        source_fingerprint=source_fingerprint(source),
         num_source=len(source),
         classes=source.classes,
         palette=palette.fingerprint,

@@ -1,6 +1,6 @@
 """The folder of encoded pictures: what is in it, what it was made from, and what has no place there.
 
-    encoding.json             the settings below, and when all is done how many there are and which were broken
+    encoding.json             `EncodingSettings`, and when all is done how many there are and which were broken
     data-00000-of-00030.arrow the pictures of a stretch of the source, in Arrow's streaming format
     preprocessor_config.json  the processor, with the palette
     dataset_info.json, state.json   what `datasets.load_from_disk` wants
@@ -18,13 +18,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int64, UInt16
+from jaxtyping import Int64, UInt16, UInt64
 
-from imagegpt.data.examples import Trouble, in_one_line, missing_library
-from imagegpt.files import atomic_write
+from imagegpt.data.encoding_settings import KIND, BrokenImage, EncodingSettings
+from imagegpt.data.examples import in_one_line, missing_library
+from imagegpt.files import FORMAT_KEY, atomic_write, check_format
 from imagegpt.palette import PROCESSOR_FILE
 
 if TYPE_CHECKING:
@@ -32,97 +33,11 @@ if TYPE_CHECKING:
 
 MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.json", "state.json", "dataset_dict.json"
 
-_KIND = "images encoded by imagegpt"
+ENCODING_FORMAT = 2  # 1 had no hashes of the pictures
+
 _SHARD = re.compile(r"data-\d{5}-of-\d{5}\.arrow")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
 _OWN_KEY = b"imagegpt"  # in the description that an Arrow file carries
-
-
-@dataclass(frozen=True, kw_only=True)
-class BrokenImage:
-    """A picture that could not be read.
-
-    Attributes:
-        index: where it stands in its source.
-        name: what the source calls it.
-        trouble: "huge" (more pixels than Pillow allows), "missing" or "unreadable".
-        message: what was said.
-    """
-
-    index: int
-    name: str
-    trouble: Trouble
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodingSettings:
-    """All that decides what the shards contain.
-
-    Args:
-        source: as a path from the root, or a name.
-        split: of the source, None if it has none.
-        source_fingerprint: of the source, so that a folder whose files have changed is another one.
-        num_source: pictures in it, broken or not.
-        classes: the names of the labels, None if there are none.
-        palette: its fingerprint.
-        num_colors: of the palette.
-        processor: its other settings: size, resize_mode, resample, background.
-        shard_size: pictures of the source a shard.
-        version: of this package.
-    """
-
-    source: str
-    split: str | None
-    source_fingerprint: str
-    num_source: int
-    classes: list[str] | None
-    palette: str
-    num_colors: int
-    processor: dict[str, Any]
-    shard_size: int
-    version: str
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The settings in the contents of `encoding.json`.
-
-        Raises: ValueError, KeyError or TypeError if it was not written by us.
-        """
-        if fields["kind"] != _KIND:
-            raise ValueError(f"it is of the kind {fields['kind']!r}")
-        settings = cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
-        if not (type(settings.num_source) is type(settings.shard_size) is int and settings.shard_size > 0):
-            raise TypeError("its numbers are none")
-        return settings
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.processor["size"]["height"], self.processor["size"]["width"]
-
-    @property
-    def num_shards(self) -> int:
-        """How many files there are."""
-        return -(-self.num_source // self.shard_size)
-
-    def stretch(self, shard: int) -> range:
-        """The pictures of the source that a shard is made from."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_source))
-
-    def file(self, shard: int) -> str:
-        """The name of a shard, as `datasets` calls them."""
-        return f"data-{shard:05d}-of-{self.num_shards:05d}.arrow"
-
-    def differences(self, now: "EncodingSettings") -> list[str]:
-        """In what other settings differ from these, in words."""
-        old, new = ({**vars(one), **one.processor} for one in (self, now))
-        words = {"source_fingerprint": "state of the source", "num_source": "number of images"}
-        return [
-            f"{words.get(name, name)} ({_shown(old[name])}, not {_shown(new.get(name))})"
-            for name in old
-            if name != "processor" and old[name] != new.get(name)
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +58,7 @@ def shard_bytes(
     ids: UInt16[np.ndarray, "n t"],
     labels: Int64[np.ndarray, " n"],
     indices: Int64[np.ndarray, " n"],
+    hashes: UInt64[np.ndarray, " n"],
     broken: Sequence[BrokenImage],
 ) -> bytes:
     """A shard as it is written: the same pictures give the same bytes."""
@@ -153,6 +69,7 @@ def shard_bytes(
         pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(ids.reshape(-1)), length),
         pyarrow.array(labels),
         pyarrow.array(indices),
+        pyarrow.array(hashes),
     ]
     told = json.dumps([dataclasses.asdict(one) for one in broken])
     schema = _schema(settings).with_metadata({**(_schema(settings).metadata or {}), _OWN_KEY: told.encode()})
@@ -195,7 +112,7 @@ def done_shards(folder: Path, settings: EncodingSettings) -> dict[int, Shard]:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The contents of a folder's `encoding.json`, None if there is none.
 
-    Raises: ValueError if it is not ours or damaged.
+    Raises: ValueError if it is not ours, damaged, or of another version.
     """
     path = folder / MANIFEST
     try:
@@ -205,12 +122,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} was not written by imagegpt or is damaged: choose another folder") from error
+    remedy = "encode the pictures again, into another folder"
+    check_format(fields, ENCODING_FORMAT, what=str(path), remedy=remedy)
     return fields
 
 
 def write_manifest(folder: Path, settings: EncodingSettings, shards: Mapping[int, Shard] | None) -> None:
     """Write `encoding.json`: the settings, and, if all shards are there, what they hold."""
-    fields: dict[str, Any] = {"kind": _KIND, "finished": shards is not None, **dataclasses.asdict(settings)}
+    fields: dict[str, Any] = {"kind": KIND, FORMAT_KEY: ENCODING_FORMAT, "finished": shards is not None}
+    fields |= dataclasses.asdict(settings)
     if shards is not None:
         several = [shards[number] for number in range(settings.num_shards)]
         broken = [dataclasses.asdict(one) for shard in several for one in shard.broken]
@@ -284,7 +204,7 @@ def _features(settings: EncodingSettings) -> dict[str, Any]:
     number = {"dtype": "int64", "_type": "Value"}
     label = number if settings.classes is None else {"names": settings.classes, "_type": "ClassLabel"}
     ids = {"feature": {"dtype": "uint16", "_type": "Value"}, "length": height * width, "_type": "List"}
-    return {"ids": ids, "label": label, "index": number}
+    return {"ids": ids, "label": label, "index": number, "pixel_hash": {"dtype": "uint64", "_type": "Value"}}
 
 
 def _schema(settings: EncodingSettings) -> "Schema":
@@ -295,6 +215,7 @@ def _schema(settings: EncodingSettings) -> "Schema":
         "ids": pyarrow.list_(pyarrow.uint16(), height * width),
         "label": pyarrow.int64(),
         "index": pyarrow.int64(),
+        "pixel_hash": pyarrow.uint64(),
     }
     described = json.dumps({"info": {"features": _features(settings)}}).encode()
     return pyarrow.schema(list(fields.items()), {b"huggingface": described})
@@ -304,8 +225,3 @@ def _lasting(name: str) -> str:
     """The name that a temporary file would have got in the end; other names as they are."""
     temporary = _TEMPORARY.fullmatch(name)
     return temporary[1] if temporary else name
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

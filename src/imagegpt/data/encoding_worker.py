@@ -18,10 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from imagegpt.data.encoding_folder import BrokenImage, EncodingSettings, Shard, shard_bytes
+from imagegpt.data.encoding_folder import Shard, shard_bytes
+from imagegpt.data.encoding_settings import BrokenImage, EncodingSettings
 from imagegpt.data.examples import UNLABELED, ImageSource, no_warnings, trouble_with
+from imagegpt.data.hashing import source_stamp
+from imagegpt.data.identity import hash_of_picture
 from imagegpt.data.palettes import checked_palette
 from imagegpt.files import atomic_write
+from imagegpt.images import read_image
 from imagegpt.processing import ImageGPTImageProcessor
 
 _TELL_EVERY = 16  # images
@@ -40,12 +44,22 @@ class Part:
         processor: reads, resizes and encodes them.
         folder: where the shards go.
         settings: of the encoding.
+        stamp: of the source's files when their content was last looked at, see `hashing.source_stamp`.
     """
 
     source: ImageSource
     processor: ImageGPTImageProcessor
     folder: Path
     settings: EncodingSettings
+    stamp: str
+
+    def check_unchanged(self) -> None:
+        """See that nobody has touched the source's files meanwhile.
+
+        Raises: ValueError if somebody has.
+        """
+        if source_stamp(self.source) != self.stamp:
+            raise ValueError(f"the files of {self.source.name} have changed meanwhile: give the same command again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +73,7 @@ class ShardMaker(Part):
     tell: Callable[[int], None]
 
     def __post_init__(self) -> None:
-        if self.source.fingerprint != self.settings.source_fingerprint:
-            raise ValueError(f"the files of {self.source.name} have changed meanwhile: give the same command again")
+        self.check_unchanged()
 
     def make(self, number: int) -> Shard:
         """Encode a stretch of the source and write it.
@@ -70,6 +83,7 @@ class ShardMaker(Part):
         stretch = self.settings.stretch(number)
         rgb = np.empty((len(stretch), *self.settings.size, 3), np.uint8)
         labels, indices = np.full(len(stretch), UNLABELED, np.int64), np.empty(len(stretch), np.int64)
+        hashes, background = np.empty(len(stretch), np.uint64), self.processor.background
         row, broken = 0, []
         with no_warnings():
             for count, index in enumerate(stretch, start=1):
@@ -77,7 +91,9 @@ class ShardMaker(Part):
                 try:
                     example = self.source[index]
                     name = example.name
-                    rgb[row] = self.processor.to_rgb([example.image])[0]
+                    picture = read_image(example.image, background)
+                    rgb[row] = self.processor.to_rgb([picture])[0]
+                    hashes[row] = hash_of_picture(example.image, picture, background)
                 except (ValueError, FileNotFoundError) as error:
                     message = " ".join(str(error).split())
                     broken.append(BrokenImage(index=index, name=name, trouble=trouble_with(error), message=message))
@@ -90,7 +106,7 @@ class ShardMaker(Part):
         ids = (
             checked_palette(self.processor).encode(rgb[:row], dtype=np.uint16).reshape(row, rgb.shape[1] * rgb.shape[2])
         )
-        content = shard_bytes(self.settings, ids, labels[:row], indices[:row], broken)
+        content = shard_bytes(self.settings, ids, labels[:row], indices[:row], hashes[:row], broken)
         atomic_write(self.folder / self.settings.file(number), content, "the encoded images")
         return Shard(num_images=row, broken=broken)
 

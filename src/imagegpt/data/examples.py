@@ -1,6 +1,5 @@
 """What every source of pictures has in common, and what is said of a picture that cannot be read."""
 
-import hashlib
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
 UNLABELED = -1  # as in `datasets`
@@ -40,11 +40,13 @@ class ImageSource(ABC):
         name: what the user called it.
         split: which part of it this is; None if it has no parts.
         classes: the name of each label, None if there are none.
+        has_a_file_each: whether picture k is in file k of `files`, and nothing else is.
     """
 
     name: str
     split: str | None
     classes: list[str] | None
+    has_a_file_each: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -62,16 +64,13 @@ class ImageSource(ABC):
     def _read(self, index: int) -> Example: ...
 
     @abstractmethod
-    def _identity(self) -> Iterable[str]:
-        """What tells this source from another, without reading its pictures."""
+    def files(self) -> Iterable[Path]:
+        """The files that the pictures are in, in order: all that can change a picture."""
 
     @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits; another one means that the pictures are not the same, or stand in another order."""
-        digest = hashlib.sha256()
-        for text in (str(len(self)), *(self.classes or ()), *self._identity()):
-            digest.update(text.encode(errors="surrogateescape") + b"\0")
-        return digest.hexdigest()[:16]
+    @abstractmethod
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """The label of each picture, -1 where there is none, without reading any."""
 
 
 def trouble_with(error: BaseException) -> Trouble:

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
-from imagegpt.data.examples import Example, ImageSource
+from imagegpt.data.examples import UNLABELED, Example, ImageSource
 from imagegpt.data.splits import canonical, in_order
 
 
@@ -25,6 +27,8 @@ class FolderSource(ImageSource):
         classes: names of the classes; files in a first-level subfolder of such a name belong to it.
         files: their paths in the folder, each as its parts.
     """
+
+    has_a_file_each = True
 
     def __init__(
         self, folder: Path, name: str, split: str | None, classes: list[str] | None, files: list[tuple[str, ...]]
@@ -44,8 +48,15 @@ class FolderSource(ImageSource):
         file = self._files[index]
         return Example(image=self.folder / file, label=self._labels.get(file.partition("/")[0]), name=file)
 
-    def _identity(self) -> Iterable[str]:
-        return self._files
+    def files(self) -> Iterable[Path]:
+        """See `ImageSource`."""
+        return (self.folder / file for file in self._files)
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """See `ImageSource`."""
+        found = (self._labels.get(file.partition("/")[0], UNLABELED) for file in self._files)
+        return np.fromiter(found, np.int64, len(self._files))
 
 
 def open_folder(folder: Path, name: str, split: str | None) -> FolderSource:

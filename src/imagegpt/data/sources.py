@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from imagegpt.data import arrays, cifar, folders, tables
 from imagegpt.data.examples import Example, ImageSource, name_of
@@ -73,8 +74,14 @@ class DigitsSource(ImageSource):
         name = f"digit {self._indices[index]}"
         return Example(image=self._images[index], label=self._labels[index], name=name)
 
-    def _identity(self) -> Iterable[str]:
-        return map(str, self._indices)
+    def files(self) -> Iterable[Path]:
+        """None: they come with a library."""
+        return ()
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """See `ImageSource`."""
+        return np.array(self._labels, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,12 @@
-"""Names of the parts of a data set, and choosing one."""
+"""The parts of a data set: their names, choosing one, and assigning images to parts by their pixels.
+
+Axis letters: N images.
+"""
 
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt64
 
 _MEANINGS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 _ORDER = ("train", "validation", "test")
@@ -45,3 +51,45 @@ def choose_split(source: str, available: Sequence[str], wanted: str | None) -> s
     if len(alike) != 1:
         raise ValueError(f"{source} has no split {wanted!r}: choose one of {known}")
     return alike[0]
+
+
+def split_by_hash(
+    hashes: UInt64[np.ndarray, " n"], *, seed: int, validation: float, test: float = 0.0, fill: bool = True
+) -> dict[str, Int64[np.ndarray, " m"]]:
+    """Assign images to the parts train, validation and test; the last two only if their share is above 0.
+
+    Each distinct image has a place from 0 to 1, a function of the seed and its hash alone. Places below `validation`
+    are for validation, the topmost `test` for testing. So equal images share a part, images keep theirs when others are
+    added, and changing one share moves no image between the other two parts.
+
+    Args:
+        hashes: of the images, see `identity.pixel_hash`.
+        seed: from 0.
+        validation: the share to expect in this part, 0 to 1; of few images it may be off by several.
+        test: the same.
+        fill: give a part that would be empty the image whose place is nearest, with its duplicates.
+    Returns: rows, ascending; parts may be empty.
+    """
+    places = _places(hashes, seed)
+    in_validation, in_test = places < validation, places >= 1 - test
+    if fill and validation and len(hashes) and not in_validation.any():
+        in_validation = places == places.min()
+        in_test &= ~in_validation
+    if fill and test and not in_test.any() and not in_validation.all():
+        in_test = places == places[~in_validation].max()
+    parts = {"train": ~(in_validation | in_test)}
+    parts |= {"validation": in_validation} if validation else {}
+    parts |= {"test": in_test} if test else {}
+    return {name: np.flatnonzero(chosen) for name, chosen in parts.items()}
+
+
+def _places(hashes: UInt64[np.ndarray, " n"], seed: int) -> Float64[np.ndarray, " n"]:
+    """Numbers from 0 to 1, as if drawn evenly. Source: the mixing function of SplitMix64 (Steele et al., 2014)."""
+    mixed = hashes ^ _mixed(np.array([seed], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    return (_mixed(mixed) >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(values: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagegpt.data.examples import Example, ImageSource, in_one_line, missing_library
+import numpy as np
+from jaxtyping import Int64
+
+from imagegpt.data.examples import UNLABELED, Example, ImageSource, in_one_line, missing_library
 from imagegpt.data.splits import canonical, in_order
 from imagegpt.images import open_picture
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, Schema, Table
+    from pyarrow import ChunkedArray, DataType, Schema, Table
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -32,12 +35,13 @@ class TableSource(ImageSource):
         files: in Arrow's streaming format, all with the same columns.
         name: what the user called the source.
         split: which of its splits this is, None if it has none.
+        origins: the files that these were made of; none if they are the user's own.
     Raises: ValueError if a file is damaged or the columns are not as said at `image_column` and `label_column`.
     """
 
-    def __init__(self, files: Sequence[Path], name: str, split: str | None) -> None:
-        self.files, self.name, self.split = list(files), name, split
-        table = _mapped(self.files) if self.files else None
+    def __init__(self, files: Sequence[Path], name: str, split: str | None, origins: Sequence[Path] = ()) -> None:
+        self._files, self.name, self.split, self._origins = list(files), name, split, list(origins)
+        table = _mapped(self._files) if self._files else None
         if not table:
             raise ValueError(f"{name} has no rows: give a source with images")
         self._column = image_column(table.schema, name)
@@ -47,7 +51,7 @@ class TableSource(ImageSource):
         self.classes = None if label is None else _class_names(table.schema, label)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.files, self.name, self.split)
+        return type(self), (self._files, self.name, self.split, self._origins)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -64,8 +68,20 @@ class TableSource(ImageSource):
             raise ValueError(f"{name} is empty: there is no image in it")
         return Example(image=Path(path), label=known, name=name)
 
-    def _identity(self) -> Iterable[str]:
-        return self._column, str(self._images.nbytes)
+    def files(self) -> Iterable[Path]:
+        """See `ImageSource`; those that the table only names are among them."""
+        yield from self._origins or self._files
+        if self._images.type.num_fields:  # structures of bytes and path
+            for row in self._images.filter(_without_bytes(self._images)).to_pylist():
+                if row.get("path") is not None:
+                    yield Path(row["path"])
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"]:
+        """See `ImageSource`."""
+        if self._labels is None:
+            return np.full(len(self), UNLABELED, np.int64)
+        return np.array([UNLABELED if one is None or one < 0 else one for one in self._labels], np.int64)
 
 
 def image_column(schema: "Schema", name: str) -> str:
@@ -111,7 +127,7 @@ def open_parquet(files: Sequence[Path], name: str, split: str | None) -> TableSo
         except Exception as error:  # pyarrow's, pandas' and datasets' own, all told alike
             reason = in_one_line(error.__cause__ or error)
             raise ValueError(f"{name} cannot be read as parquet ({reason}): get the files again") from error
-    return TableSource(_cached(made), name, split)
+    return TableSource(_cached(made), name, split, [path.resolve() for path in files])
 
 
 def parquet_splits(folder: Path) -> dict[str | None, list[Path]]:
@@ -237,6 +253,14 @@ def _mapped(files: Sequence[Path]) -> "Table":
         return pyarrow.concat_tables(tables)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{files[0].parent}: the files differ in their columns ({in_one_line(error)})") from error
+
+
+def _without_bytes(images: "ChunkedArray") -> "ChunkedArray":
+    import pyarrow
+
+    names = [images.type.field(number).name for number in range(images.type.num_fields)]
+    contents = images.flatten()[names.index("bytes")]
+    return contents.is_null() if len(contents) else pyarrow.chunked_array([[]], pyarrow.bool_())
 
 
 def _holds_pictures(kind: "DataType") -> bool:

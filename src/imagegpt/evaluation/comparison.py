@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Int64
 
 from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
-from imagegpt.evaluation.likelihood import mean_nll
+from imagegpt.evaluation.likelihood import pixel_nll
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well something predicts the test images.
+    """How well something predicts images.
 
     Attributes:
         name: for people.
@@ -55,6 +55,7 @@ def compare(
     parts: Parts,
     *,
     name: str,
+    subset: Int64[np.ndarray, " s"] | None = None,
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Score]:
@@ -64,11 +65,12 @@ def compare(
         model: causal.
         parts: the images.
         name: of the model.
+        subset: rows of the test images to score by themselves, too: those that the model was validated with.
         batch_size: images the model scores at once.
         progress: called with images that the model has scored, and images in all.
     """
-    own = score_model(model, parts.test, name=name, batch_size=batch_size, progress=progress)
-    return sorted([own, *baselines(parts)], key=lambda one: one.nats)
+    own = score_model(model, parts.test, name=name, subset=subset, batch_size=batch_size, progress=progress)
+    return sorted([*own, *baselines(parts)], key=lambda one: one.nats)
 
 
 def score_model(
@@ -76,12 +78,17 @@ def score_model(
     ids: Int64[np.ndarray, "n t"],
     *,
     name: str,
+    subset: Int64[np.ndarray, " s"] | None = None,
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> Score:
-    """The likelihood of images under a model; arguments as in `compare`."""
-    nats = mean_nll(model, torch.from_numpy(ids), batch_size=batch_size, progress=progress)
-    return Score(name=name, nats=nats, note=f"{model.num_parameters():,} parameters")
+) -> list[Score]:
+    """The likelihood of images under a model, and that of the subset if there is one; arguments as in `compare`."""
+    nats = pixel_nll(model, torch.from_numpy(ids), batch_size=batch_size, progress=progress).double().mean(dim=1)
+    scores = [Score(name=name, nats=float(nats.mean()), note=f"{model.num_parameters():,} parameters")]
+    if subset is not None:
+        note = f"the same, on the {len(subset):,} of these images that chose the checkpoint"
+        scores.append(Score(name="while training", nats=float(nats[torch.from_numpy(subset)].mean()), note=note))
+    return scores
 
 
 def uniform_score(num_colors: int) -> Score:

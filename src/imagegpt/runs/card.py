@@ -1,4 +1,4 @@
-"""The end of a run: scores of the best model on images that nothing was chosen with, and the model's card."""
+"""The end of a run: scores of the best model, on images that nothing was chosen with if there are any, and its card."""
 
 import time
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Ending:
         scores: on the test images, or on those of validation if there are no others; of a classifier none.
         accuracy: share of images whose class a classifier says rightly.
         num_images: scored.
-        which: "test" or "validation".
+        which: of the images, in words, see `Data.describe`.
         next_command: what one may do with the model.
     """
 
@@ -73,17 +73,18 @@ def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> En
         progress: called with images scored, and images in all.
     """
     data, objective = run.data, run.recipe.objective.name
-    images = data.validation if data.test is None else data.test
+    part = data.choose_part()
+    images = data.parts[part]
     scores: list[Score] = []
     accuracy = None
     if objective == "autoregressive":
-        scores = score_folder(out, data, device=str(run.device), progress=progress)
+        scores = score_folder(out, data, part=part, device=str(run.device), progress=progress)
     elif objective == "bert":
         probability = run.recipe.objective.mask_probability
         nats = masked_nats(out, images, probability=probability, device=str(run.device), progress=progress)
         note = f"{num_parameters(load_config(out)):,} parameters, {probability:.0%} of the pixels hidden"
         own = Score(name="this model", nats=nats, note=note)
-        scores = sorted([own, *baselines(parts_of(data))], key=lambda one: one.nats)
+        scores = sorted([own, *baselines(parts_of(data, part))], key=lambda one: one.nats)
     else:
         probability = run.recipe.objective.mask_probability
         said, right = classify(out, images, mask_probability=probability, device=str(run.device), progress=progress)
@@ -96,7 +97,7 @@ def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> En
         scores=scores,
         accuracy=accuracy,
         num_images=len(images),
-        which="validation" if data.test is None else "test",
+        which=data.describe(part),
         next_command=command_to_type(*(("sample", "--model") if objective == "autoregressive" else ("info",)), out),
     )
     atomic_write(out / CARD_FILE, _card(run, ending, command).encode(), "the card")
@@ -132,15 +133,21 @@ def _card(run: Run, ending: Ending, command: str) -> str:
         best=progress.best["total"],
         data=about.data
         or f"{run.data.name}, {len(run.data.train):,} images to train, "
-        f"{len(run.data.validation):,} to validate, {0 if run.data.test is None else len(run.data.test):,} to test.",
+        f"{len(run.data.validation):,} to validate{_watched(run)}, "
+        f"{0 if run.data.test is None else len(run.data.test):,} to test; see `data.json`.",
     )
+
+
+def _watched(run: Run) -> str:
+    subset = run.data.subset
+    return "" if subset is None else f" ({len(subset):,} of them while training)"
 
 
 def _table(ending: Ending) -> str:
     if ending.accuracy is not None:
-        return f"Of {ending.num_images:,} {ending.which} images {ending.accuracy:.1%} are classified rightly."
+        return f"Accuracy on {ending.num_images:,} images ({ending.which}): {ending.accuracy:.1%}."
     rows = [f"| {one.name} ({one.note}) | {one.nats:.4f} |" for one in ending.scores]
-    head = [f"| predicted by | nats per pixel of {ending.num_images:,} {ending.which} images |", "|---|---|"]
+    head = [f"| predicted by | nats per pixel of {ending.num_images:,} images ({ending.which}) |", "|---|---|"]
     return "\n".join([*head, *rows])
 
 

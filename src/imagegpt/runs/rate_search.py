@@ -2,6 +2,7 @@
 
     OUT/rates.json   the rates that were tried, with their validation losses
     OUT/rates.png    a picture of them
+    OUT/data.json    which images they are of, as in a run
     OUT/trial/       the run of the rate that is being tried
 
 The paper compared whole runs. Short ones like somewhat higher rates than long ones do; all else is as in the recipe,
@@ -17,12 +18,15 @@ from pathlib import Path
 
 from imagegpt import ranges
 from imagegpt.curves import rate_picture
-from imagegpt.files import atomic_write
+from imagegpt.data.identity import RECORD_FILE, DataRecord
+from imagegpt.files import FORMAT_KEY, atomic_write, check_format
 from imagegpt.precision import Precision
 from imagegpt.runs.precision import precision_in_text, with_precision
 from imagegpt.runs.run import Run, Told
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.world import World
+
+RATES_FORMAT = 1  # of rates.json
 
 TRIALS_FILE, PICTURE_FILE, _TRIAL = "rates.json", "rates.png", "trial"
 HARM = 0.005  # a validation loss worse than the best by more than this share of it
@@ -108,6 +112,7 @@ class RateSearch:
         """
         recipe = self.recipe_for(rate)
         run = Run(recipe, self._out / _TRIAL, self._world, on_step=on_step, should_stop=should_stop)
+        self._check_data(run.data.record)
         try:
             if run.train().how == "stopped":
                 return None
@@ -143,12 +148,23 @@ class RateSearch:
             self._write()
         self._world.wait()
 
+    def _check_data(self, record: DataRecord) -> None:
+        """See that all rates are tried with the same images."""
+        there = DataRecord.read(self._out)
+        if self.losses and (there is None or there.differences(record)):
+            told = f"{RECORD_FILE} is gone" if there is None else f"{', '.join(there.differences(record))} changed"
+            raise ValueError(f"{self._out} holds a search with other data: {told}; choose another place, or --force")
+        self._world.wait()
+        if self._world.is_main:
+            record.write(self._out)
+
     def _identity(self) -> str:
         return self.recipe_for(self._recipe.training.learning_rate).resolved()
 
     def _write(self) -> None:
         losses = {str(rate): str(loss) for rate, loss in sorted(self.losses.items())}  # JSON has no infinity
-        content = json.dumps({"losses": losses, "recipe": self._identity()}, indent=2) + "\n"
+        fields = {FORMAT_KEY: RATES_FORMAT, "losses": losses, "recipe": self._identity()}
+        content = json.dumps(fields, indent=2) + "\n"
         atomic_write(self._out / TRIALS_FILE, content.encode(), "the rates that were tried")
         finite = [(rate, loss) for rate, loss in sorted(self.losses.items()) if math.isfinite(loss)]
         if finite:
@@ -194,4 +210,5 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
         _ = content["recipe"], {float(rate): float(loss) for rate, loss in content["losses"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged: choose another place, or begin anew with --force") from error
+    check_format(content, RATES_FORMAT, what=str(file), remedy="choose another place, or begin anew with --force")
     return content

@@ -3,11 +3,12 @@
     OUT/config.json, model.safetensors, preprocessor_config.json   the best model so far
     OUT/README.md                                                  its card, when the run is done
     OUT/recipe.yaml                                                what is done: every default and choice spelt out
+    OUT/data.json                                                  which images it learns from, validates and tests with
     OUT/log.jsonl, curve.png                                       losses, a line a step, and a picture of them
     OUT/samples/step-00000500.png                                  what the model drew
     OUT/checkpoints/step-00000500/                                 what the run can go on from
 
-The same recipe in the same folder goes on; another one is refused.
+The same recipe and data in the same folder go on; others are refused.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.data.identity import RECORD_FILE, DataRecord
 from imagegpt.files import atomic_write
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.model.modes import evaluating
@@ -31,9 +33,9 @@ from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_sa
 from imagegpt.training import order
 from imagegpt.training.building import build_loss, rebuilt, save_model
 from imagegpt.training.checkpoints import Checkpoints
-from imagegpt.training.feed import First, Images, Share, Steps, check_labels, in_stretches
+from imagegpt.training.datasets import open_data
+from imagegpt.training.feed import Images, Share, Steps, check_labels, in_stretches
 from imagegpt.training.footprint import check_training
-from imagegpt.training.images import open_data
 from imagegpt.training.objectives import Batch, Loss
 from imagegpt.training.parallelism import autocast, whole_weights
 from imagegpt.training.reading import read_recipe
@@ -66,7 +68,7 @@ class Run:
 
     Args:
         recipe: what to do.
-        out: the folder; made, or gone on in if it holds a run of the same recipe.
+        out: the folder; made, or gone on in if it holds a run of the same recipe and data.
         world: the processes that do it.
         force: begin anew if the folder holds a run, of whatever recipe.
         on_step: called in the main process after each step.
@@ -93,7 +95,9 @@ class Run:
         )
         check_folder(out, recipe, force=force)
         check_trackers(recipe.watch.trackers)
-        self.data = open_data(recipe.data, training.seed)
+        self.data = open_data(recipe.data, recipe.watch.validation_images)
+        if not force:
+            check_data(out, self.data.record)
         self._loss: Loss = build_loss(recipe, self.data)
         check_training(self._loss.model, self.config, recipe, world)
         hides = recipe.objective.hides_pixels
@@ -112,7 +116,7 @@ class Run:
                 recipe.objective.mask_up_to,
                 labelled=recipe.objective.needs_labels,
             ),
-            validate=lambda: self.score(self.data.validation, recipe.watch.validation_images),
+            validate=lambda: self.score(self.data.watched),
             checkpoints=self._checkpoints,
             on_validation=self._on_validation,
             on_step=self._on_step,
@@ -153,19 +157,13 @@ class Run:
             self._trackers.close()
 
     @torch.no_grad()
-    def score(self, images: Images, most: int | None = None) -> Metrics:
-        """The objective over images, in evaluation mode and the recipe's precision, from all processes.
-
-        Args:
-            images: to score.
-            most: at most so many, the first ones; None means all.
-        """
+    def score(self, images: Images) -> Metrics:
+        """The objective over images, in evaluation mode and the recipe's precision, from all processes."""
         model, device = self._loss.model, self._world.device
         sums: dict[str, Tensor] = {}
-        chosen = images if most is None or most >= len(images) else First(images, most)
         with evaluating(model):
             for ids, labels, start, counted in in_stretches(
-                chosen, _SCORED_AT_ONCE, self._world.rank, self._world.size
+                images, _SCORED_AT_ONCE, self._world.rank, self._world.size
             ):
                 if self.recipe.objective.needs_labels:
                     check_labels(None if labels is None else labels.numpy())
@@ -213,6 +211,7 @@ class Run:
                 shutil.rmtree(self.out)
             self.out.mkdir(exist_ok=True)
             remove_leftovers(self.out)
+            self.data.record.write(self.out)
             atomic_write(self.out / RECIPE_FILE, self.recipe.resolved().encode(), "the recipe")
         self._world.wait()
 
@@ -247,7 +246,8 @@ def check_folder(out: Path, recipe: Recipe, *, force: bool = False) -> None:
     if not out.exists():
         return
     if not (out / RECIPE_FILE).is_file():
-        if any(not path.name.startswith(".") for path in out.iterdir()):
+        # A process that was killed at the very beginning leaves the record alone.
+        if any(not path.name.startswith(".") and path.name != RECORD_FILE for path in out.iterdir()):
             raise FileExistsError(f"{out} exists and holds no training run: choose another place")
         return
     if force:
@@ -262,6 +262,29 @@ def check_folder(out: Path, recipe: Recipe, *, force: bool = False) -> None:
         name, old, new = next(_differences(there, recipe))
         raise ValueError(
             f"{out} holds a run with {name} = {old}, now it is {new}: choose another place, or begin anew with --force"
+        )
+
+
+def check_data(out: Path, record: DataRecord) -> None:
+    """See that the run in a folder, if there is one, has these data.
+
+    Args:
+        out: the folder.
+        record: of the data that were opened.
+    Raises: ValueError, naming what is different, if not.
+    """
+    if not (out / RECIPE_FILE).is_file():
+        return
+    there = DataRecord.read(out)
+    if there is None:
+        raise ValueError(
+            f"{out} holds a run without {RECORD_FILE}, so that its data cannot be told from others: choose another "
+            "place, or begin anew with --force"
+        )
+    if told := there.differences(record):
+        raise ValueError(
+            f"{out} holds a run with other data: {', '.join(told)} changed; give the same data, choose another place, "
+            "or begin anew with --force"
         )
 
 

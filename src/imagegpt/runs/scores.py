@@ -1,4 +1,4 @@
-"""What a trained model is worth on images that nothing was chosen with."""
+"""What a trained model is worth on the parts of its data, or of other data."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,15 +10,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from imagegpt.checkpoints.loading import load_config, load_model
+from imagegpt.checkpoints.loading import load_config, load_model, load_processor
+from imagegpt.data.identity import DataRecord
 from imagegpt.evaluation.comparison import Parts, Score, compare, score_model, uniform_score
 from imagegpt.model import kernel_attention
 from imagegpt.model.base import ImageGPTPreTrainedModel
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
-from imagegpt.training.feed import First, Images, in_stretches
-from imagegpt.training.images import Data
+from imagegpt.training.data import Data
+from imagegpt.training.datasets import data_to_score
+from imagegpt.training.feed import Images, Subset, in_stretches
 from imagegpt.training.objectives import Batch, bert_loss, masked_embeddings
-from imagegpt.training.order import masks
+from imagegpt.training.order import masks, random_subset
 
 _MOST_COUNTED = 50_000  # images the baselines count over: more take memory, and change little
 _AT_ONCE, _POSITIONS_AT_ONCE = 64, 1 << 13  # images on a GPU; pixels on a CPU, where what is in the cache is soon read
@@ -32,20 +34,48 @@ def silent(done: int, total: int) -> None:
     """No progress is told."""
 
 
+def data_for_folder(place: str, folder: Path, name: str) -> Data:
+    """Images to try a model on, in the parts that it was trained with if they are the same.
+
+    Args:
+        place: digits, encoded images, or images of any kind.
+        folder: of the model.
+        name: of the model, for people.
+    Raises: ValueError or OSError, in one sentence, if there are no such images or they do not fit the model.
+    """
+    return data_to_score(place, name, load_processor(folder, load_config(folder)), DataRecord.read(folder))
+
+
 def score_folder(
-    folder: Path, data: Data, *, name: str = "this model", device: str = "cpu", progress: Progress = silent
+    folder: Path,
+    data: Data,
+    *,
+    part: str | None = None,
+    name: str = "this model",
+    device: str = "cpu",
+    progress: Progress = silent,
 ) -> list[Score]:
-    """Scores of a causal model on the test images, beside the baselines.
+    """Scores of a causal model on a part of the images, beside the baselines.
+
+    If only some images of the part were scored while it was trained, its score on these is there, too. There are no
+    baselines if they would be counted over the images that they are scored on.
 
     Args:
         folder: of the model.
-        data: with test images, or else its validation images are scored.
+        data: the images.
+        part: of them; None is test if there is one, else validation.
         name: of the model, for people.
         device: where it computes.
         progress: called with images that the model has scored, and images in all.
     """
-    model = _loaded(folder, ImageGPTForCausalImageModeling, device)
-    return compare(model, parts_of(data), name=name, batch_size=_images_at_once(model), progress=progress)
+    model, part = _loaded(folder, ImageGPTForCausalImageModeling, device), data.choose_part(part)
+    options = {"batch_size": _images_at_once(model), "progress": progress}
+    subset = data.subset if part == "validation" else None
+    if part == "train" or "train" not in data.parts:
+        ids = ids_of(data.parts[part])
+        own = score_model(model, ids, name=name, subset=subset, **options)
+        return sorted([*own, uniform_score(data.palette.num_colors)], key=lambda one: one.nats)
+    return compare(model, parts_of(data, part), name=name, subset=subset, **options)
 
 
 def score_all(
@@ -64,19 +94,24 @@ def score_all(
     Returns: the scores, best first, and how many images there are.
     """
     model = _loaded(folder, ImageGPTForCausalImageModeling, device)
-    parts = [ids_of(part) for part in (data.train, data.validation, data.test) if part is not None]
-    images = np.concatenate(parts)
+    images = np.concatenate([ids_of(images) for images in data.everything])
     own = score_model(model, images, name=name, batch_size=_images_at_once(model), progress=progress)
-    return sorted([own, uniform_score(data.palette.num_colors)], key=lambda one: one.nats), sum(map(len, parts))
+    return sorted([*own, uniform_score(data.palette.num_colors)], key=lambda one: one.nats), len(images)
 
 
-def parts_of(data: Data) -> Parts:
-    """The images of a run as arrays."""
-    validation = ids_of(data.validation)
+def parts_of(data: Data, part: str) -> Parts:
+    """The images of a run as arrays, not augmented.
+
+    Args:
+        data: with a training part.
+        part: to score. What is counted is at most 50,000 of the training images, chosen at random, the same each time.
+    """
+    counted = Subset(data.train, random_subset(len(data.train), _MOST_COUNTED, data.record.split["seed"]))
+    scored = ids_of(data.parts[part])
     return Parts(
-        train=ids_of(First(data.train, _MOST_COUNTED)),
-        validation=validation,
-        test=validation if data.test is None else ids_of(data.test),
+        train=ids_of(counted),
+        validation=ids_of(data.validation) if part != "validation" and "validation" in data.parts else scored,
+        test=scored,
         num_colors=data.palette.num_colors,
         side=data.processor.size["width"],
     )

@@ -15,8 +15,8 @@ from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForI
 from imagegpt.model.waves import start_as_waves
 from imagegpt.processing import ImageGPTImageProcessor
 from imagegpt.training.adapters import adapter_rank, add_adapters, check_adapters
+from imagegpt.training.data import Data
 from imagegpt.training.footprint import check_weights
-from imagegpt.training.images import Data
 from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert, Loss
 from imagegpt.training.recipes import ObjectiveRecipe, Recipe
 from imagegpt.training.two_heads import GeneratorAndClassifier

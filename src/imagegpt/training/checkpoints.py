@@ -1,8 +1,8 @@
 """Checkpoints of a run: whole or not there, checked before they are believed, readable by any number of processes.
 
 Each is a folder in the format of `torch.distributed.checkpoint`, to which every process writes its own shards, with
-`progress.json`, what is not a tensor, and `manifest.json`, the size and SHA-256 of all other files. It is written under
-a temporary name and renamed when it is complete.
+`progress.json`, what is not a tensor and the version of the format, and `manifest.json`, the size and SHA-256 of all
+other files. It is written under a temporary name and renamed when it is complete.
 """
 
 import hashlib
@@ -22,8 +22,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from imagegpt.files import atomic_write
+from imagegpt.files import FORMAT_KEY, atomic_write, check_format
 from imagegpt.training.world import World
+
+CHECKPOINT_FORMAT = 1
 
 _PROGRESS, _MANIFEST, _METADATA = "progress.json", "manifest.json", ".metadata"
 _NAME = re.compile(r"step-[0-9]+")
@@ -81,7 +83,8 @@ class Checkpoints:
         mine = [path for path in sorted(making.glob(f"__{self._world.rank}_*")) if path.is_file()]
         hashes = [pair for pairs in self._world.gathered([(p.name, _described(p)) for p in mine]) for pair in pairs]
         if self._world.is_main:
-            atomic_write(making / _PROGRESS, json.dumps(progress).encode(), "the progress")
+            content = {FORMAT_KEY: CHECKPOINT_FORMAT, **progress}
+            atomic_write(making / _PROGRESS, json.dumps(content).encode(), "the progress")
             hashes += [(name, _described(making / name)) for name in (_METADATA, _PROGRESS)]
             atomic_write(making / _MANIFEST, json.dumps(dict(hashes), indent=1).encode(), "the manifest")
             shutil.rmtree(final, ignore_errors=True)
@@ -112,8 +115,10 @@ class Checkpoints:
         """Put a checkpoint into a model, optimisers and an average, all changed in place.
 
         Returns: the progress.
-        Raises: ValueError if it is of another model.
+        Raises: ValueError if it is of another model or version.
         """
+        content = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
+        check_format(content, CHECKPOINT_FORMAT, what=f"the checkpoint {path}", remedy="train it anew with --force")
         state = _state(model, optimizers, average)
         try:
             with _quiet():
@@ -121,7 +126,7 @@ class Checkpoints:
         except (RuntimeError, CheckpointException) as error:
             raise ValueError(f"{path} is no checkpoint of this model: train it anew with --force") from error
         set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        return json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
+        return {name: value for name, value in content.items() if name != FORMAT_KEY}
 
     def _all(self) -> list[Path]:
         """By their steps."""

@@ -29,7 +29,10 @@ class Images(Protocol):
     def read(
         self, indices: Int64[np.ndarray, " b"], generators: Sequence[np.random.Generator]
     ) -> tuple[Int64[np.ndarray, "b t"], Int64[np.ndarray, " b"] | None]:
-        """Pixels, and classes if there are any, of some images, each augmented by its own generator."""
+        """Pixels, and classes if there are any, of some images.
+
+        Each is augmented by its own generator; without generators none is, and nothing is random.
+        """
         ...
 
 
@@ -165,25 +168,25 @@ class _Tried(Dataset[list[Batch] | Exception]):
             return error
 
 
-class First:
-    """The first images of several.
+class Subset:
+    """Some images of several.
 
     Args:
         images: all of them.
-        num: how many.
+        rows: which.
     """
 
-    def __init__(self, images: Images, num: int) -> None:
-        self._images, self._num = images, min(num, len(images))
+    def __init__(self, images: Images, rows: Int64[np.ndarray, " n"]) -> None:
+        self._images, self._rows = images, rows
 
     def __len__(self) -> int:
-        return self._num
+        return len(self._rows)
 
     def read(
         self, indices: Int64[np.ndarray, " b"], generators: Sequence[np.random.Generator]
     ) -> tuple[Int64[np.ndarray, "b t"], Int64[np.ndarray, " b"] | None]:
         """See `Images`."""
-        return self._images.read(indices, generators)
+        return self._images.read(self._rows[indices], generators)
 
 
 class Stretch(NamedTuple):

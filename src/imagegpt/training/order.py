@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from jaxtyping import Bool, Int64
 
-_AUGMENTATION, _MASKS = 1, 2  # what a generator is for, so that no two uses share a stream
+_AUGMENTATION, _MASKS, _SUBSET = 1, 2, 3  # what a generator is for, so that no two uses share a stream
 
 
 def batch_indices(step: int, *, num_images: int, batch_size: int, seed: int) -> Int64[np.ndarray, " b"]:
@@ -66,6 +66,12 @@ def masks(
         mine = probability if up_to is None else generator.uniform(probability, up_to)
         rows.append(draws < mine)
     return np.stack(rows)
+
+
+def random_subset(num_images: int, num_chosen: int, seed: int) -> Int64[np.ndarray, " n"]:
+    """Which images stand for all of them: `num_chosen` at random, or all if there are no more; ascending."""
+    order = np.random.default_rng((seed, num_images, _SUBSET)).permutation(num_images)
+    return np.sort(order[:num_chosen])
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,9 +9,12 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from imagegpt.training.recipes import Recipe
+from imagegpt.files import FORMAT_KEY, check_format
+from imagegpt.training.recipes import RECIPE_FORMAT, Recipe, SplitRecipe
 
 _SECTIONS = {name: field.type for name, field in Recipe.__dataclass_fields__.items()}
+
+_MOVED = {"data.validation_share": "data.split.validation"}
 
 # What pydantic says of a value of the wrong kind, by its error's type, where we can be plainer.
 _KINDS = {
@@ -76,6 +79,9 @@ def read_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:
         raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())}): check it") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} holds no recipe: it must have the keys {', '.join(_fields())}")
+    if FORMAT_KEY in content:  # those that people write need not have one
+        check_format(content, RECIPE_FORMAT, what=str(path), remedy="take the imagegpt that wrote it")
+        content = {name: value for name, value in content.items() if name != FORMAT_KEY}
     for change in changes:
         _apply(content, change)
     return parse_recipe(content)
@@ -100,24 +106,25 @@ def _parse_yaml(text: str) -> Any:
 
 def _apply(content: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
-    sections = key.split(".")
-    if not equals or not all(sections):
+    names = key.split(".")
+    if not equals or not all(names):
         raise ValueError(f"--set {change} is no change: write key=value, for example training.batch_size=16")
-    if len(sections) != 2 or sections[0] not in _SECTIONS:
+    if not (len(names) == 2 or (names[:2] == ["data", "split"] and len(names) == 3)) or names[0] not in _SECTIONS:
         raise ValueError(
             f"--set {change}: {key} is no key of a recipe, write section.key=value; the sections are "
             f"{', '.join(_SECTIONS)}"
         )
-    section, name = sections
     try:
         value = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"--set {change}: {text!r} is no YAML value, put it in quotes") from error
-    there = content.get(section)
-    if there is None:
-        there = content[section] = {}
+    there: Any = content
+    for section in names[:-1]:
+        if isinstance(there, dict) and there.get(section) is None:
+            there[section] = {}
+        there = there.get(section) if isinstance(there, dict) else None
     if isinstance(there, dict):  # if not, the recipe is refused for that
-        there[name] = value
+        there[names[-1]] = value
 
 
 def _sentence(error: ValidationError) -> str:
@@ -125,6 +132,8 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     given, kind = first.get("input"), first["type"]
+    if field in _MOVED:
+        return f"there is no {field} in a recipe any more: give {_MOVED[field]}"
     if kind == "unexpected_keyword_argument":
         section = field.rpartition(".")[0]
         return f"there is no {field} in a recipe: {section or 'a recipe'} has {', '.join(_fields(section))}"
@@ -141,5 +150,5 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _fields(section: str = "") -> list[str]:
-    kind: Any = _SECTIONS.get(section, Recipe)
+    kind: Any = SplitRecipe if section == "data.split" else _SECTIONS.get(section, Recipe)
     return list(kind.__dataclass_fields__)

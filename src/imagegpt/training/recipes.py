@@ -14,6 +14,9 @@ from pydantic_core import CoreSchema, core_schema
 
 from imagegpt import ranges
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
+from imagegpt.files import FORMAT_KEY
+
+RECIPE_FORMAT = 1  # of recipe.yaml, and with it of the folder of a run
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -140,6 +143,28 @@ class ModelRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SplitRecipe:
+    """Which images are held out, where the source has no parts for that: by a hash of their pixels.
+
+    Args:
+        seed: of the split; that of the training has no part in it.
+        validation: the share of the images to expect in the validation part, where the source has none.
+        test: the same for the test part; 0 makes none.
+    """
+
+    seed: Annotated[int, Within(ranges.TRAINING_SEED)] = 0
+    validation: Annotated[float, Within(ranges.PART)] = 0.04
+    test: Annotated[float, Within(ranges.SHARE)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"data.split.validation is {self.validation} and data.split.test {self.test}: together they must be "
+                "less than 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataRecipe:
     """The images.
 
@@ -147,7 +172,7 @@ class DataRecipe:
         train: "digits", a folder that `imagegpt encode` made, or images of any kind it reads.
         validation: the same, for images to watch; None sets some of `train` aside.
         test: the same, for the number that is reported in the end; None reports none.
-        validation_share: of the training images that is set aside, at least one, where `validation` is None.
+        split: how some are set aside.
         augmentation: what is done to training images on the fly.
         palette: an .npy file, a folder or a model, for images that are not encoded.
         side: pixels along each edge, for images that are not encoded.
@@ -157,7 +182,7 @@ class DataRecipe:
     train: str
     validation: str | None = None
     test: str | None = None
-    validation_share: Annotated[float, Within(ranges.PART)] = 0.04
+    split: SplitRecipe = SplitRecipe()
     augmentation: AugmentationName = "none"
     palette: str | None = None
     side: Annotated[int, Within(ranges.SIDE)] | None = None
@@ -284,7 +309,7 @@ class WatchRecipe:
 
     Args:
         validate_every: steps between two validations.
-        validation_images: at most so many are scored; None means all.
+        validation_images: at most so many are scored, at random, always the same; None means all.
         patience: validations without a new best after which the run ends; None never ends it early.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: how many of them are kept; with two, a damaged one does no harm.
@@ -349,4 +374,5 @@ class Recipe:
 
     def resolved(self) -> str:
         """The recipe as YAML, every default spelt out; reading it gives this recipe again."""
-        return yaml.safe_dump(TypeAdapter(Recipe).dump_python(self, mode="json"), sort_keys=False)
+        fields = {FORMAT_KEY: RECIPE_FORMAT, **TypeAdapter(Recipe).dump_python(self, mode="json")}
+        return yaml.safe_dump(fields, sort_keys=False)

@@ -8,7 +8,7 @@ from PIL import Image
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data.digits import load_digits
 from imagegpt.data.encoding import encode_images
-from imagegpt.training.images import data_for, open_data
+from imagegpt.training.datasets import data_to_score, open_data
 from imagegpt.training.recipes import DataRecipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ def place(tmp_path_factory):
 
 
 def test_digits_are_those_that_ship():
-    data, digits = open_data(recipe("digits"), 0), load_digits()
+    data, digits = open_data(recipe("digits")), load_digits()
     for name in ("train", "validation", "test"):
         ids, labels = everything(getattr(data, name))
         assert (ids == getattr(digits, name).ids.numpy()).all()
@@ -65,50 +65,50 @@ def test_digits_are_those_that_ship():
     assert (data.num_pixels, data.palette, data.classes) == (64, digits.palette, list("0123456789"))
 
 
-def test_encoded_images_are_set_aside_by_the_seed(place):
+def test_encoded_images_are_set_aside_by_the_splits_seed(place):
     def parts(seed):
-        data = open_data(recipe(place / "encoded", validation_share=0.2), seed)
+        data = open_data(recipe(place / "encoded", split={"validation": 0.2, "seed": seed}))
         return everything(data.train)[0], everything(data.validation)[0]
 
     train, validation = parts(0)
-    assert (len(train), len(validation)) == (24, 6)
+    assert len(train) + len(validation) == 30
     rows = {row.tobytes() for row in (*train, *validation)}
     assert rows == {row.tobytes() for row in IDS}
     assert (parts(0)[1] == validation).all()
-    assert not (parts(1)[1] == validation).all()
+    assert {row.tobytes() for row in parts(1)[1]} != {row.tobytes() for row in validation}
 
 
 def test_what_is_set_aside_differs_not_with_how_it_is_stored(place):
     """A run on pictures and one on their ids validate with the same images."""
-    encoded = open_data(recipe(place / "encoded", validation_share=0.2), 3)
-    pictures = open_data(
-        recipe(place / "labelled.npz", validation_share=0.2, palette=str(place / "palette.npy"), side=8), 3
-    )
+    split = {"validation": 0.2, "test": 0.2, "seed": 3}
+    encoded = open_data(recipe(place / "encoded", split=split))
+    pictures = open_data(recipe(place / "labelled.npz", split=split, palette=str(place / "palette.npy"), side=8))
+    assert encoded.record.parts["test"].content.images == pictures.record.parts["test"].content.images
     assert (everything(encoded.train)[0] == everything(pictures.train)[0]).all()
     assert (everything(encoded.validation)[0] == everything(pictures.validation)[0]).all()
 
 
 def test_at_least_one_image_is_set_aside(place):
-    data = open_data(recipe(place / "encoded", validation_share=0.001), 0)
+    data = open_data(recipe(place / "encoded", split={"validation": 1e-9}))
     assert (len(data.train), len(data.validation)) == (29, 1)
 
 
 def test_labels_without_names_are_numbers(place):
-    data = open_data(recipe(place / "encoded"), 0)
+    data = open_data(recipe(place / "encoded"))
     assert data.classes == ["0", "1", "2", "3"]
     ids, labels = everything(data.train)
     assert all(label == LABELS[(row == IDS).all(axis=1)][0] for row, label in zip(ids, labels, strict=True))
 
 
 def test_labels_with_names_keep_them(place):
-    assert open_data(recipe(place / "encoded-classes"), 0).classes == ["class0", "class1", "class2", "class3"]
+    assert open_data(recipe(place / "encoded-classes")).classes == ["class0", "class1", "class2", "class3"]
     pictures = recipe(place / "classes", palette=str(place / "palette.npy"), side=8)
-    assert open_data(pictures, 0).classes == ["class0", "class1", "class2", "class3"]
+    assert open_data(pictures).classes == ["class0", "class1", "class2", "class3"]
 
 
 @pytest.mark.parametrize("name", ["unlabelled", "partly"])
 def test_without_a_label_for_each_there_are_no_classes(place, name):
-    data = open_data(recipe(place / name), 0)
+    data = open_data(recipe(place / name))
     assert data.classes is None
     assert everything(data.train)[1] is None
 
@@ -116,23 +116,28 @@ def test_without_a_label_for_each_there_are_no_classes(place, name):
 @pytest.mark.parametrize("encoded", [True, False])
 def test_splits_are_found(place, encoded):
     fields = {} if encoded else {"palette": str(place / "palette.npy"), "side": 8}
-    data = open_data(recipe(place / ("encoded-splits" if encoded else "splits"), **fields), 0)
+    data = open_data(recipe(place / ("encoded-splits" if encoded else "splits"), **fields))
     for part, rows in ((data.train, slice(0, 20)), (data.validation, slice(20, 25)), (data.test, slice(25, 30))):
         assert (everything(part)[0] == IDS[rows]).all()
 
 
 def test_parts_may_come_from_elsewhere(place):
+    """An image that is in several parts counts in the last of train, validation and test."""
     data = open_data(
-        recipe(place / "unlabelled", validation=str(place / "encoded"), test=str(place / "encoded-splits")), 0
+        recipe(place / "unlabelled", validation=str(place / "encoded-splits"), test=str(place / "encoded-splits"))
     )
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [30, 30, 5]
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [20, 5, 5]
+    assert list(data.notes) == [
+        f"10 images of the train part of {place / 'unlabelled'} are in validation or test, too: left out of train"
+    ]
+    assert (everything(data.train)[0] == IDS[:20]).all()
 
 
 @pytest.mark.parametrize("augmentation", ["flip", "reflect-crop-flip"])
 def test_ids_and_pictures_are_moved_alike_and_for_training_only(place, augmentation):
-    encoded = open_data(recipe(place / "encoded", augmentation=augmentation), 0)
+    encoded = open_data(recipe(place / "encoded", augmentation=augmentation))
     pictures = open_data(
-        recipe(place / "labelled.npz", augmentation=augmentation, palette=str(place / "palette.npy"), side=8), 0
+        recipe(place / "labelled.npz", augmentation=augmentation, palette=str(place / "palette.npy"), side=8)
     )
     for data in (encoded, pictures):
         rows = np.array([3, 3, 3, 3, 3, 3, 3, 3])
@@ -149,7 +154,7 @@ def test_ids_and_pictures_are_moved_alike_and_for_training_only(place, augmentat
 
 def test_random_crops_are_validated_by_the_middle(place):
     data = open_data(
-        recipe(place / "plain.npy", augmentation="random-resized-crop", palette=str(place / "palette.npy"), side=8), 0
+        recipe(place / "plain.npy", augmentation="random-resized-crop", palette=str(place / "palette.npy"), side=8)
     )
     rows = np.array([2, 2])
     first, second = data.train.read(rows, generators(2))[0]
@@ -160,7 +165,7 @@ def test_random_crops_are_validated_by_the_middle(place):
 
 def test_data_can_be_sent_to_a_worker(place):
     for train in ("encoded", "unlabelled", "encoded-splits"):
-        data = open_data(recipe(place / train, augmentation="flip"), 0)
+        data = open_data(recipe(place / train, augmentation="flip"))
         copy = pickle.loads(pickle.dumps(data.train))
         assert (copy.read(np.arange(5), generators(5))[0] == data.train.read(np.arange(5), generators(5))[0]).all()
 
@@ -190,8 +195,8 @@ def test_data_can_be_sent_to_a_worker(place):
         ),
         (
             "encoded",
-            {"validation_share": 0.999},
-            "data.validation_share is 0.999 of 30 images, which leaves none to train",
+            {"split": {"validation": 1 - 1e-9}},
+            "data.split.validation is 0.999999999 of 30 images, which leaves none to train",
         ),
         ("plain.npy", {}, "data.palette is missing, and .*plain.npy is not encoded: give data.palette and data.side"),
         ("plain.npy", {"palette": "palette.npy"}, "data.side is missing, and .*plain.npy is not encoded"),
@@ -208,7 +213,7 @@ def test_what_does_not_fit_is_refused(place, train, fields, message):
         for name, value in fields.items()
     }
     with pytest.raises((ValueError, OSError), match=message) as caught:
-        open_data(recipe(train, **paths), 0)
+        open_data(recipe(train, **paths))
     assert "\n" not in str(caught.value)
 
 
@@ -217,10 +222,13 @@ def test_half_encoded_images_are_refused(place, tmp_path):
     manifest = tmp_path / "half" / "encoding.json"
     manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
     with pytest.raises(ValueError, match="was stopped before its end: give the same imagegpt encode again"):
-        open_data(recipe(tmp_path / "half"), 0)
+        open_data(recipe(tmp_path / "half"))
 
 
 def test_images_to_try_a_model_on(place):
+    def data_for(place, model, processor):
+        return data_to_score(place, model, processor, None)
+
     assert len(data_for("digits", "m", ImageGPTImageProcessor(ColorPalette.grey(17), size=8)).test) == 360
     assert len(data_for(str(place / "splits"), "m", PROCESSOR).test) == 5
     with pytest.raises(ValueError, match=r"the model m makes images of 16 pixels, those of digits have 64"):

@@ -1,0 +1,102 @@
+"""What decides the contents of an encoding, and what is said of pictures that are missing there."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from imagegpt.data.examples import Trouble
+
+KIND = "images encoded by imagegpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenImage:
+    """A picture that could not be read.
+
+    Attributes:
+        index: where it stands in its source.
+        name: what the source calls it.
+        trouble: "huge" (more pixels than Pillow allows), "missing" or "unreadable".
+        message: what was said.
+    """
+
+    index: int
+    name: str
+    trouble: Trouble
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSettings:
+    """All that decides what the shards contain.
+
+    Args:
+        source: as a path from the root, or a name.
+        split: of the source, None if it has none.
+        source_fingerprint: of the source, by the content of its files.
+        num_source: pictures in it, broken or not.
+        classes: the names of the labels, None if there are none.
+        palette: its fingerprint.
+        num_colors: of the palette.
+        processor: its other settings: size, resize_mode, resample, background.
+        shard_size: pictures of the source a shard.
+        version: of this package.
+    """
+
+    source: str
+    split: str | None
+    source_fingerprint: str
+    num_source: int
+    classes: list[str] | None
+    palette: str
+    num_colors: int
+    processor: dict[str, Any]
+    shard_size: int
+    version: str
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The settings in the contents of `encoding.json`.
+
+        Raises: ValueError, KeyError or TypeError if it was not written by us.
+        """
+        if fields["kind"] != KIND:
+            raise ValueError(f"it is of the kind {fields['kind']!r}")
+        settings = cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+        if not (type(settings.num_source) is type(settings.shard_size) is int and settings.shard_size > 0):
+            raise TypeError("its numbers are none")
+        return settings
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.processor["size"]["height"], self.processor["size"]["width"]
+
+    @property
+    def num_shards(self) -> int:
+        """How many files there are."""
+        return -(-self.num_source // self.shard_size)
+
+    def stretch(self, shard: int) -> range:
+        """The pictures of the source that a shard is made from."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_source))
+
+    def file(self, shard: int) -> str:
+        """The name of a shard, as `datasets` calls them."""
+        return f"data-{shard:05d}-of-{self.num_shards:05d}.arrow"
+
+    def differences(self, now: "EncodingSettings") -> list[str]:
+        """In what other settings differ from these, in words."""
+        old, new = ({**vars(one), **one.processor} for one in (self, now))
+        words = {"source_fingerprint": "content of the source", "num_source": "number of images"}
+        return [
+            f"{words.get(name, name)} ({_shown(old[name])}, not {_shown(new.get(name))})"
+            for name in old
+            if name != "processor" and old[name] != new.get(name)
+        ]
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

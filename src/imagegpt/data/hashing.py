@@ -1,0 +1,210 @@
+"""Hashes of files and of pictures, computed once: a cache in the user's folder spares reading what has not changed.
+
+A file counts as unchanged while its path, size and times of modification and of change are the same. The cache only
+saves time: it may be absent, damaged, out of date or read-only.
+
+Axis letters: N images of a source, n of them.
+"""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt64
+
+from imagegpt.data.examples import ImageSource, no_warnings
+from imagegpt.data.identity import pixel_hash
+from imagegpt.files import atomic_write, cache_folder
+
+CACHE_FORMAT = 1
+
+_HEADER = b"imagegpt hashes %d\n" % CACHE_FORMAT
+_PIECE = 1 << 22  # bytes read at a time
+_SETTLED_NS = 2_000_000_000  # a file changed this shortly before it is read may change again within the clock's tick
+_WORTH_PROCESSES = 2_000  # image files; a process takes seconds to start
+_TASK = 256  # images
+
+Hashes = UInt64[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceHashes:
+    """The pixel hashes of a source.
+
+    Attributes:
+        hashes: of its pictures, 0 for those that cannot be read.
+        broken: what was said of these.
+    """
+
+    hashes: UInt64[np.ndarray, " N"]
+    broken: list[str]
+
+
+def source_fingerprint(source: ImageSource) -> str:
+    """16 hexadecimal digits; others mean that pictures, labels or classes have changed, or stand in another order.
+
+    Names of files do not count. Reads every file once, and no pictures; files that have not changed are not read again.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for text in (str(len(source)), *(source.classes or ())):
+        digest.update(text.encode(errors="surrogateescape") + b"\0")
+    digest.update(np.ascontiguousarray(source.labels).data)
+    files = list(source.files())
+    stamps, settled = _stamps(files)
+    cache = _Cache("files", source)
+    hashes, known = cache.find(stamps)
+    missing = np.flatnonzero(~known)
+    if len(missing):
+        with ThreadPoolExecutor() as threads:  # reading and hashing let go of Python's lock
+            hashes[missing] = list(threads.map(_file_hash, (files[index] for index in missing), chunksize=64))
+        cache.keep(stamps, hashes, settled)
+    digest.update((hashes if files else pixel_hashes(source).hashes).data)
+    return digest.hexdigest()
+
+
+def source_stamp(source: ImageSource) -> str:
+    """Like `source_fingerprint`, but by path, size and times of the files: cheap, and good for a few minutes."""
+    digest = hashlib.blake2b(str((len(source), source.classes)).encode(errors="surrogateescape"), digest_size=8)
+    digest.update(np.ascontiguousarray(source.labels).data)
+    digest.update(_stamps(list(source.files()))[0].data)
+    return digest.hexdigest()
+
+
+def pixel_hashes(source: ImageSource) -> SourceHashes:
+    """`identity.pixel_hash` of each picture; those in files that have not changed are not read again."""
+    stamps, settled = _picture_stamps(source)
+    cache = _Cache("pixels", source)
+    hashes, known = cache.find(stamps)
+    missing = np.flatnonzero(~known)
+    broken: list[str] = []
+    if len(missing):
+        for rows, (found, told) in _read(source, missing):
+            hashes[rows] = found
+            broken += told
+        cache.keep(stamps, hashes, settled & (hashes != 0))
+    return SourceHashes(hashes=hashes, broken=broken)
+
+
+class _Cache:
+    """Hashes by the stamps of what they are of; a file for each source, replaced as a whole."""
+
+    def __init__(self, kind: str, source: ImageSource) -> None:
+        name = hashlib.blake2b(os.fsencode(_place(source)), digest_size=12).hexdigest()
+        self._path = cache_folder() / "hashes" / f"{name}-{kind}"
+
+    def find(self, stamps: Hashes) -> tuple[Hashes, Bool[np.ndarray, " n"]]:
+        """The hashes that are known, and which these are; the others are 0."""
+        there = self._read()
+        if not len(there):
+            return np.zeros(len(stamps), np.uint64), np.zeros(len(stamps), bool)
+        place = np.searchsorted(there[:, 0], stamps).clip(max=len(there) - 1)
+        known = there[place, 0] == stamps
+        return np.where(known, there[place, 1], np.uint64(0)), known
+
+    def keep(self, stamps: Hashes, hashes: Hashes, chosen: Bool[np.ndarray, " n"]) -> None:
+        """Replace what is there; errors do no harm."""
+        pairs = np.stack([stamps[chosen], hashes[chosen]], axis=1)
+        content = pairs[np.argsort(pairs[:, 0])].astype("<u8").tobytes()
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._path, _HEADER + _checksum(content) + content, "the hashes")
+
+    def _read(self) -> UInt64[np.ndarray, "m 2"]:
+        with contextlib.suppress(OSError):
+            whole = self._path.read_bytes()
+            checksum, content = whole[len(_HEADER) :][:16], whole[len(_HEADER) + 16 :]
+            if whole.startswith(_HEADER) and checksum == _checksum(content) and len(content) % 16 == 0:
+                return np.frombuffer(content, "<u8").reshape(-1, 2).astype(np.uint64)
+        return np.empty((0, 2), np.uint64)
+
+
+def _place(source: ImageSource) -> str:
+    path = Path(source.name).expanduser()
+    return f"{path.resolve() if path.exists() else source.name}\0{source.split}"
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _picture_stamps(source: ImageSource) -> tuple[Hashes, Bool[np.ndarray, " N"]]:
+    """A number for each picture that changes with the files, and which of these have been so for a while."""
+    stamps, settled = _stamps(list(source.files()))
+    if source.has_a_file_each:
+        return stamps, settled
+    key = hashlib.blake2b(stamps.data, digest_size=32).digest()
+    several = (hashlib.blake2b(b"%d" % index, key=key, digest_size=8).digest() for index in range(len(source)))
+    return np.frombuffer(b"".join(several), np.uint64), np.full(len(source), bool(len(stamps) and settled.all()))
+
+
+def _stamps(files: Sequence[Path]) -> tuple[Hashes, Bool[np.ndarray, " n"]]:
+    """A number for each file that changes with its path, size and times, and which have been so for a while."""
+    stamps, settled = np.zeros(len(files), np.uint64), np.zeros(len(files), bool)
+    now = time.time_ns()
+    for row, path in enumerate(files):
+        try:
+            facts = path.stat()
+        except OSError:
+            continue  # it cannot be read, either, which is told where that is tried
+        # The time of change is set by the system alone: a file that was replaced and dated back is noticed, too.
+        text = f"{path.absolute()}\0{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
+        digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
+        stamps[row] = int.from_bytes(digest, "little")
+        settled[row] = now - max(facts.st_mtime_ns, facts.st_ctime_ns) > _SETTLED_NS
+    return stamps, settled
+
+
+def _file_hash(path: Path) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError:
+        return 0
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _read(source: ImageSource, missing: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[list[int], list[str]]]]:
+    """Hashes of pictures, some at a time; by several processes if there are many files to decode."""
+    tasks = [missing[start : start + _TASK] for start in range(0, len(missing), _TASK)]
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not source.has_a_file_each or len(missing) < _WORTH_PROCESSES or workers == 1:
+        yield from ((task, _hash_several(source, task.tolist())) for task in tasks)
+        return
+    # Not threads: reading a picture changes, for a moment, what Python does with warnings, in all of them.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (source,)) as pool:
+        yield from zip(tasks, pool.map(_hash_in_worker, (task.tolist() for task in tasks)), strict=True)
+
+
+def _hash_several(source: ImageSource, indices: Iterable[int]) -> tuple[list[int], list[str]]:
+    hashes, broken = [], []
+    with no_warnings():
+        for index in indices:
+            try:
+                hashes.append(pixel_hash(source[index].image))
+            except (ValueError, FileNotFoundError) as error:
+                hashes.append(0)
+                broken.append(" ".join(str(error).split()))
+    return hashes, broken
+
+
+# The source of a worker process: a pool has no other way to hand something to a process rather than to a task.
+_sources: list[Any] = []
+
+
+def _start_worker(source: ImageSource) -> None:
+    _sources.append(source)
+
+
+def _hash_in_worker(indices: list[int]) -> tuple[list[int], list[str]]:
+    return _hash_several(_sources[0], indices)
