@@ -29,6 +29,7 @@ from imagegpt.data.palettes import fit_palette
 from imagegpt.data.sources import open_images
 from imagegpt.evaluation.likelihood import mean_nll, pixel_nll
 from imagegpt.figures import sample_grid
+from imagegpt.processing_options import ImageGPTImageProcessorKwargs, ProcessingOptions
 from imagegpt.sampling import FillSchedule, Sampler, SamplingRules, fill, image_seed
 from imagegpt.training.reading import parse_recipe
 from imagegpt.training.recipes import Recipe, Within
@@ -57,7 +58,8 @@ def outside(allowed):
             allowed.lowest if allowed.above else math.nextafter(allowed.lowest, -math.inf),
             allowed.highest if allowed.below else math.nextafter(allowed.highest, math.inf),
         ]
-    far = [2**63, 10**20, -1] if allowed.highest < 2**63 else [2**64, -1]
+    below = min(-1, allowed.lowest - 1)
+    far = [2**63, 10**20, below] if allowed.highest < 2**63 else [2**64, below]
     return [*near, *far, math.nan, math.inf, -math.inf, 1e39]
 
 
@@ -323,6 +325,10 @@ DOORS = {
         },
         lambda made, **number: ImageGPTConfig(**number),
     ),
+    ProcessingOptions: (
+        {"rescale_factor": ranges.RESCALE_FACTOR},
+        lambda made, **number: ProcessingOptions(do_color_quantize=False, **number),
+    ),
 }  # fmt: skip
 
 # Numbers of one image or one model, whose range is told by that: the message names it, and has a test of its own.
@@ -333,6 +339,7 @@ OTHER_CHECKS = {
     (Sampler.uncompiled_s, "num_images"),  # an estimate, of what was checked already
     (Sampler.uncompiled_s, "num_pixels"),
     (ImageGPTImageProcessor.__init__, "resample"),  # one of Pillow's filters
+    (ProcessingOptions, "resample"),
     (ImageGPTImageProcessor.__init__, "background"),  # three values from 0 to 255
 }
 
@@ -355,6 +362,8 @@ def numeric_parameters(function):
     for name, parameter in inspect.signature(function).parameters.items():
         if typing.get_origin(parameter.annotation) is typing.Unpack:
             (fields,) = typing.get_args(parameter.annotation)
+            if fields is ImageGPTImageProcessorKwargs:  # all of them go through ProcessingOptions
+                continue
             names += [field for field, hint in typing.get_type_hints(fields).items() if numbers_in(hint)]
         elif name in hints and numbers_in(hints[name]):
             names.append(name)
