@@ -52,6 +52,7 @@ def test_exported_in_half_precision_with_padding(model_class, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.treespec.children_specs. is deprecated:FutureWarning")  # the exporter's
 @EVERY_MODEL
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_exported_by_transformers(model_class, kind, dynamic):
