@@ -125,6 +125,9 @@ def test_requires_grad_and_dtype_are_kept():
         ({"new_num_tokens": 30, "pad_to_multiple_of": 0}, "pad_to_multiple_of is 0"),
         ({"new_num_tokens": 30, "pad_to_multiple_of": 2.5}, "pad_to_multiple_of is 2.5"),
         ({"pad_to_multiple_of": -8}, "pad_to_multiple_of is -8"),
+        ({"pad_to_multiple_of": float("inf")}, "pad_to_multiple_of is inf"),
+        ({"pad_to_multiple_of": float("nan")}, "pad_to_multiple_of is nan"),
+        ({"new_num_tokens": 0, "pad_to_multiple_of": 8}, "0 tokens"),
     ],
 )
 def test_impossible_palettes_are_refused_and_nothing_changes(arguments, message):

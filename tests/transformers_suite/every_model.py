@@ -20,10 +20,25 @@ KINDS = {
 }
 
 EVERY_CLASS = pytest.mark.parametrize("model_class", CLASSES, ids=SHORT_NAMES.values())
-EVERY_MODEL = pytest.mark.parametrize(
-    ("model_class", "kind"),
-    [pytest.param(cls, kind, id=f"{SHORT_NAMES[cls]}-{kind}") for cls in CLASSES for kind in KINDS],
-)
+
+
+def _every_model(slow=""):
+    """Each class in each kind; the kinds whose name ends in `slow` are left to the slow tests."""
+    pairs = [(cls, kind) for cls in CLASSES for kind in KINDS]
+    return pytest.mark.parametrize(
+        ("model_class", "kind"),
+        [
+            pytest.param(
+                cls, kind, id=f"{SHORT_NAMES[cls]}-{kind}",
+                marks=[pytest.mark.slow] if slow and kind.endswith(slow) else [],
+            )
+            for cls, kind in pairs
+        ],
+    )  # fmt: skip
+
+
+EVERY_MODEL = _every_model()
+EVERY_MODEL_PARTLY_SLOW = _every_model(slow="no_biases")
 
 # transformers 5.23 renamed methods of gradient checkpointing; 5.17, which we support too, has the old names only.
 OLD_NAMES = "ignore:.(is_)?gradient_checkpointing(_enable|_disable)?. is deprecated:FutureWarning"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from every_model import EVERY_CLASS, EVERY_MODEL, batch_for, gradients_of, main_output, model_of
+from every_model import EVERY_CLASS, EVERY_MODEL_PARTLY_SLOW, batch_for, gradients_of, main_output, model_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from helpers import image_ids, largest_difference, tiny_config
@@ -39,7 +39,7 @@ def kernels_if_wanted(request, backend):
         request.getfixturevalue("with_training_kernels")
 
 
-@EVERY_MODEL
+@EVERY_MODEL_PARTLY_SLOW
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("backend", WITH_FLEX)
 @pytest.mark.usefixtures("kernels_if_wanted")
@@ -61,7 +61,7 @@ def test_outputs_are_those_of_eager_attention_in_float64(model_class, kind, back
         assert difference < TOLERANCES[dtype], side
 
 
-@EVERY_MODEL
+@EVERY_MODEL_PARTLY_SLOW
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.usefixtures("kernels_if_wanted")
 def test_gradients_are_those_of_eager_attention_in_float64(model_class, kind, backend):

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from every_model import EVERY_CLASS, EVERY_MODEL, batch_for, gradients_of, loss_of, main_output, model_of
+from every_model import (
+    EVERY_CLASS,
+    EVERY_MODEL,
+    EVERY_MODEL_PARTLY_SLOW,
+    batch_for,
+    gradients_of,
+    loss_of,
+    main_output,
+    model_of,
+)
 
 from helpers import image_ids, largest_difference
 
@@ -22,7 +31,7 @@ def other_inputs(batch=2, pixels=16):
     return {"input_ids": image_ids(seed=7, **shape), "token_type_ids": image_ids(seed=8, sos=False, **shape)}
 
 
-@EVERY_MODEL
+@EVERY_MODEL_PARTLY_SLOW
 def test_exported_by_torch(model_class, kind):
     model = model_of(model_class, kind)
     program = torch.export.export(model, (), {**WITH_TYPES, "use_cache": False}).module()
@@ -43,6 +52,7 @@ def test_exported_in_half_precision_with_padding(model_class, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.treespec.children_specs. is deprecated:FutureWarning")  # the exporter's
 @EVERY_MODEL
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_exported_by_transformers(model_class, kind, dynamic):
@@ -74,6 +84,7 @@ def test_onnx_by_transformers(model_class, kind):
         assert largest_difference(main_output(program, inputs), main_output(model, inputs)) < 1e-5
 
 
+@pytest.mark.slow
 @EVERY_CLASS
 def test_training_compiles_to_one_graph(model_class):
     model = model_of(model_class).train()

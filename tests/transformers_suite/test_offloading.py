@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
-from every_model import EVERY_CLASS, EVERY_MODEL, batch_for, loss_of, main_output, model_of
+from every_model import EVERY_CLASS, EVERY_MODEL, EVERY_MODEL_PARTLY_SLOW, batch_for, loss_of, main_output, model_of
 
 from helpers import largest_difference
 
@@ -20,7 +20,7 @@ def places_for(model):
     return {**{f"transformer.{name}": place for name, place in HALF_ON_DISK.items()}, head: "disk"}
 
 
-@EVERY_MODEL
+@EVERY_MODEL_PARTLY_SLOW
 @pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules:UserWarning")  # of any size
 @pytest.mark.parametrize("file", ["safetensors", "bin"])
 def test_loaded_with_parts_on_the_disk(model_class, kind, file, tmp_path):

@@ -53,10 +53,13 @@ PROMPTS = {
     ),
 }
 
-WITH_WEIGHTS = pytest.mark.parametrize("method", WEIGHTS)
+QUICK = ("lora", "dora", "ia3", "norms")
+WITH_WEIGHTS = pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in WEIGHTS]
+)
 WITH_PROMPTS = pytest.mark.parametrize("method", PROMPTS)
 EVERY_CLASS = pytest.mark.parametrize("model_class", CLASSES, ids=SHORT_NAMES.values())
-KINDS = pytest.mark.parametrize("kind", ["causal", "bidirectional-no_biases"])
+KINDS = pytest.mark.parametrize("kind", ["causal", pytest.param("bidirectional-no_biases", marks=pytest.mark.slow)])
 
 
 def adapted(model, config):

@@ -5,6 +5,7 @@ import torch
 from every_model import (
     EVERY_CLASS,
     EVERY_MODEL,
+    EVERY_MODEL_PARTLY_SLOW,
     OLD_NAMES,
     batch_for,
     gradients_of,
@@ -84,7 +85,7 @@ def test_checkpointing_asked_for_by_an_old_configuration(model_class):
     assert model_class(model.config).is_gradient_checkpointing
 
 
-@EVERY_MODEL
+@EVERY_MODEL_PARTLY_SLOW
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
 def test_checkpointing_with_frozen_weights_and_inputs_that_want_gradients(model_class, kind, reentrant):
     """What adapters need: gradients pass through a frozen model to what was put into it."""
@@ -139,8 +140,11 @@ HEADS = pytest.mark.parametrize(
 )
 
 
-@HEADS
-@pytest.mark.parametrize("kind", ["causal", "bidirectional-no_biases"])
+@pytest.mark.parametrize(
+    ("model_class", "kind"),
+    [(ImageGPTForCausalImageModeling, "causal"), (ImageGPTForImageClassification, "bidirectional-no_biases")],
+    ids=["generative", "classifier"],
+)
 def test_trainer_resumes_where_it_stopped(model_class, kind, tmp_path):
     """Two steps, a checkpoint and two more end in the bits of four; the checkpoint is a folder of ours."""
     dropout = {"resid_pdrop": 0.1, "attn_pdrop": 0.1}

@@ -121,7 +121,8 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         Raises: ValueError on fewer than 3 tokens, or a multiple below 1.
         """
         if pad_to_multiple_of is not None:
-            new_num_tokens = padded(new_num_tokens or self.config.vocab_size, pad_to_multiple_of)
+            wanted = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+            new_num_tokens = padded(wanted, pad_to_multiple_of)
         if new_num_tokens is not None and new_num_tokens != self.config.vocab_size:
             std, lm_head = self.config.initializer_range, getattr(self, "lm_head", None)
             resize_color_embeddings(self.body.wte, lm_head, new_num_tokens, std, around_mean=mean_resizing)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 def padded(num_tokens: int, multiple: int) -> int:
     """`num_tokens` or the next multiple of `multiple`, which is refused with a ValueError if it is not at least 1."""
-    if multiple < 1 or int(multiple) != multiple:
+    if not (multiple >= 1 and multiple % 1 == 0):  # neither nan nor inf is
         raise ValueError(f"pad_to_multiple_of is {multiple}: give a whole number of at least 1, or None")
     return math.ceil(num_tokens / multiple) * int(multiple)
 
