@@ -1,4 +1,4 @@
-"""How long does `make demo` take, alone and beside other programs, and what do the threads' manners do to it?
+"""How long does `make demo` take, alone and beside other programs, by how OpenMP's threads wait for each other?
 
     python benchmarks/busy_machine.py                                # the demo, three rounds; 15 minutes on two cores
     python benchmarks/busy_machine.py --tasks sample-1,sample-8,train,encode --busy 0 --repeats 5
@@ -6,8 +6,7 @@
 
 Each task is a command of `imagegpt` in a process of its own, from its start to its end. "now" is how the command line
 lets threads wait, "before" how libgomp does by default. Busy programs are endless loops in Python, as many as there are
-processors. Whatever the policy and however busy the machine, the images must be the same, which is checked. Everything
-is written to a temporary folder.
+processors. Whether all runs made the same images or ids is printed. Everything is written to a temporary folder.
 """
 
 import argparse
@@ -48,6 +47,8 @@ def main() -> None:
     options = options.parse_args()
     policies = POLICIES | dict(map(_policy, options.policy))
     tasks = options.tasks.split(",")
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise SystemExit(f"there is no task {unknown[0]!r}: choose from {', '.join(TASKS)}")
     digests: dict[str, set[str]] = {task: set() for task in tasks}
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/images.npy", np.random.default_rng(0).integers(0, 256, (5000, 64, 64, 3), np.uint8))
