@@ -52,6 +52,20 @@ def test_weights_of_another_shape_are_refused(model_class, name, more, message, 
         load_model(folder, model_class)
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForImageClassification])
+def test_a_head_that_is_not_loaded_has_to_fit_as_well(model_class, kind, more, folder_with):
+    """The body and a classifier leave the generator's head aside; a wrong one used to load without a word."""
+    folder = folder_with("lm_head.weight", more, kind=kind)
+    with pytest.raises(ValueError, match=rf"lm_head\.weight is \({16 + more}, 32\), not \(16, 32\); correct its sizes"):
+        model_class.from_pretrained(folder)
+    assert model_class.from_pretrained(folder, ignore_mismatched_sizes=True).config.vocab_size == 17
+    tiny_model().save_pretrained(folder)
+    (folder / "pytorch_model.bin").unlink(missing_ok=True)
+    model_class.from_pretrained(folder)
+
+
 def test_many_weights_are_not_all_listed(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lm_head\.weight is .* and \d+ more; correct its sizes"):
