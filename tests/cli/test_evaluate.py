@@ -118,7 +118,7 @@ def test_a_users_own_pictures(tmp_path, capsys):
         for place in (tmp_path / name, tmp_path / f"{name}.encoded"):
             assert run("evaluate", folder, place) == 0
             told[place.name] = " ".join(capsys.readouterr().out.split()).partition("predicted by")
-    for place, title in (("split", "10 images of"), ("whole.npy", "1 images of")):
+    for place, title in (("split", "10 images of"), ("whole.npy", "2 images of")):
         assert told[place][0].startswith(title)
         assert told[f"{place}.encoded"][0].startswith(title)
         assert told[place][2] == told[f"{place}.encoded"][2]

@@ -29,7 +29,7 @@ TINY = {
     "watch.samples": 2,
 }
 MODEL = {"README.md", "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"}
-RUN = MODEL | {"checkpoints", "curve.png", "log.jsonl", "recipe.yaml", "samples"}
+RUN = MODEL | {"checkpoints", "curve.png", "data.json", "log.jsonl", "recipe.yaml", "samples"}
 
 
 def changes(**more):
@@ -391,7 +391,7 @@ def test_encoded_pictures_are_trained_on(run, tmp_path, monkeypatch):
     assert run("train", "pictures", "--out", "m", *words)[0] == 0
     assert ImageGPTForCausalImageModeling.from_pretrained("m").config.vocab_size == 6
     assert run("sample", "--model", "./m", "--num", 1, "--out", "sample.png")[0] == 0
-    assert "plain, 27 images to train, 3 to validate, 0 to test." in (tmp_path / "m" / "README.md").read_text()
+    assert "plain, 28 images to train, 2 to validate, 0 to test; see" in (tmp_path / "m" / "README.md").read_text()
 
 
 def test_looking_for_a_learning_rate(run, tmp_path, monkeypatch):
@@ -399,7 +399,7 @@ def test_looking_for_a_learning_rate(run, tmp_path, monkeypatch):
     words = changes(training__learning_rate="0.5", training__num_steps="20")
     code, told, err = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)
     assert code == 0, err
-    assert {path.name for path in out.iterdir()} == {"rates.json", "rates.png"}
+    assert {path.name for path in out.iterdir()} == {"data.json", "rates.json", "rates.png"}
     chosen = re.search(r"│ (\S+) +│ \d\.\d{4} +│ the largest without harm │", told)[1]
     assert f"Next: imagegpt train digits --out model {shlex.join(words)} --set training.learning_rate={chosen}" in err
     again = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)

@@ -14,8 +14,10 @@ from imagegpt import (
     ImageGPTImageProcessor,
 )
 from imagegpt.training.building import build_loss, rebuilt, save_model
-from imagegpt.training.images import Data
+from imagegpt.training.data import Data
+from imagegpt.training.datasets import open_data
 from imagegpt.training.objectives import Autoregressive, Batch, Bert, Classification, Joint, JointBert
+from imagegpt.training.recipes import DataRecipe
 from imagegpt.training.two_heads import GeneratorAndClassifier
 from stripes import STRIPES, StripeImages, make_recipe, same_weights, weights_of
 
@@ -27,11 +29,12 @@ def data(processor=PROCESSOR, classes=("a", "b", "c", "d")):
     images = StripeImages()
     return Data(
         name="stripes",
-        train=images,
-        validation=images,
-        test=None,
+        parts={"train": images, "validation": images},
+        everything=[images],
         processor=processor,
         classes=None if classes is None else list(classes),
+        record=open_data(DataRecipe(train="digits")).record,  # of no consequence here
+        is_own=True,
     )
 
 

@@ -92,7 +92,8 @@ class ShardMaker(Part):
                     example = self.source[index]
                     name = example.name
                     picture = read_image(example.image, background)
-                    rgb[row] = self.processor.to_rgb([picture])[0]
+                    # A batch of the right size is taken as it is, without being read again.
+                    rgb[row] = self.processor.to_rgb(picture[None] if isinstance(picture, np.ndarray) else [picture])[0]
                     hashes[row] = hash_of_picture(example.image, picture, background)
                 except (ValueError, FileNotFoundError) as error:
                     message = " ".join(str(error).split())
