@@ -285,7 +285,6 @@ def test_a_prompt_that_the_cache_holds_already_is_one_sentence(length):
 
 
 @EVERY_KIND
-@EAGER_AND_SDPA
 @pytest.mark.parametrize(
     "cache",
     [
@@ -298,8 +297,8 @@ def test_a_prompt_that_the_cache_holds_already_is_one_sentence(length):
     ids=["dynamic", "dynamic_without_config", "static", "static_larger", "encoder_decoder"],
 )
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_a_cache_of_any_class(kind, backend, cache, num_beams):
-    model, inputs = generator(kind, backend), inputs_of(kind)
+def test_a_cache_of_any_class(kind, cache, num_beams):
+    model, inputs = generator(kind), inputs_of(kind)
     expected = model.generate(prompts(), do_sample=False, num_beams=num_beams, **inputs)
     images = model.generate(
         prompts(), past_key_values=cache(model.config), do_sample=False, num_beams=num_beams, **inputs

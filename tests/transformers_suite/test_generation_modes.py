@@ -142,6 +142,7 @@ def test_early_exit_really_guesses_with_the_first_blocks():
     assert len(runs[0]) > len(runs[1]) > 0
 
 
+@pytest.mark.slow
 def test_assisted_sampling_follows_the_models_probabilities():
     model, helper = generator(), generator(seed=1)
     expected = model(prompts(1)).logits[0, -1].softmax(-1)

@@ -275,10 +275,18 @@ def test_prefix_allowed_tokens():
 
 
 @pytest.mark.parametrize("scheme", ["lefthash", "selfhash"])
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}], ids=["greedy", "beams", "sampling"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"num_beams": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["sampling", "greedy", "beams"],
+)
 def test_watermark(scheme, options):
     """The detector of transformers, which counts the start token among the colours, finds it."""
-    model = generator(n_positions=100)
+    model = generator(n_positions=60)
     config = WatermarkingConfig(bias=9.0, seeding_scheme=scheme)
     images = model.generate(prompts(), watermarking_config=config, **options)
     assert images[:, 1:].max() < COLOURS

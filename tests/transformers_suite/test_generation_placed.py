@@ -5,7 +5,7 @@ import torch
 from transformers.generation import CompileConfig
 from transformers.utils import import_utils
 
-from generating import EVERY_KIND, PROMPT, generator, inputs_of, naive, naive_beams, prompts
+from generating import EVERY_KIND, KINDS, PROMPT, generator, inputs_of, naive, naive_beams, prompts
 from helpers import largest_difference
 from imagegpt import ImageGPTForCausalImageModeling
 from imagegpt.model.cache_names import CACHE
@@ -18,8 +18,14 @@ def compiling(**options):
     return config
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        pytest.param(kind, backend, marks=[] if (kind, backend) == ("plain", "sdpa") else pytest.mark.slow)
+        for kind in KINDS
+        for backend in ("eager", "sdpa")
+    ],
+)
 def test_one_graph_for_all_steps_of_all_images(kind, backend):
     torch.compiler.reset()
     model, inputs = generator(kind, backend), inputs_of(kind)
@@ -31,6 +37,7 @@ def test_one_graph_for_all_steps_of_all_images(kind, backend):
     assert torch.equal(again, naive(model, prompts(seed=1), **inputs))
 
 
+@pytest.mark.slow
 def test_everything_can_be_had_from_a_compiled_forward():
     torch.compiler.reset()
     model = generator(backend="eager")
