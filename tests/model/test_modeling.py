@@ -183,7 +183,7 @@ def test_a_cache_in_a_bidirectional_model_is_refused():
 
 
 def test_a_classifier_does_not_put_a_start_token_into_the_middle():
-    model = tiny_model(ImageGPTForImageClassification)
+    model = tiny_model(ImageGPTForImageClassification, shift_inputs=True)
     past = model(image_ids()[:, :8], use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"past_key_values|shift_inputs"):
         model(image_ids()[:, 8:], past_key_values=past)
