@@ -31,8 +31,9 @@ from imagegpt.evaluation.likelihood import mean_nll, pixel_nll
 from imagegpt.figures import sample_grid
 from imagegpt.processing_options import ImageGPTImageProcessorKwargs, ProcessingOptions
 from imagegpt.sampling import FillSchedule, Sampler, SamplingRules, fill, image_seed
+from imagegpt.training.number_fields import Within
 from imagegpt.training.reading import parse_recipe
-from imagegpt.training.recipes import Recipe, Within
+from imagegpt.training.recipes import Recipe
 
 DECLARED = {name: value for name, value in vars(ranges).items() if isinstance(value, ranges.Range)}
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 _LEAST_BYTES = 1000  # of an image in memory, with its names
 
 
-def check_num(num: int, whats: str) -> None:
+def check_num(num: int, things: str) -> None:
     """See that so many images may be thought of at all, before their names are made up and a model is loaded.
 
     Raises: ValueError, in one sentence, if there is no memory for them.
     """
     advice = "ask for fewer, or draw them into a folder (imagegpt sample --out FOLDER)"
-    check_memory(f"one picture of {num:,} {whats}", num * _LEAST_BYTES, advice)
+    check_memory(f"one picture of {num:,} {things}", num * _LEAST_BYTES, advice)
 
 
 def check_png(path: Path, force: bool) -> None:

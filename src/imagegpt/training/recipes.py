@@ -4,42 +4,20 @@ Unknown keys, values of the wrong kind, impossible sizes and contradictions are 
 fields. `resolved` is the recipe with every default spelt out, which is written beside what was trained.
 """
 
-from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
-from pydantic_core import CoreSchema, core_schema
 
 from imagegpt import ranges
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
 from imagegpt.files import FORMAT_KEY
+from imagegpt.training.number_fields import Within
 
 RECIPE_FORMAT = 1  # of recipe.yaml, and with it of the folder of a run
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-@plain_dataclass(frozen=True)
-class Within:
-    """Has pydantic check a field by a range of ours, NumPy's numbers included."""
-
-    range: ranges.Range[Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The check. A number may be text, and a whole one may have a fraction of 0: 1e4 is a float in YAML."""
-
-        def check(value: Any) -> Any:
-            if isinstance(value, float) and value.is_integer() and self.range.kind is int:
-                value = int(value)
-            try:
-                return self.range.parse(value) if isinstance(value, str) else self.range.check("", value)
-            except ValueError:
-                raise ValueError(f"it must be {self.range}") from None  # `reading` says which field that is
-
-        return core_schema.no_info_plain_validator_function(check)
-
 
 Dropout = Annotated[float, Within(ranges.DROPOUT)]
 Probability = Annotated[float, Within(ranges.PROBABILITY)]
