@@ -31,7 +31,7 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def before_transformers(version):
-    """Whether the transformers that is installed is older, as in `make lowest`, and cannot do what a test asks of it."""
+    """Whether the installed transformers is older, as in `make lowest`, and cannot do what a test asks of it."""
     return Version(transformers.__version__) < Version(version)
 
 

@@ -228,10 +228,10 @@ WEIGHT_SCALE = Real(lowest=0, highest=1000, above=True)
 # Training.
 STEPS = Whole(lowest=1, highest=10**9, unit="steps")
 WARMUP_STEPS = Whole(lowest=0, highest=10**9, unit="steps")
-LEARNING_RATE = Real(lowest=0, highest=1000, above=True)
+LEARNING_RATE = Real(lowest=0, highest=1e30, above=True)  # a run that diverges says so itself
 DECAY = Real(lowest=0, highest=1, below=True)  # of a running average
 WEIGHT_DECAY = Real(lowest=0, highest=1000)
-GRADIENT_NORM = Real(lowest=0, highest=10**9, above=True)
+GRADIENT_NORM = Real(lowest=0, highest=1e30, above=True)
 LOSS_WEIGHT = Real(lowest=0, highest=10**6)
 NATS = Real(lowest=0, highest=10**6, above=True, unit="nats")
 PART = Real(lowest=0, highest=1, above=True, below=True)  # a share that leaves something on both sides

@@ -340,7 +340,7 @@ def test_another_recipe_is_refused_by_what_differs(trained, run, more, message):
 
 
 def test_a_rate_that_is_far_too_high_is_told_in_one_sentence(run, tmp_path):
-    words = changes(training__learning_rate="1000", training__weight_decay="1000", training__num_steps="20")
+    words = changes(training__learning_rate="1e30", training__max_grad_norm="1e30", training__num_steps="20")
     code, _, err = run("train", "digits", "--out", tmp_path / "m", *words)
     assert code == 2
     assert re.search(r"the loss of step \d+ is (nan|inf): lower training.learning_rate", one_line(err))

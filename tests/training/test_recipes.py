@@ -46,12 +46,12 @@ PRETRAINED = {"n_layer": None, "n_embd": None, "n_head": None, "pretrained": "di
         (
             "training",
             {"learning_rate": math.nan},
-            "training.learning_rate is nan: it must be a number greater than 0 and at most 1,000",
+            "training.learning_rate is nan: it must be a number greater than 0 and at most 1e+30",
         ),
         (
             "training",
             {"learning_rate": math.inf},
-            "training.learning_rate is inf: it must be a number greater than 0 and at most 1,000",
+            "training.learning_rate is inf: it must be a number greater than 0 and at most 1e+30",
         ),
         ("training", {"learning_rate": False}, "training.learning_rate is False: it must be a number"),
         (

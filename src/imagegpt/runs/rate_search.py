@@ -191,9 +191,8 @@ def next_rate(losses: Mapping[float, float], first: float) -> float | None:
         return first
     chosen = largest_without_harm(losses)
     diverged = not math.isfinite(losses[chosen])
-    return next(
-        (rate for rate in (2 * chosen, chosen / 2) if rate not in losses and not (diverged and rate > chosen)), None
-    )
+    several = [rate for rate in (2 * chosen, chosen / 2) if rate not in losses and ranges.LEARNING_RATE.holds(rate)]
+    return next((rate for rate in several if not (diverged and rate > chosen)), None)
 
 
 def _recorded_precision(file: Path) -> Precision | None:
