@@ -59,12 +59,7 @@ def outside(allowed):
             allowed.lowest if allowed.above else math.nextafter(allowed.lowest, -math.inf),
             allowed.highest if allowed.below else math.nextafter(allowed.highest, math.inf),
         ]
-<<<<<<< HEAD
-    below = min(-1, allowed.lowest - 1)
-    far = [2**63, 10**20, below] if allowed.highest < 2**63 else [2**64, below]
-=======
     far = [one for one in (2**63, 10**20, -1) if not allowed.lowest <= one <= allowed.highest]
->>>>>>> ranges
     return [*near, *far, math.nan, math.inf, -math.inf, 1e39]
 
 
