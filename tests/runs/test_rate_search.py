@@ -79,9 +79,9 @@ def test_a_search_is_gone_on_with(recipe, tmp_path):
 
 def test_a_rate_that_diverges_counts_as_such(recipe, tmp_path):
     wild = search(recipe, tmp_path / "s", num_steps=20)
-    assert wild.try_rate(1000.0) == math.inf
-    assert search(recipe, tmp_path / "s", num_steps=20).losses == {1000.0: math.inf}
-    assert json.loads((tmp_path / "s" / "rates.json").read_text())["losses"] == {"1000.0": "inf"}
+    assert wild.try_rate(1e30) == math.inf
+    assert search(recipe, tmp_path / "s", num_steps=20).losses == {1e30: math.inf}
+    assert json.loads((tmp_path / "s" / "rates.json").read_text())["losses"] == {"1e+30": "inf"}
 
 
 def test_what_stands_in_the_way(recipe, tmp_path):
