@@ -48,6 +48,7 @@ def test_the_folder_is_small_and_complete():
     assert set(files) == {
         "README.md",
         "config.json",
+        "data.json",
         "generation_config.json",
         "model.safetensors",
         "preprocessor_config.json",

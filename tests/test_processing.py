@@ -691,7 +691,7 @@ def test_tensors_are_put_on_the_device():
     ("options", "message"),
     [
         ({"do_resize": "no"}, "do_resize is 'no': it must be True or False"),
-        ({"size": {"shortest_edge": 3}}, "size is {'shortest_edge': 3}: give pixels"),
+        ({"size": {"shortest_edge": 3}}, "size is {'shortest_edge': 3}: each side must be"),
         ({"do_normalize": False}, "do_normalize is False and do_color_quantize is True"),
         ({"image_std": 1}, "image_std is (1.0, 1.0, 1.0) and do_color_quantize is True: the palette is made for (0.5"),
         ({"rescale_factor": 1}, "rescale_factor is 1.0 and do_color_quantize is True: the palette is made for 1/255"),
