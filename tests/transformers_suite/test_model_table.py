@@ -61,7 +61,7 @@ MODEL_TESTER = {
     "test_cannot_load_with_meta_device_context_manager": SAVING + "test_loading_under_a_default_device",
     "test_capture_outputs_decorator": OUTPUTS + "test_the_model_records_once_and_its_base_does",
     "test_causal_lm_loss_honors_shift_labels": (
-        "for language models: transformers skips it for ImageGPT; ours of shift_labels are in model/test_pixel_loss.py"
+        "model/test_pixel_loss.py::test_shifted_labels_are_those_of_trainer_and_context_parallelism"
     ),
     "test_config_attn_implementation_setter": BACKENDS + "test_the_backend_can_be_chosen_in_every_way",
     "test_correct_missing_keys": SAVING + "test_a_body_loads_into_a_head",
