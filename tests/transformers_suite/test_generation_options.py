@@ -218,8 +218,8 @@ def test_what_is_no_colour_is_one_sentence(options, message):
 
 
 def test_typos():
-    with pytest.raises(ValueError, match="tempurature"):
-        generator().generate(prompts(), tempurature=1.0)
+    with pytest.raises(ValueError, match="temperatures"):
+        generator().generate(prompts(), temperatures=1.0)
 
 
 @pytest.mark.parametrize(("name", "value"), [("vocab_size", 9), ("vocab_size", 33), ("n_positions", 8)])
