@@ -118,6 +118,7 @@ def test_commands_called_from_a_program_set_nothing(run, monkeypatch):
     assert not POLICY.keys() & os.environ.keys()
 
 
+@pytest.mark.slow
 def test_workers_that_encode_inherit_it(notes_of, tmp_path):
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (3000, 8, 8), np.uint8))
     words = ["encode", "images.npy", "out", "--palette", "digits", "--size", "8", "--workers", "2"]
@@ -126,6 +127,7 @@ def test_workers_that_encode_inherit_it(notes_of, tmp_path):
     assert policies(notes) == [POLICY] * len(notes)
 
 
+@pytest.mark.slow
 def test_workers_that_prepare_batches_inherit_it(notes_of):
     changes = ["num_steps=2", "warmup_steps=1"]
     words = [word for change in changes for word in ("--set", f"training.{change}")]

@@ -109,22 +109,24 @@ def test_transformers_refuses_a_bidirectional_model(tmp_path):
         AutoConfig.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("options", [{}, {"shift_inputs": True}, {"is_causal": False}])
-def test_ours_reads_each_of_them_behind_auto_classes(options, tmp_path):
+def test_ours_reads_each_of_them_behind_auto_classes(tmp_path):
     """In a process of its own: `register` is for a whole process."""
-    model = classifier(**options)
-    model.save_pretrained(tmp_path)
+    models = [classifier(**options) for options in ({}, {"shift_inputs": True}, {"is_causal": False})]
+    for index, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(index))
+    torch.save(pixels(), tmp_path / "ids.pt")
     code = (
-        "import imagegpt, sys, torch, transformers\n"
+        "import imagegpt, pathlib, sys, torch, transformers\n"
         "imagegpt.register()\n"
-        "model = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()\n"
-        "assert type(model) is imagegpt.ImageGPTForImageClassification\n"
-        "torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])\n"
+        "place = pathlib.Path(sys.argv[1])\n"
+        "for folder in '012':\n"
+        "    model = transformers.AutoModelForImageClassification.from_pretrained(place / folder).eval()\n"
+        "    assert type(model) is imagegpt.ImageGPTForImageClassification\n"
+        "    torch.save(model(torch.load(place / 'ids.pt')).logits, place / f'logits{folder}.pt')\n"
     )
-    ids, logits = tmp_path / "ids.pt", tmp_path / "logits.pt"
-    torch.save(pixels(), ids)
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ids), str(logits)], check=True, capture_output=True)
-    assert largest_difference(torch.load(logits), model(pixels()).logits) < 1e-6
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
+    for index, model in enumerate(models):
+        assert largest_difference(torch.load(tmp_path / f"logits{index}.pt"), model(pixels()).logits) < 1e-6
 
 
 # --- Losses ---
