@@ -14,7 +14,7 @@ The same recipe and data in the same folder go on; others are refused.
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.data.identity import RECORD_FILE, DataRecord
 from imagegpt.files import atomic_write
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.model.modes import evaluating
+from imagegpt.runs.folder import RECIPE_FILE, check_data, check_folder, remove_leftovers
 from imagegpt.runs.precision import precision_in_file, with_precision
 from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_samples
 from imagegpt.training import order
@@ -38,12 +38,11 @@ from imagegpt.training.feed import Images, Share, Steps, check_labels, in_stretc
 from imagegpt.training.footprint import check_training
 from imagegpt.training.objectives import Batch, Loss
 from imagegpt.training.parallelism import autocast, whole_weights
-from imagegpt.training.reading import read_recipe
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.trainer import Metrics, Outcome, Progress, Step, Trainer
 from imagegpt.training.world import World
 
-RECIPE_FILE, LOG_FILE, CURVE_FILE = "recipe.yaml", "log.jsonl", "curve.png"
+LOG_FILE, CURVE_FILE = "log.jsonl", "curve.png"
 _SCORED_AT_ONCE = 64
 _MASKED_LIKE_STEP = 0  # the masks of validation images are those of one step, so that they are always the same
 
@@ -228,75 +227,3 @@ class Run:
             except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
                 continue
         atomic_write(log, "".join(kept).encode(), "the log")
-
-
-def check_folder(out: Path, recipe: Recipe, *, force: bool = False) -> None:
-    """See that a run of this recipe can begin or go on in a folder.
-
-    Args:
-        out: the folder.
-        recipe: of the run.
-        force: whether a run that is there will be removed.
-    Raises: ValueError or OSError, in one sentence, if not.
-    """
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent}: make it, or choose another place")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file: choose another place")
-    if not out.exists():
-        return
-    if not (out / RECIPE_FILE).is_file():
-        # A process that was killed at the very beginning leaves the record alone.
-        if any(not path.name.startswith(".") and path.name != RECORD_FILE for path in out.iterdir()):
-            raise FileExistsError(f"{out} exists and holds no training run: choose another place")
-        return
-    if force:
-        return
-    try:
-        there = read_recipe(out / RECIPE_FILE)
-    except ValueError as error:
-        raise ValueError(
-            f"{out} holds a run whose {RECIPE_FILE} is damaged ({error}): begin anew with --force"
-        ) from error
-    if there != recipe:
-        name, old, new = next(_differences(there, recipe))
-        raise ValueError(
-            f"{out} holds a run with {name} = {old}, now it is {new}: choose another place, or begin anew with --force"
-        )
-
-
-def check_data(out: Path, record: DataRecord) -> None:
-    """See that the run in a folder, if there is one, has these data.
-
-    Args:
-        out: the folder.
-        record: of the data that were opened.
-    Raises: ValueError, naming what is different, if not.
-    """
-    if not (out / RECIPE_FILE).is_file():
-        return
-    there = DataRecord.read(out)
-    if there is None:
-        raise ValueError(
-            f"{out} holds a run without {RECORD_FILE}, so that its data cannot be told from others: choose another "
-            "place, or begin anew with --force"
-        )
-    if told := there.differences(record):
-        raise ValueError(
-            f"{out} holds a run with other data: {', '.join(told)} changed; give the same data, choose another place, "
-            "or begin anew with --force"
-        )
-
-
-def remove_leftovers(out: Path) -> None:
-    """Remove what a process that was killed was just writing; nobody else may be at work there."""
-    for path in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp"), *out.glob(".saving.*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _differences(old: Recipe, new: Recipe) -> Iterator[tuple[str, object, object]]:
-    for section in dataclasses.fields(Recipe):
-        before, now = getattr(old, section.name), getattr(new, section.name)
-        for field in dataclasses.fields(before):
-            if getattr(before, field.name) != getattr(now, field.name):
-                yield f"{section.name}.{field.name}", getattr(before, field.name), getattr(now, field.name)
