@@ -41,12 +41,17 @@ def available_bytes() -> int | None:
 
 def readable_bytes(num: float) -> str:
     """A number of bytes in decimal units, three digits."""
-    value, unit = float(num), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
+    return with_unit(num, "B")
+
+
+def with_unit(num: float, unit: str) -> str:
+    """A number of units of which there may be very many, three digits: 2,500 bytes are 2.5 kB."""
+    value, prefix = float(num), ""
+    for larger in ("k", "M", "G", "T", "P"):
         if value < 999.5:
             break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
+        value, prefix = value / 1000, larger
+    return f"{value:.3g} {prefix}{unit}" if value < 999.5 else f"{value:,.0f} {prefix}{unit}"
 
 
 def _check(what: str, needed: float, available: int | None, of_what: str, advice: str) -> None:

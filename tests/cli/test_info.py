@@ -5,8 +5,7 @@ import json
 import pytest
 
 from imagegpt import ColorPalette
-from imagegpt.cli.info import _flops
-from imagegpt.memory import readable_bytes
+from imagegpt.memory import readable_bytes, with_unit
 
 
 def test_a_models_facts(run, workplace):
@@ -54,4 +53,4 @@ def test_bad_input_is_one_sentence(run, workplace, arguments, message):
 )
 def test_units(num, text):
     assert readable_bytes(num) == text
-    assert _flops(num) == text.replace("B", "FLOP")
+    assert with_unit(num, "FLOP") == text.replace("B", "FLOP")

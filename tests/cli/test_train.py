@@ -329,6 +329,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(run):
         ({"training__seed": 5}, "holds a run with training.seed = 0, now it is 5: choose another place, or begin anew"),
         ({"model__n_embd": 16}, "holds a run with model.n_embd = 8, now it is 16"),
         ({"watch__patience": 3}, "holds a run with watch.patience = None, now it is 3"),
+        ({"data__split__seed": 5}, "holds a run with data.split.seed = 0, now it is 5"),
     ],
 )
 def test_another_recipe_is_refused_by_what_differs(trained, run, more, message):

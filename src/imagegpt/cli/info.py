@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imagegpt.cli import _shared
-from imagegpt.memory import readable_bytes
+from imagegpt.memory import readable_bytes, with_unit
 
 if TYPE_CHECKING:
     from imagegpt.config import ImageGPTConfig
@@ -43,7 +43,7 @@ def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:
         ("parameters", f"{cost.num_parameters(config):,}"),
         ("weights", ", ".join(weights)),
     ]
-    operations = f"{_flops(cost.forward_flops(config))} a forward pass"
+    operations = f"{with_unit(cost.forward_flops(config), 'FLOP')} a forward pass"
     if config.head == "classes":
         names = ", ".join(map(str, (config.id2label or {}).values()))
         return [*facts, ("classes", names), ("input", _input(config)), ("operations", operations)]
@@ -53,7 +53,7 @@ def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:
             for name, size in sizes
         ]
         facts.append(("keys and values", f"{', '.join(cache)}, for one image"))
-        operations += f", {_flops(cost.image_flops(config))} an image"
+        operations += f", {with_unit(cost.image_flops(config), 'FLOP')} an image"
     return [*facts, ("operations", operations)]
 
 
@@ -78,13 +78,3 @@ def _palette_facts(processor: "ImageGPTImageProcessor") -> list[tuple[str, str]]
         ("image", f"{processor.size['width']} x {processor.size['height']} pixels, resized by {processor.resize_mode}"),
         ("palette", f"{palette.num_colors} {'grey levels' if palette.is_grey else 'colours'}, {palette.fingerprint}"),
     ]
-
-
-def _flops(num: int) -> str:
-    """A number of floating-point operations, three digits."""
-    value, unit = float(num), "FLOP"
-    for larger in ("kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"

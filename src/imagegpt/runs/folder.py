@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from imagegpt.data.identity import RECORD_FILE, DataRecord
 from imagegpt.training.reading import read_recipe
@@ -77,8 +78,15 @@ def remove_leftovers(out: Path) -> None:
 
 
 def _differences(old: Recipe, new: Recipe) -> Iterator[tuple[str, object, object]]:
-    for section in dataclasses.fields(Recipe):
-        before, now = getattr(old, section.name), getattr(new, section.name)
-        for field in dataclasses.fields(before):
-            if getattr(before, field.name) != getattr(now, field.name):
-                yield f"{section.name}.{field.name}", getattr(before, field.name), getattr(now, field.name)
+    before, now = _fields(dataclasses.asdict(old)), _fields(dataclasses.asdict(new))
+    for name, value in now.items():
+        if before[name] != value:
+            yield name, before[name], value
+
+
+def _fields(recipe: dict[str, Any], within: str = "") -> dict[str, object]:
+    """Every field by the name it has on the command line, such as data.split.seed."""
+    fields: dict[str, object] = {}
+    for name, value in recipe.items():
+        fields |= _fields(value, f"{within}{name}.") if isinstance(value, dict) else {within + name: value}
+    return fields
