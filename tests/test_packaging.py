@@ -60,15 +60,19 @@ def test_lower_bounds_that_are_missing_or_contradict_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("rich", "13.8"),  # typer 0.29 asks for it
+        ("rich", "14.3"),  # typer 0.29 asks for 13.8, which writes an empty line where no terminal is
         ("safetensors", "0.8"),  # transformers 5.17 does
         ("numpy", "2"),  # pyarrow, which datasets stands on, does
         ("pytest-timeout", "2.3.1"),  # there is no 2.3.0
         ("pytest-xdist", "3.6.1"),  # 3.6.0 was withdrawn
+        ("matplotlib", "3.10.7"),  # before, it calls what pyparsing has deprecated
+        ("accelerate", "1.14"),  # before, it splits blocks that transformers 5 names in a set
+        ("peft", "0.21"),  # before, it warns when it saves an adapter of a model without a name
+        ("beartype", "0.20.1"),  # 0.20.0 fails on an array where an Iterable is declared
     ],
 )
-def test_bounds_that_nobody_could_install_are_gone(name, least):
-    """What `make lowest` cannot install is no bound; these were declared lower."""
+def test_bounds_that_were_too_low_are_gone(name, least):
+    """What `make lowest` cannot install, or fails with, is no bound; these were declared lower."""
     assert Version(pins()[name]) >= Version(least)
 
 
