@@ -160,7 +160,7 @@ def _choose(
             continue
         source, how, rows = chosen[part]
         hashes = sources[source].hashes[rows]
-        twice = np.isin(hashes, seen)
+        twice = np.isin(hashes, seen, kind="sort")  # by a table, numpy 2.0 overflows on a single large hash
         if twice.any():
             others = "test" if part == "validation" else "validation or test"
             told = f"{twice.sum():,} images of the {part} part of {name} are in {others}, too"
