@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import StaticCache
 
-from helpers import before_transformers, image_ids, largest_difference, tiny_model
+from helpers import image_ids, largest_difference, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 OPTIONS = {
@@ -237,7 +237,6 @@ def test_hidden_states_are_the_input_of_each_block_and_the_normed_end(model_clas
     assert largest_difference(states[-1], features) == 0
 
 
-@pytest.mark.skipif(before_transformers("5.23"), reason="it records all hidden states or none")
 @pytest.mark.parametrize("wanted", [[0], [1, 3], [-1], 2, [-2, 0]], ids=str)
 def test_some_hidden_states_by_index(wanted):
     model = tiny_model(n_layer=3)

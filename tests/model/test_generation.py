@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from helpers import before_transformers, image_ids, largest_difference, tiny_model
+from helpers import image_ids, largest_difference, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling
 
 SOS = 16
@@ -245,7 +245,6 @@ def test_cross_attention_follows_the_encoder():
 # --- Options ---
 
 
-@pytest.mark.skipif(before_transformers("5.23"), reason="its repetition penalty looks the start token up in the logits")
 @pytest.mark.parametrize("method", ["greedy", "sampling", "beam"])
 def test_repetition_penalty_with_the_start_token_in_the_prompt(method):
     # The penalty gathers scores by the ids of the prompt; the start token has none, and id 16 of 16 was out of range.

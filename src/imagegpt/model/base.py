@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model import inputs
@@ -28,6 +28,7 @@ from imagegpt.model.initialization import initialize_module
 from imagegpt.model.kernel_attention import use_kernels
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
 from imagegpt.model.loading_checks import load_with_checked_shapes
+from imagegpt.model.output_recording import record_outputs
 from imagegpt.model.pruning import prune_heads
 from imagegpt.model.resizing import padded, resize_color_embeddings, resize_position_embeddings
 
@@ -164,7 +165,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     @takes_either_name
     @inputs.without_empty_cross_attentions
     @merge_with_config_defaults
-    @capture_outputs
+    @record_outputs
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -30,6 +30,7 @@ _BY_TOKEN = (
     logits_process.EncoderNoRepeatNGramLogitsProcessor,
     logits_process.EncoderRepetitionPenaltyLogitsProcessor,
     logits_process.PrefixConstrainedLogitsProcessor,
+    logits_process.RepetitionPenaltyLogitsProcessor,  # which skips it by itself since transformers 5.18
     logits_process.SequenceBiasLogitsProcessor,  # bad_words_ids, too
     logits_process.WatermarkLogitsProcessor,
 )
