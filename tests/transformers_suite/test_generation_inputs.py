@@ -20,7 +20,7 @@ from generating import (
     naive,
     prompts,
 )
-from helpers import largest_difference, reference_for, tiny_model
+from helpers import before_transformers, largest_difference, reference_for, tiny_model
 from imagegpt import ImageGPTForImageClassification, ImageGPTModel
 from imagegpt.model.cache_names import CACHE
 
@@ -363,12 +363,14 @@ def test_a_sliding_cache_is_a_window(kind, kind_of_layer):
     ids=lambda options: options["backend"],
 )
 def test_a_quantised_cache(kind, backend):
+    if backend["backend"] == "fp8" and before_transformers("5.21"):
+        pytest.skip("transformers before 5.21 has no fp8 cache")
     if backend["backend"] == "quanto":
         pytest.importorskip("optimum.quanto", reason="optimum-quanto is no dependency of ours")
     if backend["backend"] == "hqq":
         pytest.importorskip("hqq", reason="hqq is no dependency of ours")
     model, inputs = generator(kind, dtype=torch.float32), {k: x.float() for k, x in inputs_of(kind).items()}
-    options = {**FULL, **inputs, "cache_implementation": "quantized", "cache_config": backend}
+    options = {**FULL, **inputs, "cache_implementation": "quantized", "cache_config": dict(backend)}
     output = model.generate(prompts(), **options)
     cache = output.get(CACHE)
     cache = getattr(cache, "self_attention_cache", cache)

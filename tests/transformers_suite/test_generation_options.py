@@ -24,7 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerationMixin
 
 from generating import COLOURS, PIXELS, PROMPT, generator, logits_after, naive, prompts
-from helpers import reference_for
+from helpers import before_transformers, reference_for
 from imagegpt.model.cache_names import CACHE
 
 SOS = COLOURS
@@ -148,6 +148,8 @@ def test_no_argument_is_left_out():
 def test_as_in_transformers_own_imagegpt(name):
     if not hasattr(GenerationConfig(), name):
         pytest.skip("this version of transformers has no such option")
+    if name == "repetition_penalty" and before_transformers("5.18"):
+        pytest.skip("before 5.18 it fails at the start token; ours is in test_repetition_penalty")
     options = dict(AS_TRANSFORMERS[name])
     prompt, model = options.pop("prompt", prompts()), generator(dtype=torch.float32)
     if not {"max_length", "max_new_tokens"} & options.keys():
@@ -232,6 +234,19 @@ def test_an_assistant_of_another_palette_or_size_is_one_sentence(name, value):
 # --- Options that take the start token for a colour in transformers ---
 
 
+def test_repetition_penalty():
+    """It divides the scores of the colours so far; the start token, which has none, is skipped."""
+    model = generator()
+
+    def rule(ids, logits):
+        penalized = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids[:, 1:], True)
+        return torch.where(penalized, torch.where(logits < 0, logits * 1.5, logits / 1.5), logits)
+
+    images = model.generate(prompts(), repetition_penalty=1.5, do_sample=False)
+    assert torch.equal(images, naive(model, prompts(), rule=rule))
+    assert not torch.equal(images, naive(model, prompts()))
+
+
 def test_encoder_repetition_penalty():
     """It divides the scores of the prompt's colours; the start token, which has none, is passed over."""
     model = generator()
@@ -253,7 +268,19 @@ def test_encoder_no_repeat_ngram_size():
     assert torch.equal(images, expected)
 
 
-@pytest.mark.parametrize("length", [1, PROMPT])
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param(
+            1,
+            marks=pytest.mark.skipif(
+                before_transformers("5.18"),
+                reason="transformers before 5.18 ignores a bias whose colour follows all the tokens so far",
+            ),
+        ),
+        PROMPT,
+    ],
+)
 def test_biases_that_name_the_start_token(length):
     """Forbidding the start token is idle; forbidding a colour behind it forbids it for the first pixel."""
     model = generator()
