@@ -6,12 +6,12 @@
     python benchmarks/sampling.py --parallel             # parallel against sequential: digits, iGPT-S
     python benchmarks/sampling.py --parallel --model digits --repeats 9
 
-The first form puts our sequential decoder, compiled, beside transformers in float32 with its dynamic cache. All draw
+The first form puts our sequential decoder beside transformers in float32 with its dynamic cache. All draw
 from the full distribution (temperature 1, top_k=0 where the default is 50); before anything is timed both draw the same
 likeliest pixels in float32. The roofline is the time it takes to read weights, keys and values once, at the
 best bandwidth measured in this run. Memory is that of a process of its own, beside weights, keys and values.
 
-The second form draws images one at a time with both decoders, the same seeds for both in a round, compiled and not.
+The second form draws images one at a time with both decoders, the same seeds for both in a round.
 Everything is measured by `imagegpt.benchmarking`, which `imagegpt bench` shows, too.
 """
 
@@ -19,11 +19,13 @@ import argparse
 import statistics
 import sys
 from dataclasses import asdict
+from typing import get_args
 
 import torch
 
 from _common import finish, parser, print_ratio
 from imagegpt.benchmarking import DECODERS, PRECISIONS, BenchOptions, BenchResult, Measurement, run_benchmark
+from imagegpt.sampling import BackendName
 
 
 def main() -> None:
@@ -37,6 +39,7 @@ def main() -> None:
     options.add_argument("--no-compare", action="store_true", help="leave transformers out")
     options.add_argument("--no-memory", action="store_true", help="do not measure memory")
     options.add_argument("--parallel", action="store_true", help="measure parallel against sequential decoding")
+    options.add_argument("--backend", default="auto", choices=["auto", *get_args(BackendName)], help="of our sampler")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = options.parse_args()
     torch.set_num_threads(options.threads)
@@ -54,6 +57,7 @@ def compare_libraries(options: argparse.Namespace) -> dict:
         num_pixels=options.pixels or _pixels_of(model),
         repeats=options.repeats,
         device=options.device,
+        backend=options.backend,
         compare=not options.no_compare,
         reference_precisions=["float32"],
         reference_pixels=options.reference_pixels,
@@ -79,19 +83,18 @@ def compare_libraries(options: argparse.Namespace) -> dict:
 def compare_decoders(options: argparse.Namespace) -> list[dict]:
     """Print and return how our parallel decoder does beside the sequential one."""
     return [
-        {"model": model, "compile": compiled, **asdict(_compare_decoders(options, model, compiled))}
+        {"model": model, **asdict(_compare_decoders(options, model))}
         for model in (options.model or "digits,small").split(",")
-        for compiled in (True, False)
     ]
 
 
-def _compare_decoders(options: argparse.Namespace, model: str, compiled: bool) -> BenchResult:
+def _compare_decoders(options: argparse.Namespace, model: str) -> BenchResult:
     asked = BenchOptions(
         model=model,
         batches=[options.batch],
         precisions=(options.precisions or "float32").split(","),
         decoders=DECODERS,
-        compile=compiled,
+        backend=options.backend,
         num_pixels=options.pixels or _pixels_of(model),
         repeats=options.repeats,
         device=options.device,
@@ -99,7 +102,7 @@ def _compare_decoders(options: argparse.Namespace, model: str, compiled: bool) -
         memory=False,
     )
     result = run_benchmark(asked, _tell)
-    print(f"{model}, {options.batch} image(s) of {result.num_pixels} pixels, {'' if compiled else 'not '}compiled")
+    print(f"{model}, {options.batch} image(s) of {result.num_pixels} pixels")
     print(f"  same pixels by both decoders in float32: {result.same_parallel_images}")
     for one in result.measurements:
         print(f"  {one.precision} {one.decoder:<10}  {_spread(one.seconds, 1e3)} ms a batch")

@@ -10,9 +10,9 @@ from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTFor
 from imagegpt.benchmarking import BenchOptions, contestants, memory, run, run_benchmark, timing
 from imagegpt.model import cost
 from imagegpt.model.cache_names import CACHE
-from imagegpt.sampling import Sampler, engine
-from imagegpt.sampling.cache import StaticCache
-from imagegpt.sampling.compilation import Compiler
+from imagegpt.sampling import Sampler
+from imagegpt.sampling.cpp_backend import CppStep
+from imagegpt.sampling.packed_linear import PackedLinear, stored_bytes
 
 CONFIG = {"vocab_size": 11, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
 
@@ -27,8 +27,8 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Memory is read a megabyte at a time, nothing is compiled or drawn over and over, what processes take is told
-    at once: who asked is kept.
+    """Memory is read a megabyte at a time, nothing is drawn over and over, what processes take is told at once: who
+    asked is kept.
     """
     asked = []
 
@@ -39,8 +39,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(timing.MemoryReader.__init__, "__defaults__", (1 << 20,))
     monkeypatch.setattr(run, "bytes_in_a_process", told)
     monkeypatch.setattr(run, "_LEAST_S", 0.0)
-    monkeypatch.setattr(Compiler, "runner", lambda *_: None)
-    monkeypatch.setattr(Compiler, "has_kernels", lambda *_: False)
     return asked
 
 
@@ -59,7 +57,7 @@ def test_the_numbers_fit_each_other(tiny, quick):
         assert len(one.seconds) == 3
         assert one.ms_per_pixel == pytest.approx(1e3 * statistics.median(one.seconds) / 6)
         assert one.images_per_s == pytest.approx(1e3 * one.batch / (16 * one.ms_per_pixel))
-        contestant = contestants.Contestant(who=one.who, precision=one.precision, compile=False)
+        contestant = contestants.Contestant(who=one.who, precision=one.precision)
         draw = contestant.make(tiny, "cpu")
         # The cache grows evenly: between pixels 0 and 5 it holds 2.5 on average.
         in_the_middle = [draw.step_bytes(one.batch, pixel) for pixel in (2, 3)]
@@ -122,7 +120,7 @@ def test_a_contestant_may_warm_up_in_another_way_and_measure_its_own_time():
 def test_both_draw_from_the_same_weights_and_all_colours():
     model = contestants.model_of(ImageGPTConfig(**CONFIG), torch.float32, "cpu")
     theirs = contestants.Contestant(who="transformers", precision="float32").make(model, "cpu")
-    contestant = contestants.Contestant(who="imagegpt", precision="float32", compile=False)
+    contestant = contestants.Contestant(who="imagegpt", precision="float32")
     ours = contestant.make(model, "cpu")
     assert contestants.same_greedy_pixels([ours, theirs], 16)
     other = contestant.make(ImageGPTForCausalImageModeling(ImageGPTConfig(**CONFIG)).eval(), "cpu")
@@ -132,14 +130,17 @@ def test_both_draw_from_the_same_weights_and_all_colours():
     assert torch.equal(ours(2, 5, first_seed=1)[0], ours(2, 5)[1])
 
 
-@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 2), ("int8", 2)])
-def test_what_must_be_held(precision, size):
-    config = ImageGPTConfig(**CONFIG)
-    draw = contestants.Contestant(who="imagegpt", precision=precision, compile=False).make(config, "cpu")
-    assert draw.cache_bytes(3, 5) == 3 * 64 * cost.cache_bytes_per_pixel(config, size)  # a bucket
-    projections = sum(weight.numel() for name, weight in draw.sampler.model.named_buffers() if name.endswith("weight"))
-    saved = {"float32": 0, "bfloat16": 2, "int8": 3}[precision] * projections
-    scales = sum(scale.nbytes for name, scale in draw.sampler.model.named_buffers() if name.endswith("scale"))
+@pytest.mark.parametrize(("precision", "backend", "size", "scale_bytes"), [
+    ("float32", "cpp", 4, 0), ("bfloat16", "cpp", 2, 0), ("int8", "cpp", 1, 4),
+    ("float32", "torch", 4, 0), ("bfloat16", "torch", 2, 0), ("int8", "torch", 2, 0),
+])  # fmt: skip
+def test_what_must_be_held(precision, backend, size, scale_bytes):
+    config = ImageGPTConfig(**{**CONFIG, "n_embd": 64})  # which fills the tiles of the C++ kernels
+    draw = contestants.Contestant(who="imagegpt", precision=precision, backend=backend).make(config, "cpu")
+    assert draw.cache_bytes(3, 5) == 3 * 5 * cost.cache_bytes_per_pixel(config, size, scale_bytes)
+    packed = [module for module in draw.sampler.model.modules() if isinstance(module, PackedLinear)]
+    saved = {"float32": 0, "bfloat16": 2, "int8": 3}[precision] * sum(one.weight.numel() for one in packed)
+    scales = sum(one.scale.nbytes for one in packed if one.scale is not None)
     assert draw.weight_bytes == cost.weight_bytes(config) - saved + scales
     if precision != "int8":
         theirs = contestants.Contestant(who="transformers", precision=precision).make(config, "cpu")
@@ -147,37 +148,36 @@ def test_what_must_be_held(precision, size):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_the_share_counts_the_bytes_that_are_there(precision, tmp_path, with_kernels, monkeypatch):
+def test_the_share_counts_the_bytes_that_are_there(precision, tmp_path, quick, monkeypatch):
     """Keys and values of int8 were counted with two bytes, where the cache stores 68 for 64 of them."""
     config = ImageGPTConfig(**{**CONFIG, "n_positions": 64, "n_embd": 32})
     ImageGPTForCausalImageModeling(config).save_pretrained(tmp_path)
-    caches, models = [], []
+    seen = []
+    step = CppStep.step
 
-    class Kept(StaticCache):
-        def __init__(self, model, num_images, *more):
-            super().__init__(model, num_images, *more)
-            if num_images == 3:
-                caches.append(self)
-                models.append(model)
+    def note(self, tokens, positions, rows, longest):
+        if len(rows) == 3:
+            seen.append((self, self.cache_bytes))
+        return step(self, tokens, positions, rows, longest)
 
-    monkeypatch.setattr(engine, "StaticCache", Kept)
-    monkeypatch.setattr(run, "_LEAST_S", 0.0)
-    monkeypatch.setattr(timing.MemoryReader.__init__, "__defaults__", (1 << 20,))
-    monkeypatch.setattr(Compiler, "runner", lambda *_: None)
+    monkeypatch.setattr(CppStep, "step", note)
+    draws = []
+    make = contestants.Contestant.make
+    monkeypatch.setattr(contestants.Contestant, "make", lambda *given: draws.append(make(*given)) or draws[-1])
     options = BenchOptions(
-        model=str(tmp_path), batches=[3], precisions=[precision], repeats=1, compare=False, memory=False
+        model=str(tmp_path), batches=[3], precisions=[precision], repeats=1, compare=False, memory=False, backend="cpp"
     )
     result = run_benchmark(options)
-    (one,) = result.measurements
-    cache, model = caches[-1], models[-1]
-    assert {tensor.dtype for tensor in cache.keys} == {getattr(torch, precision)}
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    weights -= model.transformer.wte.weight.nbytes + model.transformer.wpe.weight.nbytes
-    embeddings = 3 * 2 * 32 * 4  # of the pixel and of its place, in float32 always
-    read = weights + embeddings + cache.nbytes * statistics.mean(range(64)) / 64
+    (one,), model = result.measurements, draws[0].sampler.model
+    backend, cache_bytes = seen[-1]
+    assert str(backend._dtype) == f"torch.{precision}"
+    weights = stored_bytes(model)
+    read = weights - model.transformer.wte.weight.nbytes - model.transformer.wpe.weight.nbytes
+    read += 3 * 2 * 32 * 4  # embeddings of the pixel and of its place, in float32 always
+    read += cache_bytes * statistics.mean(range(64)) / 64
     assert one.floor_ms == pytest.approx(1e3 * read / result.read_bytes_per_s["best"])
     assert one.share == pytest.approx(one.floor_ms / one.ms_per_pixel)
-    assert one.held_bytes == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) + cache.nbytes
+    assert one.held_bytes == weights + cache_bytes
 
 
 def test_a_stretch_of_theirs_begins_behind_a_cache_that_is_full(monkeypatch):
@@ -246,7 +246,7 @@ def test_decoders_that_disagree_are_told_of(tiny, quick, monkeypatch):
     original = contestants.OurDraw.__call__
 
     def wrong(self, *arguments, **options):
-        return original(self, *arguments, **options) + (self.sampler.decoder == "parallel")
+        return original(self, *arguments, **options) + (self.sampler.plan.decoder == "parallel")
 
     monkeypatch.setattr(contestants.OurDraw, "__call__", wrong)
     options = BenchOptions(model=tiny, decoders=["sequential", "parallel"], num_pixels=4, repeats=1, compare=False)
@@ -322,6 +322,8 @@ def test_bad_options_are_refused(fields, message):
 def test_more_pixels_than_there_are_and_models_that_cannot_draw_are_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="num_pixels is 17: this model's images have 16 pixels"):
         run_benchmark(BenchOptions(model=tiny, num_pixels=17))
+    with pytest.raises(ValueError, match="backend is 'gpu': choose one of auto, cpp, torch, cuda"):
+        run_benchmark(BenchOptions(model=tiny, backend="gpu"))
     bert = ImageGPTForCausalImageModeling(ImageGPTConfig(**CONFIG, is_causal=False))
     bert.save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match="bidirectional"):
@@ -344,17 +346,9 @@ def test_a_process_tells_what_its_model_adds(tmp_path):
 
 
 def test_a_process_that_fails_is_told_of(tmp_path):
-    contestant = contestants.Contestant(who="imagegpt", precision="float32", compile=False)
+    contestant = contestants.Contestant(who="imagegpt", precision="float32")
     with pytest.raises(RuntimeError, match="there is no folder"):
         memory.bytes_in_a_process(contestant, str(tmp_path / "nothing"), "cpu", 1, 2)
-
-
-def test_a_process_that_compiled_is_asked_again(monkeypatch):
-    told = [{"bytes": 9000, "compiled": True}, {"bytes": 40, "compiled": False}]
-    monkeypatch.setattr(memory, "_told_by_a_process", lambda task: told.pop(0))
-    contestant = contestants.Contestant(who="imagegpt", precision="float32")
-    assert memory.bytes_in_a_process(contestant, "digits", "cpu", 1, 2) == 40
-    assert told == []
 
 
 def test_the_environment_names_versions_and_the_command(monkeypatch):

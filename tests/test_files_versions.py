@@ -60,7 +60,7 @@ def recipe(out):
 def bulk(out):
     out.mkdir()
     given = {"model": "m", "fingerprint": "f", "precision": "float32", "seed": 0, "file_format": "png", "num": 1}
-    write_settings(out, RunSettings(**given, rules=SamplingRules(), batch_size=1, compiled=False, version="1"))
+    write_settings(out, RunSettings(**given, rules=SamplingRules(), batch_size=1, backend="cpp", version="1"))
     return lambda: read_settings(out)
 
 

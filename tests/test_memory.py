@@ -13,7 +13,8 @@ from imagegpt.data.encoding import encode_images
 from imagegpt.data.palettes import fit_palette
 from imagegpt.figures import completion_grid, completion_grid_size, sample_grid, sample_grid_size
 from imagegpt.runs import Run
-from imagegpt.sampling import Sampler
+from imagegpt.sampling import Sampler, SamplingRules
+from imagegpt.sampling.packed_linear import stored_bytes
 from imagegpt.training.adapters import add_adapters
 from imagegpt.training.footprint import activation_bytes
 from imagegpt.training.objectives import autoregressive_loss
@@ -117,7 +118,7 @@ def test_images_that_nobody_could_keep_are_refused_before_their_seeds_are_made(p
 def test_a_batch_fits_or_is_refused_or_is_drawn_in_turns(pipe, with_memory):
     seeds = range(40)
     expected = pipe.sampler.generate(seeds=seeds)
-    image = pipe.sampler.bytes_per_image
+    image = pipe.sampler.plan.bytes_per_image
     with_memory(39 * image)
     message = rf"^drawing 40 images at once {IN_MEMORY}choose a smaller batch size, or set max_memory"
     with pytest.raises(ValueError, match=message):
@@ -125,18 +126,21 @@ def test_a_batch_fits_or_is_refused_or_is_drawn_in_turns(pipe, with_memory):
     with pytest.raises(ValueError, match=message):
         pipe.sample(64, batch_size=40)
     assert len(pipe.sample(64, batch_size=20)) == 64
-    in_turns = Sampler(pipe.model, max_memory=pipe.sampler._weight_bytes() + 10 * image)
+    in_turns = Sampler(pipe.model, max_memory=stored_bytes(pipe.model) + 10 * image)
+    assert in_turns.plan.batch_size == 10
     assert torch.equal(in_turns.generate(seeds=seeds), expected)
 
 
-def test_an_image_takes_the_bytes_that_are_made_for_it(pipe, monkeypatch):
-    made = []
-    room_for = Sampler._room_for
-    monkeypatch.setattr(Sampler, "_room_for", lambda self, *given: made.append(room_for(self, *given)) or made[-1])
-    pipe.sampler.generate(seeds=range(6))
-    ((decoder, batch, _),) = made
-    held = decoder.cache.nbytes + batch._noise.nbytes + batch.tokens[1:].nbytes
-    assert pipe.sampler.bytes_per_image == held / 6
+@pytest.mark.parametrize("prompt", [0, 5])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_an_image_takes_the_bytes_that_are_made_for_it(precision, prompt):
+    plan = Sampler(tiny_model(n_embd=64), precision=precision, backend="cpp").plan
+    session = plan.open(6)
+    for seed in range(6):
+        session.admit(torch.full((prompt,), seed), seed, SamplingRules())  # each with a prompt of its own
+    session.step()
+    held = session.backend.cache_bytes + session._noise.nbytes + session.tokens[:, 1:].nbytes
+    assert plan.bytes_per_image == held / 6
 
 
 # --- Palettes and encodings ---

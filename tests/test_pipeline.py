@@ -172,7 +172,8 @@ def test_saving_and_loading_changes_nothing(pipe, tmp_path):
     loaded = ImageGPTPipeline.from_pretrained(tmp_path / "folder", device="cpu")
     assert same(loaded.sample(4), pipe.sample(4))
     assert loaded.model.dtype == torch.float32
-    assert ImageGPTPipeline.from_pretrained(str(tmp_path / "folder"), dtype="bfloat16").sampler.precision == "bfloat16"
+    rounded = ImageGPTPipeline.from_pretrained(str(tmp_path / "folder"), dtype="bfloat16")
+    assert rounded.sampler.plan.precision == "bfloat16"
     rounded = ImageGPTPipeline.from_pretrained(tmp_path / "folder", precision="int8")
     with pytest.raises(ValueError, match=r"rounded to int8 for sampling.*load the pipeline without a precision"):
         rounded.save_pretrained(tmp_path / "other")
@@ -180,11 +181,11 @@ def test_saving_and_loading_changes_nothing(pipe, tmp_path):
 
 
 def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
-    assert pipe._default_batch_size() == 256
+    assert pipe.sampler.plan.batch_size == 256
     with torch.device("meta"):
         large = ImageGPTForCausalImageModeling(ImageGPTConfig.from_size("small"))
-    pipe.sampler.model = large
-    assert pipe._default_batch_size() == (1 << 30) // (100_663_296 + 1024 * 512 * 4) == 10  # with the noise
+    image = 100_663_296 + 1024 * (512 * 4 + 8)  # with the noise and the ids
+    assert Sampler(large).plan.batch_size == (1 << 30) // image == 10
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from imagegpt.runs import Run
 from imagegpt.runs.precision import with_precision
 from imagegpt.runs.rate_search import RateSearch
 from imagegpt.sampling import Sampler
-from imagegpt.sampling.projections import FrozenProjection
+from imagegpt.sampling.packed_linear import PackedLinear
+from imagegpt.sampling.weight_formats import choose_format
 from imagegpt.training import muon
 from imagegpt.training.parallelism import autocast
 from imagegpt.training.reading import find_recipe, known_recipes, parse_recipe, read_recipe
@@ -211,17 +212,19 @@ class TestSampling:
     def test_auto_is_the_devices(self, abilities, expected, processor):
         processor(**PLAIN | abilities)
         sampler = Sampler(tiny_model(), precision="auto")
-        assert sampler.precision == expected
-        assert {projection.precision for projection in frozen_of(sampler.model)} == {expected}
+        assert sampler.plan.precision == expected
+        packed = [module for module in sampler.model.modules() if isinstance(module, PackedLinear)]
+        assert {linear.format.name for linear in packed} == {expected}
 
     def test_the_default_is_exact_on_every_machine(self, able):
-        assert Sampler(tiny_model()).precision == "float32"
-        assert ImageGPTPipeline.from_pretrained("digits").sampler.precision == "float32"
-        assert Sampler(tiny_model(dtype=torch.bfloat16)).precision == "bfloat16"
+        assert Sampler(tiny_model()).plan.precision == "float32"
+        assert ImageGPTPipeline.from_pretrained("digits").sampler.plan.precision == "float32"
+        assert Sampler(tiny_model(dtype=torch.bfloat16)).plan.precision == "bfloat16"
 
     def test_int8_in_rows_is_multiplied_in_what_is_fast(self, processor, monkeypatch):
         """Without our kernels: a product of 1,024 rows took five times as long in bfloat16 that was emulated."""
-        projection = FrozenProjection(next(block.attn.c_attn for block in tiny_model().transformer.h), "int8")
+        projection = tiny_model().transformer.h[0].attn.c_attn
+        packed = PackedLinear(projection, choose_format("int8", CPU, torch.float32), "rows")
         dtypes = []
         linear = torch.nn.functional.linear
         monkeypatch.setattr(
@@ -229,9 +232,5 @@ class TestSampling:
         )
         for abilities in (PLAIN, PLAIN | {"amx_bf16": True}):
             processor(**abilities)
-            projection(torch.ones(5, projection.in_features))
+            packed(torch.ones(5, packed.in_features))
         assert dtypes == [torch.float32, torch.bfloat16]
-
-
-def frozen_of(model):
-    return [module for module in model.modules() if isinstance(module, FrozenProjection)]

@@ -257,6 +257,10 @@ DOORS = {
         {"seeds": ranges.SEED, "num_pixels": ranges.PIXELS},
         lambda made, seeds=0, **number: made["pipe"].sampler.generate(seeds=[seeds], **number),
     ),
+    Sampler.run: (
+        {"seeds": ranges.SEED, "num_pixels": ranges.PIXELS},
+        lambda made, seeds=0, **number: made["pipe"].sampler.run(seeds=[seeds], **number),
+    ),
     Sampler.stream: (
         {"seeds": ranges.SEED, "num_pixels": ranges.PIXELS, "row_length": ranges.PIXELS},
         lambda made, seeds=0, **number: list(made["pipe"].sampler.stream(seeds=[seeds], **number)),
@@ -342,8 +346,6 @@ BY_THE_MODEL = {(sample_grid, "num_shown"), (ImageGPTConfig, "pruned_heads")}
 # Sides of images, given one by one, as pairs or as a mapping; see the test of their own below.
 SIDES = {(ImageGPTImageProcessor.__init__, "size"), (ImageGPTImageProcessor.decode, "size")}
 OTHER_CHECKS = {
-    (Sampler.uncompiled_s, "num_images"),  # an estimate, of what was checked already
-    (Sampler.uncompiled_s, "num_pixels"),
     (ImageGPTImageProcessor.__init__, "resample"),  # one of Pillow's filters
     (ProcessingOptions, "resample"),
     (ImageGPTImageProcessor.__init__, "background"),  # three values from 0 to 255

@@ -15,8 +15,13 @@ WATCHED = [
     "imagegpt.palette_fitting",
     "imagegpt.images",
     "imagegpt.sampling.rules",
-    "imagegpt.sampling.cache",
-    "imagegpt.sampling.engine",
+    "imagegpt.sampling.backend",
+    "imagegpt.sampling.cpp_backend",
+    "imagegpt.sampling.drafting",
+    "imagegpt.sampling.parallel",
+    "imagegpt.sampling.sampler",
+    "imagegpt.sampling.session",
+    "imagegpt.sampling.torch_backend",
     "imagegpt.evaluation.likelihood",
     "imagegpt.evaluation.baselines",
     "imagegpt.training.objectives",
@@ -61,8 +66,12 @@ def test_the_signatures_hold():
 
         model = tiny_model()
         for rules in (SamplingRules(), SamplingRules(temperature=0.5, top_k=3, top_p=0.9, min_p=0.01)):
-            images = Sampler(model).generate(ids[:, :5], seeds=[1, 2**63 + 1], rules=rules)
-            Sampler(model).generate(None, seeds=[1, 2, 3], rules=rules)
+            for backend in ("cpp", "torch"):
+                for decoder in ("sequential", "parallel"):
+                    sampler = Sampler(model, backend=backend, decoder=decoder)
+                    images = sampler.generate(ids[:, :5], seeds=[1, 2**63 + 1], rules=rules)
+                    sampler.generate(None, seeds=[1, 2, 3], rules=rules)
+        assert len(list(sampler.stream(seeds=[1, 2]))) == 4
         pixel_nll(model, images)
         mean_nll(model, images)
         autoregressive_loss(model, images)

@@ -30,8 +30,12 @@ def check_format(content: Mapping[str, Any], version: int, *, what: str, remedy:
 
 
 def cache_folder() -> Path:
-    """Where files go that only save work: `$XDG_CACHE_HOME/imagegpt`, or `~/.cache/imagegpt`. It may not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "imagegpt"
+    """Where files go that only save work: `$XDG_CACHE_HOME/imagegpt`, or `~/.cache/imagegpt`. It may not exist.
+
+    As its specification asks, `XDG_CACHE_HOME` is ignored unless it is absolute.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (caches if caches.is_absolute() else Path("~/.cache").expanduser()) / "imagegpt"
 
 
 def atomic_write(path: Path, content: bytes, what: str) -> None:

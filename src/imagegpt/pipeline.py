@@ -26,12 +26,8 @@ from imagegpt.masks import pixels_of_mask, pixels_of_rows, pixels_of_share, read
 from imagegpt.memory import check_memory
 from imagegpt.pipeline_options import LoadOptions, Progress, RuleOptions, SamplerOptions, choose_device, choose_dtype
 from imagegpt.sampling import FillSchedule, Sampler, SamplingRules, fill, image_seed
-from imagegpt.sampling.projections import is_exact
+from imagegpt.sampling.packed_linear import is_exact
 
-# Batches are chosen so that keys and values take this much, or half of what is free on a GPU. Larger batches gain
-# little on a CPU, where 8 images already share each read of the weights.
-_CACHE_BYTES_ON_CPU = 1 << 30
-_LARGEST_BATCH = 256
 _BYTES_PER_PIXEL = 3 + 8  # of an image that is kept: its colours, and the ids of its prompt
 
 
@@ -43,7 +39,7 @@ class ImageGPTPipeline:
     Args:
         model: an `ImageGPTForCausalImageModeling`, of imagegpt or of transformers; it is copied, unless `in_place`.
         processor: with the palette and the image size the model was trained with; of either library.
-        **options: `precision`, `decoder`, `compile`, `max_memory` and `in_place`, see `imagegpt.sampling.Sampler`.
+        **options: `precision`, `decoder`, `backend`, `max_memory` and `in_place`, see `imagegpt.sampling.Sampler`.
             They are a causal model's; a bidirectional one takes `in_place` only.
     Raises: ValueError if the options are not the model's, or processor and model do not fit.
     """
@@ -61,7 +57,7 @@ class ImageGPTPipeline:
         if self._sampler is not None:
             self.model = self._sampler.model
             return
-        own = {"precision": None, "decoder": "sequential", "compile": True, "max_memory": None}
+        own = {"precision": None, "decoder": "sequential", "backend": "auto", "max_memory": None}
         given = [name for name, value in options.items() if name in own and value != own[name]]
         if given:
             raise ValueError(
@@ -121,8 +117,8 @@ class ImageGPTPipeline:
         """
         if self._sampler is not None and not is_exact(self.model):
             raise ValueError(
-                f"the weights were rounded to {self._sampler.precision} for sampling and are not the model's any more: "
-                "load the pipeline without a precision to save it"
+                f"the weights were rounded to {self._sampler.plan.precision} for sampling and are not the model's any "
+                "more: load the pipeline without a precision to save it"
             )
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(os.fspath(folder))
@@ -315,7 +311,7 @@ class ImageGPTPipeline:
         progress: Progress | None,
     ) -> list[Image.Image]:
         given = ranges.BATCH.check_if_given("batch_size", batch_size)
-        batch_size = self._default_batch_size() if given is None else given
+        batch_size = self.sampler.plan.batch_size if given is None else given
         drawn_before, per_image = 0, self.model.config.n_positions - prompts.shape[1]
         images: list[Image.Image] = []
         for batch in _batches(len(seeds), batch_size):
@@ -334,12 +330,6 @@ class ImageGPTPipeline:
             num_bytes,
             "ask for fewer, or write them to a folder (imagegpt sample --out FOLDER)",
         )
-
-    def _default_batch_size(self) -> int:
-        """Images whose keys and values fit the memory set aside for them; at least 1."""
-        device = self.model.device
-        room = _CACHE_BYTES_ON_CPU if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] // 2
-        return max(1, min(_LARGEST_BATCH, room // self.sampler.bytes_per_image))
 
 
 def _batches(num: int, batch_size: int) -> Iterator[range]:

@@ -1,12 +1,12 @@
 """What the pipeline may be given by keyword, and where and in which dtype a model is loaded."""
 
 from collections.abc import Callable
-from typing import Literal, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 
 from imagegpt.checkpoints.hub import HubOptions
-from imagegpt.sampling import DecoderName, PrecisionOption
+from imagegpt.sampling import BackendOption, DecoderName, PrecisionOption
 
 Progress = Callable[[int, int], None]
 
@@ -25,7 +25,7 @@ class SamplerOptions(TypedDict, total=False):
 
     precision: PrecisionOption | None
     decoder: DecoderName
-    compile: bool | Literal["always"]
+    backend: BackendOption
     max_memory: int | None
     in_place: bool
 

@@ -9,9 +9,9 @@ from imagegpt.bulk import sample_many
 def make_pipe():
     """A random model of 4 x 4 pixels and 16 grey levels."""
 
-    def make(palette=None, **overrides):
+    def make(palette=None, backend="auto", **overrides):
         processor = ImageGPTImageProcessor(palette or ColorPalette.grey(16), size=4)
-        return ImageGPTPipeline(tiny_model(**overrides), processor)
+        return ImageGPTPipeline(tiny_model(**overrides), processor, backend=backend)
 
     return make
 

@@ -16,7 +16,7 @@ SETTINGS = RunSettings(
     rules=SamplingRules(temperature=0.9, top_k=3, min_p=0.1),
     file_format="png",
     batch_size=4,
-    compiled=False,
+    backend="cpp",
     num=23_456,
     version="0.1.0",
 )
@@ -67,6 +67,7 @@ def test_other_names_are_no_shards(name):
         ({"rules": SamplingRules()}, ["temperature (0.9, not 1.0)", "top_k (3, not None)", "min_p (0.1, not None)"]),
         ({"num": 5}, ["num (23456, not 5: it may only grow)"]),
         ({"version": "0.2.0"}, ["version (0.1.0, not 0.2.0)"]),
+        ({"backend": "torch"}, ["backend (cpp, not torch)"]),
     ],
 )
 def test_differences_are_named_with_both_values(changes, told):
@@ -90,6 +91,7 @@ def damaged(**changes):
         damaged(seed="0"),
         damaged(num=0),
         damaged(batch_size=0),
+        damaged(backend=None),
         damaged(more=1),
     ],
 )

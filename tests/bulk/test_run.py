@@ -12,7 +12,7 @@ import torch
 import imagegpt
 from imagegpt import ColorPalette
 from imagegpt.bulk import Workers, count_images, run, sample_many
-from imagegpt.bulk.run import default_block, model_fingerprint, pays_to_compile
+from imagegpt.bulk.run import default_block, model_fingerprint
 from imagegpt.files import atomic_write
 from imagegpt.sampling import SamplingRules, image_seed
 
@@ -261,7 +261,7 @@ def test_other_models_are_refused(many, make_pipe, pipe):
             many(6, pipe=other)
         with pytest.raises(ValueError, match=r"another model \(tiny, not big\)"):
             many(6, pipe=other, name="big")
-    with pytest.raises(ValueError, match=r"with another precision \(float32, not float64\): give"):
+    with pytest.raises(ValueError, match=r"with another precision \(float32, not float64\) and another backend"):
         many(6, pipe=make_pipe(dtype=torch.float64))
 
 
@@ -355,21 +355,13 @@ def test_the_default_block_depends_on_the_model_alone(make_pipe):
     assert default_block(large) == 1
 
 
-def test_whether_a_run_is_compiled_is_settled_when_it_begins(make_pipe, tmp_path, monkeypatch):
-    pipe = make_pipe()
-    assert not pays_to_compile(pipe, 100, 128)
-    assert pays_to_compile(pipe, 10**8, 128)
-    pipe.sampler.compile = False
-    assert not pays_to_compile(pipe, 10**8, 128)
-    pipe.sampler.compile = True
-    drawn_with = []
-    generate = pipe.sampler.generate
-    monkeypatch.setattr(
-        pipe.sampler, "generate", lambda **how: drawn_with.append(pipe.sampler.compile) or generate(**how)
-    )
-    sample_many(pipe, 3, tmp_path / "run", batch_size=2)
-    pipe.sampler.compile = "always"
-    sample_many(pipe, 5, tmp_path / "run", batch_size=2)
-    assert drawn_with == [False] * 4
-    assert pipe.sampler.compile == "always"
-    assert '"compiled": false' in (tmp_path / "run" / "run.json").read_text()
+def test_a_run_keeps_its_backend(make_pipe, tmp_path):
+    """Others round otherwise: a run that went on with another was not the one it would have been."""
+    sample_many(make_pipe(backend="cpp"), 3, tmp_path / "run", batch_size=2)
+    assert '"backend": "cpp"' in (tmp_path / "run" / "run.json").read_text()
+    other = make_pipe(backend="torch")
+    with pytest.raises(ValueError, match=r"was made with another backend \(cpp, not torch\): give the same"):
+        sample_many(other, 5, tmp_path / "run", batch_size=2)
+    assert sample_many(make_pipe(backend="cpp"), 5, tmp_path / "run", batch_size=2) == 2
+    assert sample_many(other, 5, tmp_path / "run", batch_size=2, force=True) == 5
+    assert '"backend": "torch"' in (tmp_path / "run" / "run.json").read_text()

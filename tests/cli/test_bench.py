@@ -6,7 +6,6 @@ import pytest
 
 from imagegpt.benchmarking import run as running
 from imagegpt.benchmarking import timing
-from imagegpt.sampling.compilation import Compiler
 
 QUICK = ("--pixels", 2, "--repeats", 1)
 
@@ -16,7 +15,6 @@ def _quick(monkeypatch):
     monkeypatch.setattr(timing.MemoryReader.__init__, "__defaults__", (1 << 20,))
     monkeypatch.setattr(running, "bytes_in_a_process", lambda *_: 12_300_000)
     monkeypatch.setattr(running, "_LEAST_S", 0.0)
-    monkeypatch.setattr(Compiler, "runner", lambda *_: None)
 
 
 def test_a_table_and_a_line_of_json(run, workplace):

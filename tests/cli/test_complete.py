@@ -8,6 +8,7 @@ from PIL import Image
 
 from imagegpt import ImageGPTPipeline
 from imagegpt.sampling import Sampler
+from imagegpt.sampling.packed_linear import stored_bytes
 
 MODEL = ("--model", "./tiny")
 
@@ -57,13 +58,15 @@ def test_options_reach_the_pipeline(run, workplace, monkeypatch):
         "--decoder",
         "parallel",
         "--max-memory",
-        1,
+        1e-4,
     ]
     status, *_ = run("complete", "cat.png", *MODEL, *options)
     assert status == 0
     assert callable(seen.pop("progress"))
-    sampler = seen.pop("sampler")
-    assert (sampler.precision, sampler.decoder, sampler.max_memory) == ("bfloat16", "parallel", 10**9)
+    plan = seen.pop("sampler").plan
+    assert (plan.precision, plan.decoder) == ("bfloat16", "parallel")
+    weights = stored_bytes(plan.model) + 4 * plan.model.config.num_colors**2  # and the table of drafts
+    assert plan.batch_size == (10**5 - weights) // plan.bytes_per_image > 1
     pipe = ImageGPTPipeline.from_pretrained(workplace / "tiny")
     assert seen.pop("kept").tolist() == pipe.encode("cat.png")[:, :4].tolist()
     assert seen == {

@@ -9,30 +9,22 @@ import pytest
 import torch
 
 
-@pytest.fixture(params=["x86-64", "x86-64-v3", "x86-64-v4"])
-def run_for_processor(request, tmp_path):
-    """Runs chosen tests of a file with kernels for another processor: vectors of 4, 8 and 16 numbers."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("these are x86 processors")
-    level = request.param
-    if level == "x86-64-v3" and not torch.cpu._is_avx2_supported():
-        pytest.skip("this processor has no AVX2")
-    if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
-        pytest.skip("this processor has no AVX-512")
+@pytest.fixture
+def run_with_flags(tmp_path):
+    """Runs chosen tests of a file, in a process of its own, with kernels compiled with more flags."""
 
-    def run(file, chosen, lines=""):
-        (tmp_path / "choose_processor.py").write_text(
+    def run(file, chosen, flags, *, lines="", **environment):
+        (tmp_path / "choose_flags.py").write_text(
             "import torch\n"
             "def pytest_configure():\n"
             "    from imagegpt.kernels import building\n"
-            f"    building._FLAGS += ('-march={level}',)\n"
+            f"    building._FLAGS += {flags!r}\n"
             f"{lines}"
         )
-        options = ["-q", "-x", "-p", "choose_processor", "-p", "no:cacheprovider"]
-        options += ["-k", f"({chosen}) and not processors"]
+        options = ["-q", "-x", "-p", "choose_flags", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "inner")]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, file],
-            env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""},
+            [sys.executable, "-m", "pytest", *options, "-k", f"({chosen}) and not processors", file],
+            env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": "", **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -42,3 +34,16 @@ def run_for_processor(request, tmp_path):
         return done.stdout
 
     return run
+
+
+@pytest.fixture(params=["x86-64", "x86-64-v3", "x86-64-v4"])
+def run_for_processor(request, run_with_flags):
+    """Runs chosen tests of a file with kernels for another processor: vectors of 4, 8 and 16 numbers."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("these are x86 processors")
+    level = request.param
+    if level == "x86-64-v3" and not torch.cpu._is_avx2_supported():
+        pytest.skip("this processor has no AVX2")
+    if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
+        pytest.skip("this processor has no AVX-512")
+    return lambda file, chosen, lines="": run_with_flags(file, chosen, (f"-march={level}",), lines=lines)

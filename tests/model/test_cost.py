@@ -11,7 +11,7 @@ from imagegpt import (
     ImageGPTModel,
 )
 from imagegpt.model import cost
-from imagegpt.sampling.cache import StaticCache
+from imagegpt.sampling.plan import ExecutionPlan
 
 CONFIGS = {
     "plain": {},
@@ -90,10 +90,16 @@ def test_a_pixel_leaves_these_bytes_in_the_cache(overrides):
 
 
 @pytest.mark.parametrize("overrides", [{}, CONFIGS["pruned"]], ids=["plain", "pruned"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-def test_a_pixel_takes_these_bytes_of_the_samplers_cache(overrides, dtype):
-    """Four bytes of scale stand behind each vector of int8."""
-    model = ImageGPTForCausalImageModeling(config(**overrides, n_positions=64))
-    scale_bytes = 4 if dtype == torch.int8 else 0
-    held = StaticCache(model, 3, dtype).nbytes
-    assert held == 3 * 64 * cost.cache_bytes_per_pixel(model.config, dtype.itemsize, scale_bytes)
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_pixel_takes_these_bytes_of_the_samplers_cache(overrides, precision, backend):
+    """In C++ four bytes of scale stand behind each vector of int8; in torch's operations it is stored as bfloat16."""
+    model = ImageGPTForCausalImageModeling(config(**overrides, n_positions=64, n_embd=64))
+    plan = ExecutionPlan.choose(model, precision=precision, backend=backend)
+    opened = plan.open_backend(3, 64)
+    for row in range(3):
+        opened.admit(row, torch.zeros(0, dtype=torch.int64))
+    itemsize = {"float32": 4, "bfloat16": 2, "int8": 1 if backend == "cpp" else 2}[precision]
+    scale_bytes = 4 if itemsize == 1 else 0
+    assert plan.cache_bytes_per_pixel == cost.cache_bytes_per_pixel(model.config, itemsize, scale_bytes)
+    assert opened.cache_bytes == 3 * 64 * plan.cache_bytes_per_pixel

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.kernels import building, training
+from imagegpt.kernels import training
 from imagegpt.model import kernel_attention
 
 
@@ -66,8 +66,8 @@ def test_without_a_compiler_it_is_torchs(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no compiler\nhere")
 
-    monkeypatch.setattr(building, "load", fail)
-    monkeypatch.setattr(building, "is_loaded", lambda _: False)
+    monkeypatch.setattr(training, "load", fail)
+    monkeypatch.setattr(training, "is_loaded", lambda: False)
     kernel_attention.has_kernels.cache_clear()
     model = small_model()
     with pytest.warns(UserWarning, match="attention is torch's, and slower: no compiler here"):
@@ -78,13 +78,16 @@ def test_without_a_compiler_it_is_torchs(monkeypatch):
 
 def test_kernels_are_compiled_when_they_are_first_wanted(monkeypatch):
     seen = []
-    monkeypatch.setattr(building, "load", lambda *given, **how: seen.append((*given, how)) or False)
+    load = training.load
+    monkeypatch.setattr(training, "load", lambda: seen.append(1) or load())
     kernel_attention.has_kernels.cache_clear()
     model = small_model()
     logits(model, "sdpa")
     assert not seen
     logits(model, "kernels")
-    assert seen == [("training", building.default_folder(), {"build": True})]
+    logits(model, "kernels")
+    assert seen == [1]
+    assert training.is_loaded()
     kernel_attention.has_kernels.cache_clear()
 
 

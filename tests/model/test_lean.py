@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.kernels import building
+from imagegpt.kernels import training as kernels
 from imagegpt.model import lean
 from imagegpt.model.layers import ImageGPTLayerNorm, Projection, QuickGELU
 
@@ -18,7 +18,7 @@ def _kernels(request, monkeypatch):
     """With our kernels, and as if there were none."""
     if request.param:
         request.getfixturevalue("with_training_kernels")
-    monkeypatch.setattr(building, "is_loaded", lambda _: request.param)
+    monkeypatch.setattr(kernels, "is_loaded", lambda: request.param)
     monkeypatch.setitem(globals(), "BACKEND", "kernels" if request.param else "sdpa")
 
 

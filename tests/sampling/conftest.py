@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.kernels.building import default_folder
 
 
 @pytest.fixture
@@ -27,17 +26,3 @@ def build_model():
 @pytest.fixture
 def tiny_model(build_model):
     return build_model()
-
-
-@pytest.fixture
-def shared_graphs(shared_caches, monkeypatch):
-    """Where the graphs are that tests share."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_caches))
-    return default_folder()
-
-
-@pytest.fixture
-def own_graphs(tmp_path, monkeypatch):
-    """Where no graph is yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return default_folder()

@@ -1,12 +1,15 @@
 """What sampling is compared with: the whole model, for every pixel, one image at a time; models and samplers for it."""
 
+import contextlib
+
+import pytest
 import torch
 
 from helpers import randomize
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.sampling import Sampler, SamplingRules, image_seed
+from imagegpt.sampling import SamplingRules, image_seed, parallel
+from imagegpt.sampling.draft_length import DraftLength
 from imagegpt.sampling.rules import draw, gumbel_noise, seed_tensor
-from imagegpt.sampling.run_length import RunLength
 
 NUM_PIXELS = 200  # four lengths of the cache, the last of them no whole bucket
 
@@ -67,19 +70,8 @@ def naive(model, prompts, seeds, rules, num_pixels=None):
     return torch.stack(images)
 
 
-class OneForAll(dict):
-    """In place of a sampler's run lengths: the same one for every batch, not told how long passes took."""
-
-    def __init__(self, run_length):
-        super().__init__()
-        self._run_length = run_length
-
-    def setdefault(self, key, default=None):
-        return self._run_length
-
-
-class Runs(RunLength):
-    """Runs of these lengths in turn, whatever the clock says."""
+class Lengths(DraftLength):
+    """Drafts of these lengths in turn, whatever the clock says."""
 
     def __init__(self, *lengths):
         super().__init__(NUM_PIXELS)
@@ -89,11 +81,13 @@ class Runs(RunLength):
         self._turns.append(self._turns.pop(0))
         return self._turns[-1]
 
-    def observe(self, *measured):
+    def observe(self, length, accepted, seconds):
         pass
 
 
-def compiled(model, decoder="sequential", **options):
-    sampler = Sampler(model, compile="always", decoder=decoder, **options)
-    sampler._run_lengths = OneForAll(Runs(5, 16, 1))
-    return sampler
+@contextlib.contextmanager
+def drafts_of(*lengths):
+    """Parallel decoding feeds so many positions in turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "DraftLength", lambda num_pixels: Lengths(*(min(n, num_pixels) for n in lengths)))
+        yield

@@ -9,10 +9,9 @@ from scipy.stats import chi2
 from helpers import randomize, tiny_config
 from imagegpt import ImageGPTForCausalImageModeling
 from imagegpt.sampling import Sampler, SamplingRules
-from imagegpt.sampling import batch as module
+from imagegpt.sampling import session as module
 from imagegpt.sampling.rules import filter_logits, gumbel_noise
-from imagegpt.sampling.run_length import RunLength
-from naive import OneForAll
+from naive import drafts_of
 
 NUM_COLORS, NUM_PIXELS, NUM_SAMPLES = 3, 4, 20_000
 IMAGES = torch.tensor(list(itertools.product(range(NUM_COLORS), repeat=NUM_PIXELS)))  # all 81
@@ -55,20 +54,8 @@ def p_value(images, probabilities):
 
 
 def drawn(model, rules, decoder):
-    sampler = Sampler(model, decoder=decoder, compile=False)
-    if decoder == "parallel":
-        sampler._run_lengths = OneForAll(Threes(NUM_PIXELS))
-    return sampler.generate(seeds=range(NUM_SAMPLES), rules=rules)
-
-
-class Threes(RunLength):
-    """Runs of three pixels, whatever the clock says."""
-
-    def choose(self):
-        return 3
-
-    def observe(self, *measured):
-        pass
+    with drafts_of(3):
+        return Sampler(model, decoder=decoder).generate(seeds=range(NUM_SAMPLES), rules=rules)
 
 
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])

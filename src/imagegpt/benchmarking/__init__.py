@@ -7,7 +7,7 @@ yardstick is the time it takes to read these bytes once, as fast as this machine
 
 A small model (below some ten megabytes) stays in the processor's caches; then the share says little.
 
-- Time (`timing`): for each batch size every contestant first draws to warm up, which is when ours compiles; then they
+- Time (`timing`): for each batch size every contestant first draws to warm up, then they
   take turns, the reading of memory among them, so that a drift of the machine's speed falls on all alike. Small images
   are drawn again and again in a turn.
 - Memory (`memory`): a process's peak never falls and counts all its models, so each contestant draws once more in a

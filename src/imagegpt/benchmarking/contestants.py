@@ -19,8 +19,9 @@ from imagegpt.model.cache_names import CACHE
 from imagegpt.model.layers import ImageGPTLayerNorm
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules
-from imagegpt.sampling.cache import BUCKET
-from imagegpt.sampling.parallel import ParallelStatistics
+from imagegpt.sampling.packed_linear import stored_bytes
+from imagegpt.sampling.plan import BackendOption
+from imagegpt.sampling.session import Statistics
 
 Source = str | ImageGPTConfig | ImageGPTForCausalImageModeling
 
@@ -47,7 +48,7 @@ class Draw(Protocol):
 
     def step_bytes(self, batch: int, position: int) -> int:
         """What must be read to draw a pixel of each image: all weights but the embeddings once, and for each image two
-        rows of these and what the `position` pixels before left in the cache. It is known when something was drawn.
+        rows of these and what the `position` pixels before left in the cache.
         """
         ...
 
@@ -64,13 +65,13 @@ class Contestant:
         who: "imagegpt" is our sampler, "transformers" its ImageGPT's `generate`.
         precision: of the weights.
         decoder: of our sampler; transformers has but one.
-        compile: whether our sampler compiles, whatever that takes.
+        backend: of our sampler.
     """
 
     who: Literal["imagegpt", "transformers"]
     precision: str
     decoder: DecoderName = "sequential"
-    compile: bool = True
+    backend: BackendOption = "auto"
 
     def __str__(self) -> str:
         return f"{self.who} {self.precision}{' parallel' if self.decoder == 'parallel' else ''}"
@@ -97,11 +98,11 @@ class OurDraw:
             model_of(source, torch.float32, device),
             precision=cast(Precision, contestant.precision),
             decoder=contestant.decoder,
-            compile="always" if contestant.compile else False,
+            backend=contestant.backend,
             in_place=not isinstance(source, ImageGPTForCausalImageModeling),
         )
-        model = self.sampler.model
-        self.weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        self.weight_bytes = stored_bytes(self.sampler.model)
+        self.statistics = Statistics()  # of the latest images
 
     def __call__(
         self, batch: int, num_pixels: int, *, first_seed: int = 0, greedy: bool = False
@@ -109,21 +110,17 @@ class OurDraw:
         """See `Draw`."""
         seeds = range(first_seed, first_seed + batch)
         rules = SamplingRules(temperature=0.0 if greedy else 1.0)
-        return self.sampler.generate(None, seeds=seeds, rules=rules, num_pixels=num_pixels)
+        ids, self.statistics = self.sampler.run(None, seeds=seeds, rules=rules, num_pixels=num_pixels)
+        return ids
 
     def cache_bytes(self, batch: int, num_pixels: int) -> int:
-        """See `Draw`; there is room for whole buckets."""
-        return batch * -(-num_pixels // BUCKET) * BUCKET * self.sampler.cache_bytes_per_pixel
+        """See `Draw`."""
+        return batch * num_pixels * self.sampler.plan.cache_bytes_per_pixel
 
     def step_bytes(self, batch: int, position: int) -> int:
         """See `Draw`."""
-        cached = position * self.sampler.cache_bytes_per_pixel
+        cached = position * self.sampler.plan.cache_bytes_per_pixel
         return _step_bytes(self.sampler.model, self.weight_bytes, batch, cached)
-
-    @property
-    def statistics(self) -> ParallelStatistics:
-        """Of the latest images, if the decoder is parallel."""
-        return self.sampler.statistics
 
 
 class TheirDraw:

@@ -2,8 +2,7 @@
 
 Told is what the contestant adds to a process that has drawn with a tiny model already: weights, keys and values, and
 everything in between. On Linux that is resident memory, and what loading takes for a moment is left out (where the
-system allows the peak to begin anew); on a GPU it is what torch allocates. Elsewhere nothing is told. Compiling would
-take far more than drawing; what was compiled is on disk then, and another process draws with it.
+system allows the peak to begin anew); on a GPU it is what torch allocates. Elsewhere nothing is told.
 
 Memory is greatest at the end of an image, so transformers, which is slow, draws only the last pixels, with keys and
 values put where those before them would be.
@@ -22,7 +21,6 @@ import torch
 
 from imagegpt.benchmarking.contestants import Contestant, TheirDraw
 from imagegpt.config import ImageGPTConfig
-from imagegpt.kernels.building import default_folder
 
 _LAST_PIXELS = 4
 
@@ -40,8 +38,7 @@ def bytes_in_a_process(contestant: Contestant, model: str, device: str, batch: i
     """
     task = {**dataclasses.asdict(contestant), "model": model, "device": device}
     task |= {"batch": batch, "num_pixels": num_pixels, "threads": torch.get_num_threads()}
-    told = _told_by_a_process(task)
-    return (_told_by_a_process(task) if told["compiled"] else told)["bytes"]
+    return _told_by_a_process(task)["bytes"]
 
 
 def _told_by_a_process(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,9 +52,9 @@ def _told_by_a_process(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def added_bytes(task: Mapping[str, Any]) -> dict[str, Any]:
-    """What `bytes_in_a_process` tells, in the process itself, for its task; and whether anything was compiled."""
+    """What `bytes_in_a_process` tells, in the process itself, for its task."""
     torch.set_num_threads(task["threads"])
-    device, graphs = task["device"], _num_graphs()
+    device = task["device"]
     contestant = Contestant(**{field.name: task[field.name] for field in dataclasses.fields(Contestant)})
     tiny = ImageGPTConfig(vocab_size=11, n_positions=4, n_embd=16, n_layer=1, n_head=2)
     contestant.make(tiny, device)(1, 4)  # what is loaded or allocated at first use is not the model's
@@ -71,11 +68,7 @@ def added_bytes(task: Mapping[str, Any]) -> dict[str, Any]:
         draw(task["batch"], task["num_pixels"])
     peak = in_use(device, peak=True)
     added = None if peak is None or before is None else max(0, peak - before)
-    return {"bytes": added, "compiled": _num_graphs() > graphs}
-
-
-def _num_graphs() -> int:
-    return sum(1 for _ in default_folder().glob("*.pt2"))
+    return {"bytes": added}
 
 
 def in_use(device: str, *, peak: bool = False) -> int | None:

@@ -25,7 +25,8 @@ from imagegpt.benchmarking.contestants import (
 from imagegpt.benchmarking.memory import bytes_in_a_process
 from imagegpt.config import ImageGPTConfig
 from imagegpt.sampling import DecoderName
-from imagegpt.sampling.parallel import ParallelStatistics
+from imagegpt.sampling.plan import BackendOption
+from imagegpt.sampling.session import Statistics
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 DECODERS = ("sequential", "parallel")
@@ -50,7 +51,7 @@ class BenchOptions:
         batches: images drawn at once.
         precisions: of `PRECISIONS`.
         decoders: of `DECODERS`; each precision is measured with each of them.
-        compile: whether our sampler compiles, before anything is timed.
+        backend: of our sampler.
         num_pixels: drawn of each image; None is all, or a power of two of them when that would take over two minutes.
         repeats: timed rounds.
         device: where.
@@ -68,7 +69,7 @@ class BenchOptions:
     batches: Sequence[int] = (1,)
     precisions: Sequence[str] = ("float32",)
     decoders: Sequence[str] = ("sequential",)
-    compile: bool = True
+    backend: BackendOption = "auto"
     num_pixels: int | None = None
     repeats: int = 3
     device: str = "cpu"
@@ -192,7 +193,7 @@ def run_benchmark(options: BenchOptions, report: Report | None = None) -> BenchR
 
 def _our_contestants(options: BenchOptions) -> list[Contestant]:
     return [
-        Contestant(who="imagegpt", precision=precision, decoder=cast(DecoderName, decoder), compile=options.compile)
+        Contestant(who="imagegpt", precision=precision, decoder=cast(DecoderName, decoder), backend=options.backend)
         for precision in options.precisions
         for decoder in options.decoders
     ]
@@ -214,7 +215,7 @@ class _Run:
     ) -> None:
         self.options, self.config, self.draws, self.report = options, config, draws, report
         self.num_pixels = options.num_pixels or config.n_positions
-        self.statistics: dict[tuple[Contestant, int], ParallelStatistics] = {}
+        self.statistics: dict[tuple[Contestant, int], Statistics] = {}
         num_tries = 0 if options.num_pixels else len(draws)
         num_timed = (options.repeats + 1) * (len(draws) + 1)  # the reading of memory among them
         num_processes = len(draws) if options.memory else 0
@@ -252,7 +253,7 @@ class _Run:
         if not any(isinstance(draw, TheirDraw) for draw in drawn):
             return None
         if not any(isinstance(draw, OurDraw) for draw in drawn):
-            plain = Contestant(who="imagegpt", precision="float32", compile=False)
+            plain = Contestant(who="imagegpt", precision="float32")
             drawn.append(plain.make(self.options.model, self.options.device))
         return same_greedy_pixels(drawn, min(2 * _NUM_TRIED_PIXELS, self.config.n_positions))
 
@@ -287,7 +288,7 @@ class _Run:
         few = min(_NUM_TRIED_PIXELS, self.num_pixels)
         for contestant, draw in self.draws.items():
             runs[str(contestant)] = self._run(contestant, draw, batch)
-            if contestant.who == "transformers":  # which compiles nothing, and is slow
+            if contestant.who == "transformers":  # which is slow, and has nothing to build
                 warm_ups[str(contestant)] = lambda draw=draw: draw(batch, few)
         return timing.measure(runs, self.options.repeats, lambda what: self._start(what, batch), warm_ups)
 
@@ -296,7 +297,7 @@ class _Run:
         if isinstance(draw, TheirDraw) and self.options.reference_pixels is not None:
             length = self.options.reference_pixels
             return lambda: by_stretches(draw, batch, self.num_pixels, length)
-        seen = self.statistics[contestant, batch] = ParallelStatistics()
+        self.statistics[contestant, batch] = Statistics()
         seeds = itertools.count(step=_SEEDS_A_RUN)  # the same for all contestants in a round
 
         def run() -> timing.Seconds:
@@ -306,7 +307,7 @@ class _Run:
                 elapsed += timing.seconds_of(lambda seed=seed: draw(batch, self.num_pixels, first_seed=seed))
                 num_drawn += 1
                 if isinstance(draw, OurDraw) and first_seed:  # not while warming up
-                    _add(seen, draw.statistics)
+                    self.statistics[contestant, batch] += draw.statistics
             return timing.Seconds(elapsed / num_drawn)
 
         return run
@@ -351,10 +352,3 @@ def by_stretches(draw: TheirDraw, batch: int, num_pixels: int, length: int) -> t
     step_s = [draw.step_s(batch, start, length) for start in starts]
     middles = [start + (length + 1) / 2 for start in starts]
     return timing.Seconds(np.interp(np.arange(num_pixels), middles, step_s).sum())
-
-
-def _add(total: ParallelStatistics, more: ParallelStatistics) -> None:
-    total.num_pixels += more.num_pixels
-    total.num_passes += more.num_passes
-    for length, count in more.lengths.items():
-        total.lengths[length] = total.lengths.get(length, 0) + count

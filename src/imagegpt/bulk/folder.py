@@ -18,9 +18,10 @@ from imagegpt.bulk.workers import Workers
 from imagegpt.files import FORMAT_KEY, atomic_write, check_format
 from imagegpt.sampling import SamplingRules
 
-RUN_FORMAT = 1  # of run.json
+RUN_FORMAT = 2  # of run.json
 FILE_FORMATS = ("png", "npz", "arrow")
 MANIFEST = "run.json"
+_KIND = "images drawn by imagegpt"
 
 _PNGS_A_FOLDER = 10**4
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
@@ -38,7 +39,7 @@ class RunSettings:
         rules: how pixels are drawn.
         file_format: one of `FILE_FORMATS`.
         batch_size: images a block.
-        compiled: whether steps are compiled.
+        backend: what computed the steps: others may round otherwise.
         num: images in all; the one setting that may grow.
         version: of this package.
     """
@@ -50,13 +51,13 @@ class RunSettings:
     rules: SamplingRules
     file_format: str
     batch_size: int
-    compiled: bool
+    backend: str
     num: int
     version: str
 
     def to_json(self) -> str:
         """The text of `run.json`."""
-        fields = {"kind": "images drawn by imagegpt", FORMAT_KEY: RUN_FORMAT, **dataclasses.asdict(self)}
+        fields = {"kind": _KIND, FORMAT_KEY: RUN_FORMAT, **dataclasses.asdict(self)}
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
@@ -65,10 +66,8 @@ class RunSettings:
 
         Raises: ValueError or TypeError if it did not.
         """
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.pop("kind", None) != "images drawn by imagegpt":
-            raise ValueError("it is of another kind")
-        fields.pop(FORMAT_KEY, None)
+        fields = _fields_of(text)
+        fields = {name: value for name, value in fields.items() if name not in ("kind", FORMAT_KEY)}
         settings = cls(**{**fields, "rules": SamplingRules(**fields["rules"])})
         for field in dataclasses.fields(cls):
             if not isinstance(getattr(settings, field.name), field.type):  # pyright: ignore[reportArgumentType]
@@ -126,17 +125,31 @@ def read_settings(folder: Path) -> RunSettings | None:
 
     Raises: ValueError if there is a `run.json` that is not ours, or of another version.
     """
+    path = folder / MANIFEST
+    damaged = f"{path} was not written by imagegpt or is damaged: choose another folder"
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        settings = RunSettings.from_json(text)
+        text = path.read_text(encoding="utf-8")
+        fields = _fields_of(text)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise ValueError(damaged) from error
+    check_format(fields, RUN_FORMAT, what=str(path), remedy="choose another folder")
+    try:
+        return RunSettings.from_json(text)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder / MANIFEST} was not written by imagegpt or is damaged: choose another folder"
-        ) from error
-    check_format(json.loads(text), RUN_FORMAT, what=str(folder / MANIFEST), remedy="choose another folder")
-    return settings
+        raise ValueError(damaged) from error
+
+
+def _fields_of(text: str) -> dict[str, Any]:
+    """What `run.json` says, of whatever version.
+
+    Raises: ValueError if it is of another kind.
+    """
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or fields.get("kind") != _KIND:
+        raise ValueError("it is of another kind")
+    return fields
 
 
 def check_folder(folder: Path) -> RunSettings | None:

@@ -33,7 +33,6 @@ Progress = Callable[[float, int], None]
 # The default size of a block. Unlike the pipeline's it may not depend on the memory that happens to be free: it is part
 # of what makes a run repeatable. `digits` on two cores draws 80, 130 and 120 images/s in blocks of 64, 128 and 256.
 _CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
-_WORTH_COMPILING_S = 60.0
 _LARGEST_BLOCK = 128
 
 
@@ -84,11 +83,7 @@ def sample_many(
         else:
             settings = _agreed(folder, wanted, block_is_given, force, workers.wait_s)
         places.remove_temporaries(folder, settings, workers)
-        compiling = pipe.sampler.compile
-        try:
-            return _Run(pipe, folder, settings, workers, progress).draw()
-        finally:
-            pipe.sampler.compile = compiling
+        return _Run(pipe, folder, settings, workers, progress).draw()
 
 
 def _wanted(
@@ -108,12 +103,12 @@ def _wanted(
     return RunSettings(
         model=f"ImageGPT {fingerprint[:12]}" if name is None else name,
         fingerprint=fingerprint,
-        precision=pipe.sampler.precision,
+        precision=pipe.sampler.plan.precision,
         seed=seed,
         rules=rules,
         file_format=file_format,
         batch_size=block,
-        compiled=pays_to_compile(pipe, num, block),
+        backend=pipe.sampler.plan.backend,
         num=num,
         version=imagegpt.__version__,
     )
@@ -133,17 +128,7 @@ def model_fingerprint(pipe: ImageGPTPipeline) -> str:
 def default_block(pipe: ImageGPTPipeline) -> int:
     """Images a block, by the size of their keys and values: the same on all machines with the same kind of device."""
     room = _CACHE_BYTES.get(pipe.model.device.type, _CACHE_BYTES["cuda"])
-    return max(1, min(_LARGEST_BLOCK, room // pipe.sampler.bytes_per_image))
-
-
-def pays_to_compile(pipe: ImageGPTPipeline, num: int, block: int) -> bool:
-    """Whether a run is long enough for the sampler to compile. It is settled once, for compiled steps may round other
-    than uncompiled ones and a run that goes on must go on alike.
-    """
-    if pipe.sampler.compile is False:
-        return False
-    seconds = pipe.sampler.uncompiled_s(block, pipe.model.config.n_positions) * -(-num // block)
-    return pipe.sampler.compile == "always" or seconds > _WORTH_COMPILING_S
+    return max(1, min(_LARGEST_BLOCK, room // pipe.sampler.plan.bytes_per_image))
 
 
 @contextlib.contextmanager
@@ -196,7 +181,6 @@ def _reconciled(there: RunSettings, now: RunSettings, block_is_given: bool) -> t
         now,
         model=there.model if there.fingerprint == now.fingerprint else now.model,
         batch_size=now.batch_size if block_is_given else there.batch_size,
-        compiled=there.compiled,
     )
     differences = places.differences(there, going_on)
     return (now if differences else going_on), differences
@@ -257,7 +241,6 @@ class _Run:
 
         seeds = [image_seed(self.settings.seed, index) for index in range(first, first + size)]
         told = tell if self._tells else None
-        self.pipe.sampler.compile = "always" if self.settings.compiled else False
         return self.pipe.sampler.generate(seeds=seeds, rules=self.settings.rules, on_progress=told).cpu().numpy()
 
     def _write(self, files: list[tuple[Path, range]], ids: Int64[np.ndarray, "n t"], first: int) -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from imagegpt import ranges
+from imagegpt.cli.building_ahead import build_ahead
 
 if TYPE_CHECKING:
     from imagegpt.pipeline import ImageGPTPipeline
@@ -115,6 +116,7 @@ class Loading:
     def pipeline(self, *, speaks: bool = True) -> "ImageGPTPipeline":
         """Load the model, and say so, and which precision "auto" was, if this process is the one that speaks."""
         with working(f"loading {self.model}"):
+            build_ahead(self.model, self.precision, self.device)
             from imagegpt.pipeline import ImageGPTPipeline
 
             quiet_libraries()

@@ -1,105 +1,158 @@
-"""Compiling the kernels, once, and loading them."""
+"""Compiling C++ libraries with the machine's own compiler, once, and finding them again.
 
-import contextlib
+A library is kept in the user's cache folder beside the SHA-256 of its contents. What was damaged is compiled again;
+what somebody else could have written is never loaded.
+"""
+
 import hashlib
 import os
 import platform
 import secrets
+import shutil
+import stat
 import subprocess
-import threading
-from collections.abc import Callable
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
+from filelock import FileLock
 
-from imagegpt.kernels import decoding, training
-from imagegpt.kernels.machine import machine
+from imagegpt.files import cache_folder
+from imagegpt.kernels.machine import processor
 
-Library = Literal["decoding", "training"]
-
-_FOLDER = Path(__file__).with_name("cpp")
+_SOURCES = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=gnu++17", "-ffp-contract=fast", "-shared", "-fPIC")
 _TIMEOUT_S = 300
-_REGISTER: dict[Library, Callable[[], None]] = {"decoding": decoding.register, "training": training.register}
-
-_lock = threading.Lock()
-_loaded: set[Library] = set()
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def default_folder() -> Path:
-    """Where what was compiled is kept: the user's cache folder, by torch's version."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "imagegpt" / f"compiled-torch-{torch.__version__}"
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A shared library that is compiled from one C++ file.
+
+    Args:
+        name: of the file in the folder cpp, without its ending.
+        defines: numbers that the preprocessor is given.
+        uses_torch: whether it is compiled against the installed torch, and so depends on its version.
+    """
+
+    name: str
+    defines: tuple[tuple[str, int], ...] = ()
+    uses_torch: bool = False
 
 
-def is_loaded(library: Library) -> bool:
-    """Whether the kernels of a library can be called."""
-    return library in _loaded
-
-
-def load(library: Library, folder: Path, *, build: bool) -> bool:
-    """See that the kernels of a library can be called, in this process from now on.
+def find_or_build(library: Library, folder: Path | None = None) -> Path:
+    """A library's file, compiled if it is not there yet, which takes some seconds.
 
     Args:
         library: which.
-        folder: where they are kept.
-        build: compile them if they are not there.
-    Returns: whether they can.
-    Raises: OSError or RuntimeError if they were to be compiled and cannot be.
+        folder: where it is kept; None is the folder kernels in `files.cache_folder()`.
+    Raises: OSError or RuntimeError if it cannot be compiled; PermissionError if others may write there.
     """
-    with _lock:
-        if library in _loaded:
-            return True
-        path = folder / f"{library}-{_key()}.so"
-        if not os.path.isfile(path):  # noqa: PTH113 - it is silent where we may not look
-            if not build:
-                return False
+    folder = cache_folder() / "kernels" if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"{library.name}-{_key(library)}.so"
+    _check_owner(folder)
+    if _is_whole(path):
+        return path
+    with FileLock(path.with_suffix(".lock")):  # of several processes one compiles, the others wait
+        if not _is_whole(path):
             _build(library, path)
-        try:
-            torch.ops.load_library(path)
-        except OSError:
-            with contextlib.suppress(OSError):  # damaged; in a folder that we may only read, it stays
-                path.unlink()
-            if not build:
-                return False
-            _build(library, path)
-            torch.ops.load_library(path)
-        _REGISTER[library]()
-        _loaded.add(library)
-        return True
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there as it was written."""
+    try:
+        _check_owner(path)
+        return _checksum_file(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def _check_owner(path: Path) -> None:
+    """See that nobody but this user and root may have written here, as ssh does for its keys."""
+    if not hasattr(os, "getuid"):
+        return
+    found = path.stat()
+    if found.st_uid not in (0, os.getuid()) or found.st_mode & _OTHERS_MAY_WRITE:
+        raise PermissionError(
+            f"{path} belongs to somebody else or may be written by others, so that what it holds is not run: "
+            "make it yours (chmod go-w), or set XDG_CACHE_HOME to another folder"
+        )
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
 
 
 def _build(library: Library, path: Path) -> None:
-    """Compile kernels into a file, which is there whole or not at all."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch.utils.cpp_extension import include_paths, library_paths
-
-    compiler = get_cpp_compiler()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile into a file, which is there whole or not at all; its checksum comes last."""
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp.so")
-    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
-    places = [*(f"-I{folder}" for folder in include_paths()), *(f"-L{folder}" for folder in library_paths())]
-    source = _FOLDER / f"{library}.cpp"
-    command = [compiler, native, *_FLAGS, "-fopenmp", *places, str(source), "-o", str(temporary)]
+    command = [*_command(library), "-o", str(temporary)]
     try:
-        done = subprocess.run(
-            [*command, "-ltorch", "-ltorch_cpu", "-lc10"],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
-            raise RuntimeError(f"{compiler} cannot compile the kernels ({lines[0]})")
+            raise RuntimeError(f"{command[0]} cannot compile the kernels ({lines[0] or f'status {done.returncode}'})")
+        temporary.chmod(0o700)
+        checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        _sync(temporary)
         temporary.replace(path)
+        temporary.write_text(checksum)
+        _sync(temporary)
+        temporary.replace(_checksum_file(path))
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{command[0]} did not compile the kernels within {_TIMEOUT_S} s") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _key() -> str:
-    """What the compiled kernels depend on."""
-    sources = [path.read_bytes() for path in sorted(_FOLDER.iterdir())]
-    facts = [machine().encode(), repr(_FLAGS).encode(), *sources]
-    return hashlib.sha256(b"\n".join(facts)).hexdigest()[:24]
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk, so that its name never stands for half of it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _command(library: Library) -> list[str]:
+    """What compiles a library, but for where to."""
+    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
+    defines = [f"-D{name}={value}" for name, value in library.defines]
+    command = [_compiler(), native, *_FLAGS, *_openmp_flags(), *defines, str(_SOURCES / f"{library.name}.cpp")]
+    if not library.uses_torch:
+        return command
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    places = [*(f"-I{folder}" for folder in include_paths()), *(f"-L{folder}" for folder in library_paths())]
+    return [*command, *places, "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def _compiler() -> str:
+    """The C++ compiler of this machine.
+
+    Raises: RuntimeError if there is none.
+    """
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        if found := shutil.which(name):
+            return found
+    raise RuntimeError("there is no C++ compiler: install one, g++ for example, or set CXX to it")
+
+
+def _openmp_flags() -> list[str]:
+    if sys.platform != "darwin":
+        return ["-fopenmp"]
+    import torch
+
+    place = Path(torch.__file__).parent / "lib"  # Apple's clang has no OpenMP library, torch brings one
+    return ["-Xpreprocessor", "-fopenmp", f"-L{place}", "-lomp", f"-Wl,-rpath,{place}"]
+
+
+def _key(library: Library) -> str:
+    """What a compiled library depends on."""
+    facts = [processor(), repr(library), repr(_FLAGS), os.environ.get("CXX", "")]
+    if library.uses_torch:
+        import torch
+
+        facts.append(torch.__version__)
+    sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir())]
+    return hashlib.sha256(b"\n".join([*(fact.encode() for fact in facts), *sources])).hexdigest()[:24]

@@ -1,14 +1,20 @@
-"""Attention of all positions at once, with a gradient, and norm and activation. `building.load` must have been called.
+"""Attention of all positions at once, with a gradient, and norm and activation; `load` must have been called.
 
 Axes: B images, H heads, N queries, S keys, D head width, C channels.
 """
 
+import threading
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from imagegpt.kernels.building import Library, find_or_build
+
+_LIBRARY = Library(name="training", uses_torch=True)
+_lock = threading.Lock()
+_loaded: list[bool] = []  # one entry once torch knows the operators, which is for good
 _WIDTH_IS_MULTIPLE_OF = 16
 
 
@@ -80,7 +86,24 @@ def quick_gelu_backward(grad: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"
     return torch.ops.imagegpt.quick_gelu_backward(grad.contiguous(), x)
 
 
-def register() -> None:
+def is_loaded() -> bool:
+    """Whether the kernels can be called."""
+    return bool(_loaded)
+
+
+def load() -> None:
+    """See that the kernels can be called, in this process from now on; they are compiled if need be.
+
+    Raises: OSError or RuntimeError if they cannot be compiled or loaded.
+    """
+    with _lock:
+        if not _loaded:
+            torch.ops.load_library(find_or_build(_LIBRARY))
+            _register()
+            _loaded.append(True)
+
+
+def _register() -> None:
     """Tell torch the shapes and the gradient of `attention`."""
 
     @torch.library.register_fake("imagegpt::attention")

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from imagegpt.kernels import building, training
+from imagegpt.kernels import training
 from imagegpt.model import lean
 
 NAME = "kernels"
@@ -24,10 +24,11 @@ NAME = "kernels"
 def has_kernels() -> bool:
     """Whether they can be called; they are compiled if need be, and if that fails it is said why, once."""
     try:
-        return building.load("training", building.default_folder(), build=True)
+        training.load()
     except Exception as error:  # noqa: BLE001 - no compiler, no disk: all the same here
         warnings.warn(f"attention is torch's, and slower: {' '.join(str(error).split())}", stacklevel=2)
         return False
+    return True
 
 
 def use_kernels(model: nn.Module, backend: str | None) -> None:
@@ -60,7 +61,7 @@ def kernel_attention_forward(
 
 def _is_ready(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
-        return building.is_loaded("training")
+        return training.is_loaded()
     return lean.are_plain(*tensors) and has_kernels()
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn import functional
 
-from imagegpt.kernels import building
 from imagegpt.kernels import training as kernels
 from imagegpt.model import tracing
 
@@ -140,7 +139,7 @@ def are_plain(*tensors: Tensor) -> bool:
 
 def _can_call_kernels(*tensors: Tensor) -> bool:
     """Whether kernels without a gradient will do."""
-    return building.is_loaded("training") and not torch.is_grad_enabled() and are_plain(*tensors)
+    return kernels.is_loaded() and not torch.is_grad_enabled() and are_plain(*tensors)
 
 
 # What these keep are their inputs alone, so that a gradient can be differentiated again.

@@ -1,18 +1,25 @@
-"""Drawing images: the rules by which a pixel is drawn, and the engine that draws them."""
+"""Sampling: the rules by which a pixel is drawn, and what computes it."""
 
-from imagegpt.sampling.engine import DecoderName, FinishedRow, Sampler
 from imagegpt.sampling.filling import FillSchedule, fill
-from imagegpt.sampling.projections import Precision, PrecisionOption
+from imagegpt.sampling.plan import BackendName, BackendOption, ExecutionPlan
 from imagegpt.sampling.rules import SamplingRules, image_seed
+from imagegpt.sampling.sampler import DecoderName, FinishedRow, Generation, Sampler
+from imagegpt.sampling.session import Session
+from imagegpt.sampling.weight_formats import Precision, PrecisionOption
 
 __all__ = [
+    "BackendName",
+    "BackendOption",
     "DecoderName",
+    "ExecutionPlan",
     "FillSchedule",
     "FinishedRow",
+    "Generation",
     "Precision",
     "PrecisionOption",
     "Sampler",
     "SamplingRules",
+    "Session",
     "fill",
     "image_seed",
 ]

@@ -62,16 +62,6 @@ def check_room(num_images: int, bytes_per_image: int, device: torch.device) -> N
         check_memory(f"drawing {num_images:,} images at once", num_images * bytes_per_image, advice)
 
 
-def num_shared_prompts(prompts: Sequence[Int64[Tensor, " p"]]) -> int:
-    """How many prompts there are, if images lie as G x R: R > 1 in a row continue each prompt; otherwise 0."""
-    # One pixel is not worth sharing, and a graph made for one position would not take more.
-    if not prompts or len(prompts[0]) < 2 or any(len(prompt) != len(prompts[0]) for prompt in prompts):
-        return 0
-    changes = [index for index in range(1, len(prompts)) if not torch.equal(prompts[index - 1], prompts[index])]
-    run = changes[0] if changes else len(prompts)
-    return len(prompts) // run if run > 1 and [*changes, len(prompts)] == list(range(run, len(prompts) + 1, run)) else 0
-
-
 def _checked_prompt(prompt: Int64[Tensor, "*b p"], num_pixels: int, config: ImageGPTConfig) -> Int64[Tensor, "*b p"]:
     if prompt.dtype not in _WHOLE_NUMBERS:
         raise ValueError(f"prompts are {prompt.dtype}: give colour ids as whole numbers, int64 for example")

@@ -67,6 +67,10 @@ class SamplingRules:
         """Whether the likeliest colour is always taken, so that no noise is needed."""
         return self.temperature == 0 or self.top_k == 1
 
+    def allowed(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """The logits, -inf where a colour may not be drawn; not edited. A rule of your own overrides this."""
+        return logits if self.is_greedy else filter_logits(logits, self)
+
     def __str__(self) -> str:
         limits = {"top-k": self.top_k, "top-p": self.top_p, "min-p": self.min_p}
         shown = [f"temperature {self.temperature:g}"]
@@ -124,9 +128,9 @@ def score(
     """
     if rules.is_greedy or noise is None:
         assert rules.is_greedy, "sampling needs noise"
-        return logits
+        return rules.allowed(logits)
     # The noise times the temperature, not the logits divided by it: no temperature is too small for that.
-    return filter_logits(logits, rules) + rules.temperature * noise
+    return rules.allowed(logits) + rules.temperature * noise
 
 
 def gumbel_noise(seeds: Int64[Tensor, " b"], pixels: Int64[Tensor, " p"], num_colors: int) -> Float32[Tensor, "b p v"]:

@@ -69,12 +69,6 @@ inline void check_multiple(int64_t width, int64_t of, const char* name) {
     refuse(name, std::to_string(width) + " wide: it takes multiples of " + std::to_string(of));
 }
 
-void check_lengths(const int64_t* lengths, int64_t count, int64_t room) {
-  for (int64_t i = 0; i < count; i++)
-    if (lengths[i] < 1 || lengths[i] > room)
-      refuse("was given the length " + std::to_string(lengths[i]) + ": it takes 1 to " + std::to_string(room));
-}
-
 // Heads (B, H, positions, D): of one type, the last axis without gaps, and pairs of bfloat16 where a word begins.
 void check_heads(const Tensor& x, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
   check_type(x, name, {type});

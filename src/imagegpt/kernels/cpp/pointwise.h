@@ -94,12 +94,6 @@ std::tuple<Tensor, Tensor> norm_backward(const Tensor& grad, const Tensor& x, co
   return {for_x, for_weight};
 }
 
-// 1 / (1 + e^-x), and 0 where `exponential` ends: times numbers below -1e30 its last value would be something.
-inline Floats sigmoid(Floats x) {
-  const Floats power = exponential(x < 0 ? x : -x);
-  return (x < -87.0f ? Floats{} : x < 0 ? power : all(1)) / (power + 1);
-}
-
 // `function` of all numbers, LANES at a time, from one or two tensors of one type without gaps into a new one.
 template <class T, class Function>
 void for_all(const T* x, const T* y, T* out, int64_t count, Function function) {
@@ -114,8 +108,6 @@ void for_all(const T* x, const T* y, T* out, int64_t count, Function function) {
   std::memcpy(out + whole, last[2], (count - whole) * sizeof(T));
 }
 
-constexpr float SIGMOID_FACTOR = 1.702f;
-
 // x sigmoid(1.702 x)
 Tensor quick_gelu(const Tensor& x) {
   check_like(x, "x", x, x.scalar_type());
@@ -124,7 +116,7 @@ Tensor quick_gelu(const Tensor& x) {
     typedef decltype(number) T;
     const T* from = static_cast<const T*>(x.const_data_ptr());
     for_all(from, from, static_cast<T*>(out.mutable_data_ptr()), x.numel(),
-            [](Floats x, Floats) { return x * sigmoid(x * SIGMOID_FACTOR); });
+            [](Floats x, Floats) { return activated(x); });
   });
   return out;
 }
@@ -137,7 +129,7 @@ Tensor quick_gelu_backward(const Tensor& grad, const Tensor& x) {
     typedef decltype(number) T;
     for_all(static_cast<const T*>(grad.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),
             static_cast<T*>(out.mutable_data_ptr()), x.numel(), [](Floats grad, Floats x) {
-              const Floats scaled = x * SIGMOID_FACTOR, share = sigmoid(scaled);
+              const Floats scaled = x * QUICK_GELU_FACTOR, share = sigmoid(scaled);
 // Infinite from 2e38 on, and infinity times 0 is no number.
               const Floats finite = scaled > 1e30f ? all(1e30f) : scaled < -1e30f ? all(-1e30f) : scaled;
               return grad * share * (finite * (1 - share) + 1);

@@ -69,6 +69,12 @@ inline Floats load(const int8_t* from) {
 #endif
 }
 
+// To the nearest, of two equally near ones to the even one, as torch rounds.
+inline BFloat16 rounded_to_bfloat16(float x) {
+  const uint32_t bits = bits_as<uint32_t>(x);
+  return {static_cast<uint16_t>(x != x ? 0x7FC0u : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
 inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
 
 inline Floats all(float value) { return Floats{} + value; }
@@ -121,5 +127,15 @@ inline Floats exponential(Floats x) {
   const Ints power = bits_as<Ints>(shifted) - bits_as<int32_t>(round);
   return series * bits_as<Floats>((power + 127) << 23);
 }
+
+constexpr float QUICK_GELU_FACTOR = 1.702f;
+
+// 1 / (1 + e^-x), and 0 where `exponential` ends: times numbers below -1e30 its last value would be something.
+inline Floats sigmoid(Floats x) {
+  const Floats power = exponential(x < 0 ? x : -x);
+  return (x < -87.0f ? Floats{} : x < 0 ? power : all(1)) / (power + 1);
+}
+
+inline Floats activated(Floats x) { return x * sigmoid(x * QUICK_GELU_FACTOR); }
 
 }  // namespace

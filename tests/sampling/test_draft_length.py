@@ -1,42 +1,42 @@
-"""The run length is chosen by the clock, and settles soon."""
+"""The length of drafts is chosen by the clock, and settles soon."""
 
 import random
 
 import pytest
 
-from imagegpt.sampling.run_length import RunLength
+from imagegpt.sampling.draft_length import DraftLength
 
 
 def simulate(speed_of, num_passes, most=1024):
     """Lengths chosen when a pass of length n takes and accepts what `speed_of(n)` says."""
-    run_length, chosen = RunLength(most), []
+    draft_length, chosen = DraftLength(most), []
     for _ in range(num_passes):
-        length = run_length.choose()
-        run_length.observe(length, *speed_of(length))
+        length = draft_length.choose()
+        draft_length.observe(length, *speed_of(length))
         chosen.append(length)
-    return run_length, chosen
+    return draft_length, chosen
 
 
-def test_the_run_length_becomes_long_when_long_runs_cost_nothing():
-    run_length, chosen = simulate(lambda n: (n**0.5, 1.0), 400)
-    assert run_length.best == 64
+def test_the_draft_length_becomes_long_when_long_runs_cost_nothing():
+    draft_length, chosen = simulate(lambda n: (n**0.5, 1.0), 400)
+    assert draft_length.best == 64
     assert chosen[:50].count(64) >= 8
     assert chosen[100:].count(64) >= 270
 
 
-def test_the_run_length_becomes_one_when_no_guess_is_right_and_little_time_is_lost():
-    run_length, chosen = simulate(lambda n: (1.0, 1.0 + n / 16), 1024)
-    assert run_length.best == 1
+def test_the_draft_length_becomes_one_when_no_draft_is_right_and_little_time_is_lost():
+    draft_length, chosen = simulate(lambda n: (1.0, 1.0 + n / 16), 1024)
+    assert draft_length.best == 1
     lost = sum(1 + n / 16 for n in chosen) / (1024 * (1 + 1 / 16)) - 1
     assert lost < 0.05
 
 
-def test_the_run_length_follows_when_things_change():
-    run_length, _ = simulate(lambda n: (1.0, 1.0 + n / 16), 200)
+def test_the_draft_length_follows_when_things_change():
+    draft_length, _ = simulate(lambda n: (1.0, 1.0 + n / 16), 200)
     for _ in range(2000):
-        length = run_length.choose()
-        run_length.observe(length, n_accepted(length), 1.0)
-    assert run_length.best >= 16
+        length = draft_length.choose()
+        draft_length.observe(length, n_accepted(length), 1.0)
+    assert draft_length.best >= 16
 
 
 def n_accepted(length):
@@ -58,15 +58,15 @@ def test_what_is_right_by_chance_does_not_mislead(seed):
     assert sum(n in (8, 16, 32) for n in chosen) > 0.9 * len(chosen)
 
 
-def test_passes_that_live_on_the_guesses_of_another_length_do_not_count():
-    """A short run looks good behind a long one, which has refined its guesses, and the first pass may compile."""
-    run_length, chosen = RunLength(1024), []
+def test_passes_that_live_on_the_drafts_of_another_length_do_not_count():
+    """A short run looks good behind a long one, which has refined its drafts, and the first pass may compile."""
+    draft_length, chosen = DraftLength(1024), []
     for _ in range(600):
-        length = run_length.choose()
+        length = draft_length.choose()
         fresh = chosen[-2:] != [length] * 2
-        run_length.observe(length, length if fresh and length < 16 else length**0.5, 100.0 if not chosen else 1.0)
+        draft_length.observe(length, length if fresh and length < 16 else length**0.5, 100.0 if not chosen else 1.0)
         chosen.append(length)
-    assert run_length.best == 64
+    assert draft_length.best == 64
 
 
 def test_lengths_stay_within_the_image():

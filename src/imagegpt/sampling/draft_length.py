@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 _LENGTHS = (1, 4, 8, 16, 32, 64)
 _FIRST_LENGTH = 16
-_TRIAL = 8  # passes of a length in a row: guesses get as good as runs of that length make them
-_SETTLING = 2  # of these, which live on guesses that runs of another length made, or compile, and are not counted
+_TRIAL = 8  # passes of a length in a row: drafts get as good as runs of that length make them
+_SETTLING = 2  # of these, which live on drafts that runs of another length made, and are not counted
 _FIRST_PATIENCE, _LAST_PATIENCE = 16, 256  # passes between trials of neighbouring lengths, which double
 _MEMORY, _TRIAL_MEMORY = 0.97, 0.7  # what a pass counts after one more, and after another trial of its length
 _SURE = 2.0  # standard errors by which a length has to be faster
@@ -60,11 +60,11 @@ class _Speed:
         return bool(self.passes) and self.pixels_per_second - other.pixels_per_second > _SURE * error
 
 
-class RunLength:
+class DraftLength:
     """Chooses how many pixels to feed in a pass, by the clock: the length that gives most pixels a second.
 
     It climbs: a length is used until one of its neighbours, which are tried from time to time, has proved to be faster.
-    How many guesses are right differs much from pass to pass, so proof needs passes, more of them the nearer the two.
+    How many drafts are right differs much from pass to pass, so proof needs passes, more of them the nearer the two.
     The images do not depend on it.
 
     Args:

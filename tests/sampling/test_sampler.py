@@ -5,9 +5,8 @@ import torch
 
 from imagegpt import ImageGPTForImageClassification, ImageGPTPipeline
 from imagegpt.checkpoints.registry import bundled_models
-from imagegpt.sampling import Sampler, SamplingRules
-from imagegpt.sampling.cache import StaticCache
-from imagegpt.sampling.prompts import num_shared_prompts
+from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules
+from imagegpt.sampling.cpp_backend import CppStep
 from naive import RULES, naive, seeds_of
 
 
@@ -21,7 +20,7 @@ def test_cached_sampling_equals_the_naive_loop(build_model, rules, num_given):
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_backends_draw_the_same_images(tiny_model, backend):
+def test_attention_backends_draw_the_same_images(tiny_model, backend):
     expected = Sampler(tiny_model).generate(seeds=seeds_of(4))
     tiny_model.set_attn_implementation(backend)
     assert torch.equal(Sampler(tiny_model).generate(seeds=seeds_of(4)), expected)
@@ -84,6 +83,7 @@ def test_a_model_in_bfloat16_is_sampled_with_weights_in_bfloat16_and_sums_in_flo
     model = build_model().to(torch.bfloat16)
     sampler = Sampler(model)
     assert sampler.model.transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    assert sampler.plan.precision == "bfloat16"
     images = sampler.generate(seeds=seeds_of(3))
     assert images.dtype == torch.int64
     assert model.dtype == torch.bfloat16
@@ -119,54 +119,17 @@ def test_prompts_of_different_lengths_in_one_batch(tiny_model):
 
 
 def test_equal_prompts_are_read_once(tiny_model, monkeypatch):
-    sampler, fed = Sampler(tiny_model), []
-    transformer = sampler.model.transformer
-    read = transformer.forward
-    monkeypatch.setattr(transformer, "forward", lambda ids, **how: fed.append(ids.tolist()) or read(ids, **how))
-    prompts = torch.tensor([[5, 1, 2], [0, 0, 9], [5, 1, 2], [5, 1, 3]])  # the last pixel is fed when drawing begins
-    sampler.generate(prompts, seeds=seeds_of(4))
-    assert fed == [[[10, 0, 0], [10, 5, 1]]]
+    read, asked = CppStep._read, []
 
+    def reading(self, tokens, first, cache):
+        asked.append((first, tokens.tolist()))
+        read(self, tokens, first, cache)
 
-@pytest.mark.parametrize("decoder", ["sequential", "parallel"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("num_prompts", "images_of"), [(1, 2), (1, 5), (2, 3), (5, 2)])
-def test_images_that_continue_one_prompt_share_its_keys_and_values(
-    build_model, num_prompts, images_of, precision, decoder, monkeypatch
-):
-    model, caches = build_model(n_positions=150, vocab_size=5), []
-    monkeypatch.setattr(
-        "imagegpt.sampling.engine.StaticCache", lambda *how: caches.append(StaticCache(*how)) or caches[-1]
-    )
-    prompts = torch.randint(0, 4, (num_prompts, 80))
-    sampler, seeds = Sampler(model, precision=precision, decoder=decoder), seeds_of(num_prompts * images_of)
-    images = sampler.generate(prompts.repeat_interleave(images_of, dim=0), seeds=seeds)
-    (cache,) = caches
-    assert cache.shared[0][0].shape[:3] == (num_prompts, 2, 80)
-    assert cache.keys[0].shape[:3] == (num_prompts * images_of, 2, 128)  # the other 70, in whole buckets
-    alone = [sampler.generate(prompts[i // images_of].unsqueeze(0), seeds=seeds[i : i + 1]) for i in range(len(seeds))]
-    assert not any(cache.shared for cache in caches[1:])
-    same = (images == torch.cat(alone)).float().mean()
-    assert same == 1 if precision == "float32" else same > 0.9
-
-
-@pytest.mark.parametrize(
-    ("prompts", "expected"),
-    [
-        ([], 0),
-        ([[]], 0),
-        ([[1, 2]], 0),
-        ([[1, 2], [1, 2]], 1),
-        ([[1, 2], [1, 2], [3, 2], [3, 2]], 2),
-        ([[1, 2], [1, 2], [3, 2]], 0),
-        ([[1, 2], [3, 2], [1, 2]], 0),
-        ([[3, 2], [1, 2], [1, 2]], 0),
-        ([[1, 2], [1, 2], [1, 2], [3, 2]], 0),
-        ([[1, 2], [1, 2], [1]], 0),
-    ],
-)
-def test_which_prompts_are_shared(prompts, expected):
-    assert num_shared_prompts([torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]) == expected
+    monkeypatch.setattr(CppStep, "_read", reading)
+    prompts = torch.tensor([[5, 1, 2, 7, 3], [0, 0, 9, 1, 1], [5, 1, 2, 7, 3], [5, 1, 2, 3, 4]])
+    Sampler(tiny_model).generate(prompts, seeds=seeds_of(4))
+    assert [tokens for first, tokens in asked if first == 0] == [[10, 5, 1, 2], [10, 0, 0, 9]]
+    assert [tokens for first, tokens in asked if first == 4] == [[7], [1], [7], [3]], "what is left of a prompt"
 
 
 def test_stream_gives_the_rows_of_the_images(tiny_model):
@@ -207,9 +170,9 @@ def test_max_memory_splits_batches_and_changes_nothing(build_model, decoder, mon
     image = 2 * 2 * 64 * 32 * 4 + 64 * 10 * 4 + 64 * 8  # keys and values of two blocks, noise, ids
     table = 4 * 10 * 10 if decoder == "parallel" else 0  # of the influence of colours
     sampler = Sampler(model, max_memory=weights + table + 2 * image + 100, decoder=decoder)
-    sizes = []
+    sizes, opened = [], ExecutionPlan.open
     monkeypatch.setattr(
-        "imagegpt.sampling.engine.StaticCache", lambda m, n, *rest: sizes.append(n) or StaticCache(m, n, *rest)
+        ExecutionPlan, "open", lambda plan, size, *rest: sizes.append(size) or opened(plan, size, *rest)
     )
     assert torch.equal(sampler.generate(seeds=seeds_of(5)), expected)
     assert sizes == [2, 2, 1]
@@ -219,24 +182,63 @@ def test_max_memory_splits_batches_and_changes_nothing(build_model, decoder, mon
         Sampler(model, max_memory=1000)
 
 
-def test_running_out_of_memory_splits_the_batch_and_changes_nothing(tiny_model, monkeypatch):
-    expected, sizes = Sampler(tiny_model).generate(seeds=seeds_of(7)), []
+@pytest.fixture
+def small_machine(monkeypatch):
+    """Room for two images; gives the sizes asked for."""
+    sizes, opened = [], ExecutionPlan.open
 
-    def small_machine(model, num_images, *rest):
-        sizes.append(num_images)
-        if num_images > 2:
+    def open_some(plan, capacity, *rest):
+        sizes.append(capacity)
+        if capacity > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return StaticCache(model, num_images, *rest)
+        return opened(plan, capacity, *rest)
 
-    monkeypatch.setattr("imagegpt.sampling.engine.StaticCache", small_machine)
+    monkeypatch.setattr(ExecutionPlan, "open", open_some)
+    return sizes
+
+
+def test_running_out_of_memory_splits_the_batch_and_changes_nothing(tiny_model, small_machine):
     sampler, seen = Sampler(tiny_model), []
+    expected = torch.cat([sampler.generate(seeds=[seed]) for seed in seeds_of(7)])
+    small_machine.clear()
     assert torch.equal(sampler.generate(seeds=seeds_of(7), on_progress=seen.append), expected)
-    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+    assert small_machine == [7, 3, 1, 2, 4, 2, 2]
     assert seen == sorted(seen)
     assert seen[-1] == 7 * 16
-    monkeypatch.setattr("imagegpt.sampling.engine.StaticCache", lambda *_: small_machine(None, 3))
+
+
+def test_running_out_of_memory_gives_no_row_twice(tiny_model, small_machine):
+    """They came twice, once for the batch that was too large."""
+    rows = list(Sampler(tiny_model).stream(seeds=seeds_of(7)))
+    given = [(image, row.row) for row in rows for image in row.images]
+    assert sorted(given) == [(image, row) for image in range(7) for row in range(4)]
+
+
+def test_one_image_that_does_not_fit_is_an_error(tiny_model, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sampler = Sampler(tiny_model)
+    monkeypatch.setattr(ExecutionPlan, "open", fail)
     with pytest.raises(torch.OutOfMemoryError):
         sampler.generate(seeds=[1])
+
+
+def test_two_streams_know_nothing_of_each_other(tiny_model):
+    """On a GPU they shared one state."""
+    sampler = Sampler(tiny_model)
+    pairs = list(zip(sampler.stream(seeds=[1]), sampler.stream(seeds=[2]), strict=True))
+    for place, seed in enumerate((1, 2)):
+        image = torch.cat([pair[place].ids for pair in pairs], dim=1)
+        assert torch.equal(image, sampler.generate(seeds=[seed]))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_autocast_around_the_sampler_changes_nothing(tiny_model, backend):
+    sampler = Sampler(tiny_model, backend=backend)
+    expected = sampler.generate(torch.tensor([[1, 2, 3]]), seeds=[7])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sampler.generate(torch.tensor([[1, 2, 3]]), seeds=[7]), expected)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,8 @@ def test_running_out_of_memory_splits_the_batch_and_changes_nothing(tiny_model, 
     [
         ({"precision": "int4"}, "precision is 'int4': choose one of auto, float32, bfloat16, int8, or None"),
         ({"decoder": "magic"}, "decoder is 'magic': choose one of sequential, parallel"),
-        ({"compile": "maybe"}, "compile is 'maybe': give True, False or 'always'"),
+        ({"backend": "tpu"}, "backend is 'tpu': choose one of auto, cpp, torch, cuda"),
+        ({"backend": "cuda"}, "backend is 'cuda' and the model is on cpu: move it, or choose another"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(tiny_model, option, message):
