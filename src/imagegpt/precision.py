@@ -31,6 +31,11 @@ class PrecisionChoice:
         return f"{self.precision} ({self.reason})"
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums are taken: float32 for half precision, else the dtype itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 @torch.compiler.assume_constant_result  # so that compiled code may ask
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for products in bfloat16 that are known to be faster than float32's.

@@ -70,11 +70,47 @@ def test_whatever_a_library_depends_on_is_in_its_name(compilations, sources, tmp
     (sources / "answer.h").write_text("// may be included\n")
     paths.append(built())
     assert len(set(paths)) == len(compilations) == 6
-    of_torch = Library(name="answer", uses_torch=True)
-    before = building._key(of_torch)
-    monkeypatch.setattr(torch, "__version__", "0.0")
-    assert building._key(of_torch) != before
     assert built() == paths[-1]
+
+
+PLATFORMS = {
+    ("linux", "x86_64"): "-march=native",
+    ("linux", "aarch64"): "-mcpu=native",
+    ("darwin", "x86_64"): "-march=native",
+    ("darwin", "arm64"): "-mcpu=native",
+}
+
+
+@pytest.mark.parametrize(("system", "machine"), PLATFORMS)
+def test_the_command_of_a_platform(system, machine, sources, tmp_path, monkeypatch):
+    """OpenMP's header and library come with Linux's compilers, and with torch for Apple's."""
+    commands = []
+    monkeypatch.setattr(building.sys, "platform", system)
+    monkeypatch.setattr(building.platform, "machine", lambda: machine)
+    monkeypatch.setattr(building.subprocess, "run", lambda command, **_: commands.append(command) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        find_or_build(ANSWER, tmp_path / "kernels")
+    of_torch = Path(torch.__file__).parent
+    openmp = {
+        "linux": ["-fopenmp"],
+        "darwin": [
+            *["-Xpreprocessor", "-fopenmp", f"-I{of_torch}/include", f"-L{of_torch}/lib"],
+            *[f"-Wl,-rpath,{of_torch}/lib", "-lomp"],
+        ],
+    }
+    ((compiler, native, *flags, source, o, out),) = commands
+    assert [compiler, native, source, o] == [
+        building._compiler(),
+        PLATFORMS[system, machine],
+        f"{sources}/answer.cpp",
+        "-o",
+    ]
+    assert flags == ["-O3", "-std=gnu++17", "-ffp-contract=fast", "-shared", "-fPIC", *openmp[system], "-DANSWER=42"]
+    assert Path(out).parent == tmp_path / "kernels"
+    if system == "darwin":  # where torch is belongs to the library's name: there it finds libomp
+        before = building._key(ANSWER)
+        monkeypatch.setattr(torch, "__file__", "/elsewhere/torch/__init__.py")
+        assert building._key(ANSWER) != before
 
 
 def flip(path, at=1000):

@@ -1,14 +1,12 @@
 """A step in C++ against the model in float64, at sizes that fill neither tiles nor registers."""
 
 import copy
-import subprocess
 
 import pytest
 import torch
 
 from helpers import randomize
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.kernels.building import _compiler
 from imagegpt.sampling.backend import StepBackend
 from imagegpt.sampling.packed_linear import PackedLinear
 from imagegpt.sampling.plan import ExecutionPlan
@@ -189,24 +187,7 @@ def test_drafts(num_colors, num_images, num_fed):
     assert torch.equal(drawn, StepBackend.redraw(backend, scores, fed, positions, influence))
 
 
-# Other processors, and what the compiler can check.
-
-
 def test_other_processors(run_for_processor):
     """The tests above, at some of the sizes."""
     chosen = "rows or variants or sizes and (of_3 or of_33) or prompts or none or drafts"
     assert "skipped" not in run_for_processor(__file__, chosen)
-
-
-@pytest.mark.slow
-def test_memory_is_respected_on_all_processors(run_with_flags):
-    """Sizes, shared prompts and pruned heads under the address and undefined behaviour sanitizers."""
-    found = [
-        subprocess.run([_compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
-        for name in ("libasan.so", "libstdc++.so.6")  # the second, so that its exceptions are seen to
-    ]
-    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    chosen = "sizes and (of_3 or of_33) or prompts or variants or drafts"
-    preload = " ".join(path.strip() for path in found)
-    done = run_with_flags(__file__, chosen, flags, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0")
-    assert "skipped" not in done

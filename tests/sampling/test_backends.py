@@ -200,3 +200,26 @@ def test_tokens_and_positions_that_do_not_exist(token, position, room):
     step.admit(0, torch.empty(0, dtype=torch.int64))
     with pytest.raises(IndexError, match=r"^a token is not below 17, or a position has no place in the cache"):
         step.step(torch.tensor([[token]]), torch.tensor([[position]]), [0], 16)
+
+
+def test_a_prompt_that_was_not_read_to_its_end_is_shared_with_nobody(monkeypatch):
+    """The error that stopped it may be kept by somebody, and with it what was cached so far."""
+    model = varied_model(num_pixels=70)
+    (prompt,) = prompts_of([66], model.config.num_colors, 0)
+    step = ExecutionPlan.choose(model, backend="cpp").open_backend(2, 70)
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "_read", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError) as kept:
+            step.admit(0, prompt)
+    step.admit(1, prompt)
+    tokens = functional.pad(prompt, (1, 0), value=model.config.sos_token_id).unsqueeze(0)
+    logits = step.step(tokens[:, 66:], torch.tensor([[66]]), [1], 67)
+    assert error(logits[:, 0], model.double()(tokens).logits[:, -1]) < 2e-6
+    del kept
+
+
+def test_without_a_prompt_nothing_is_read(monkeypatch):
+    """A call of no tokens woke a second thread all the same, which beside other programs took 0.2 s."""
+    step = ExecutionPlan.choose(varied_model(), backend="cpp").open_backend(1, 16)
+    monkeypatch.setattr(step, "_call", lambda *_: pytest.fail("called"))
+    step.admit(0, torch.empty(0, dtype=torch.int64))

@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 from imagegpt import kernels
 from imagegpt.model.layers import eager_attention_forward
 from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules
+from imagegpt.sampling.packed_linear import stored_bytes
 from naive import naive, prompts_of, seeds_of, varied_model
 
 
@@ -204,3 +205,15 @@ def test_the_batch_size_does_not_depend_on_what_is_free_at_the_moment(build_mode
         monkeypatch.setattr("imagegpt.memory.available_bytes", lambda free=free: free)
         sizes.add(ExecutionPlan.choose(build_model()).batch_size)
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_too_little_memory_is_said_before_the_model_is_touched(build_model, backend, precision):
+    model = build_model(n_embd=48)
+    before = str(model)
+    with pytest.raises(ValueError, match="max_memory is 1,000 bytes, the weights take") as error:
+        ExecutionPlan.choose(model, backend=backend, precision=precision, max_memory=1000, in_place=True)
+    assert str(model) == before
+    prepared = ExecutionPlan.choose(model, backend=backend, precision=precision).model
+    assert f"the weights take {stored_bytes(prepared):,} and" in str(error.value)

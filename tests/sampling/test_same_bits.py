@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import naive_ids
 import pytest
 import torch
 
 from imagegpt import ImageGPTPipeline
 from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules
+from imagegpt.sampling.weight_formats import PrecisionOption
 from naive import RULES, prompts_of, seeds_of, varied_model
 
-PRECISIONS = ["float32", "bfloat16", "int8"]
+PRECISIONS: list[PrecisionOption] = ["float32", "bfloat16", "int8"]
 SHAPES = [*itertools.product((1, 2, 3, 8), (1, 2, 4, 7, 16)), (32, 1)]  # images, positions
 
 
@@ -146,18 +148,21 @@ def test_an_empty_and_a_filled_cache_folder_and_a_used_process(threads, used, tm
         assert len(list(Path(tmp_path).glob("imagegpt/kernels/step-*.so"))) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "num_images", "num_pixels"), [("digits", 60, 64), ("cifar10", 8, 1024)])
-@pytest.mark.parametrize("rules", RULES, ids=str)
-def test_images_are_those_of_a_naive_loop(name, num_images, num_pixels, rules):
-    from naive import naive
-
-    model = ImageGPTPipeline.from_pretrained(name, device="cpu").model
-    seeds = seeds_of(num_images)
-    images = Sampler(model).generate(seeds=seeds, rules=rules, num_pixels=num_pixels)
-    given = max(0, num_pixels - 64)  # the last pixels of large images, whose beginnings take hours
-    loop = naive(model, list(images[:, :given]), seeds, rules, num_pixels)
-    assert torch.equal(images, loop)
+@pytest.mark.parametrize("decoder", ["sequential", "parallel"])
+@pytest.mark.parametrize(
+    ("name", "num_images"), [("digits", 300), ("cifar10", 5), pytest.param("cifar10", 40, marks=pytest.mark.slow)]
+)
+def test_images_are_those_of_the_naive_loop(name, num_images, decoder):
+    """Without a cache, the whole prefix for every pixel: see `write_naive_ids.py`."""
+    model, naive = naive_ids.load_bundled(name), naive_ids.read(name)
+    assert naive_ids.hash_weights(model) == naive.weights_sha256, (
+        f"the bundled {name} has changed: run tests/sampling/write_naive_ids.py"
+    )
+    sampler = Sampler(model, precision="float32", decoder=decoder, backend="cpp")
+    for rules in dict.fromkeys(naive.rules[:num_images]):
+        alike = [image for image in range(num_images) if naive.rules[image] == rules]
+        images = sampler.generate(seeds=[naive.seeds[image] for image in alike], rules=rules)
+        assert torch.equal(images, naive.ids[alike]), rules
 
 
 def test_the_greedy_image_of_a_seed_is_that_of_no_seed(digits):

@@ -57,7 +57,7 @@ def test_tokens_are_the_start_token_and_the_prompts():
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 18])
 def test_pixels_are_drawn_with_the_noise_of_image_and_pixel(chunk, monkeypatch):
     """However much of it is computed at once."""
-    monkeypatch.setattr(module, "_NOISE_CHUNK", chunk)
+    monkeypatch.setattr(module, "_NOISE_CHUNK_ON_CPU", chunk)
     seeds, logits = [7, 2**63 + 5], torch.randn(4, 5)
     session = session_of([[], [3, 1]], seeds, logits=logits)
     while session.unfinished():

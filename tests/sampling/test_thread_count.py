@@ -23,6 +23,18 @@ def test_one_thread_where_they_wait_for_each_other():
     assert chosen.count(4) <= 15
 
 
+def test_waiting_long_ends_a_trial():
+    """Beside other programs a step may take hundreds of times as long, and a short image has few steps."""
+    count, chosen = simulate(lambda n, _: 0.001 if n == 1 else 0.25, 60)
+    assert count.best == 1
+    assert chosen.count(4) == 1
+
+
+def test_short_steps_are_for_one_thread():
+    _, chosen = simulate(lambda n, _: 0.0001 / n, 500)
+    assert set(chosen) == {1}
+
+
 def test_it_follows_when_the_machine_becomes_busy_and_quiet_again():
     count, chosen = simulate(lambda n, step: n if 500 <= step < 1500 else 1 / n, 4000)
     assert chosen[400:500].count(4) > 90
@@ -31,8 +43,9 @@ def test_it_follows_when_the_machine_becomes_busy_and_quiet_again():
 
 
 def test_a_single_slow_step_changes_nothing():
-    count, _ = simulate(lambda n, step: 100.0 if step == 1 else 1 / n, 50)
-    assert count.best == 4
+    for slow in range(6):
+        count, _ = simulate(lambda n, step, slow=slow: 0.01 if step == slow else 0.001 / n, 50)
+        assert count.best == 4
 
 
 def test_there_is_nothing_to_choose_from_with_one_thread():

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from imagegpt import ranges
-from imagegpt.model.layers import at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.model.modes import evaluating
+from imagegpt.precision import at_least_float32
 
 
 def pixel_nll(

@@ -28,17 +28,10 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """A shared library that is compiled from one C++ file.
-
-    Args:
-        name: of the file in the folder cpp, without its ending.
-        defines: numbers that the preprocessor is given.
-        uses_torch: whether it is compiled against the installed torch, and so depends on its version.
-    """
+    """A shared library: the C++ file of its name in the folder cpp, and numbers for the preprocessor."""
 
     name: str
     defines: tuple[tuple[str, int], ...] = ()
-    uses_torch: bool = False
 
 
 def find_or_build(library: Library, folder: Path | None = None) -> Path:
@@ -65,7 +58,7 @@ def _is_whole(path: Path) -> bool:
     """Whether a library is there as it was written."""
     try:
         _check_owner(path)
-        return _checksum_file(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+        return path.with_suffix(".sha256").read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
     except (FileNotFoundError, UnicodeDecodeError):
         return False
 
@@ -82,14 +75,11 @@ def _check_owner(path: Path) -> None:
         )
 
 
-def _checksum_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
 def _build(library: Library, path: Path) -> None:
     """Compile into a file, which is there whole or not at all; its checksum comes last."""
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp.so")
-    command = [*_command(library), "-o", str(temporary)]
+    source = _SOURCES / f"{library.name}.cpp"
+    command = [_compiler(), *_flags(library), str(source), "-o", str(temporary)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         if done.returncode:
@@ -101,7 +91,7 @@ def _build(library: Library, path: Path) -> None:
         temporary.replace(path)
         temporary.write_text(checksum)
         _sync(temporary)
-        temporary.replace(_checksum_file(path))
+        temporary.replace(path.with_suffix(".sha256"))
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{command[0]} did not compile the kernels within {_TIMEOUT_S} s") from None
     finally:
@@ -112,19 +102,6 @@ def _sync(path: Path) -> None:
     """Wait until a file is on the disk, so that its name never stands for half of it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _command(library: Library) -> list[str]:
-    """What compiles a library, but for where to."""
-    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
-    defines = [f"-D{name}={value}" for name, value in library.defines]
-    command = [_compiler(), native, *_FLAGS, *_openmp_flags(), *defines, str(_SOURCES / f"{library.name}.cpp")]
-    if not library.uses_torch:
-        return command
-    from torch.utils.cpp_extension import include_paths, library_paths
-
-    places = [*(f"-I{folder}" for folder in include_paths()), *(f"-L{folder}" for folder in library_paths())]
-    return [*command, *places, "-ltorch", "-ltorch_cpu", "-lc10"]
 
 
 def _compiler() -> str:
@@ -138,21 +115,26 @@ def _compiler() -> str:
     raise RuntimeError("there is no C++ compiler: install one, g++ for example, or set CXX to it")
 
 
+def _flags(library: Library) -> list[str]:
+    # On arm64 -mcpu=native means the same, and Apple's clang knows that only.
+    native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
+    return [native, *_FLAGS, *_openmp_flags(), *(f"-D{name}={value}" for name, value in library.defines)]
+
+
 def _openmp_flags() -> list[str]:
     if sys.platform != "darwin":
         return ["-fopenmp"]
     import torch
 
-    place = Path(torch.__file__).parent / "lib"  # Apple's clang has no OpenMP library, torch brings one
-    return ["-Xpreprocessor", "-fopenmp", f"-L{place}", "-lomp", f"-Wl,-rpath,{place}"]
+    # Apple's clang comes without omp.h and libomp; torch's wheels bring both. Their libomp says it is at home in
+    # /opt/llvm-openmp, where it is not: our libraries load because torch has loaded it, and macOS compares that name.
+    place = Path(torch.__file__).parent
+    places = [f"-I{place / 'include'}", f"-L{place / 'lib'}", f"-Wl,-rpath,{place / 'lib'}"]
+    return ["-Xpreprocessor", "-fopenmp", *places, "-lomp"]
 
 
 def _key(library: Library) -> str:
     """What a compiled library depends on."""
-    facts = [processor(), repr(library), repr(_FLAGS), os.environ.get("CXX", "")]
-    if library.uses_torch:
-        import torch
-
-        facts.append(torch.__version__)
+    facts = "\n".join([processor(), os.environ.get("CXX", ""), *_flags(library)])
     sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir())]
-    return hashlib.sha256(b"\n".join([*(fact.encode() for fact in facts), *sources])).hexdigest()[:24]
+    return hashlib.sha256(b"\n".join([facts.encode(), *sources])).hexdigest()[:24]

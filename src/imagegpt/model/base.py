@@ -23,9 +23,9 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model import inputs
+from imagegpt.model.attention import kernels  # noqa: F401 - registers a backend
 from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.initialization import initialize_module
-from imagegpt.model.kernel_attention import use_kernels
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock, ImageGPTLayerNorm
 from imagegpt.model.loading_checks import load_with_checked_shapes
 from imagegpt.model.output_recording import record_outputs
@@ -99,11 +99,6 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     def _can_set_attn_implementation(cls) -> bool:
         return True  # transformers looks for the dispatch in this file; it is in `layers`
 
-    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """Choose the attention backend by its name, as in transformers; "kernels" is for norm and activation, too."""
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
-        use_kernels(self, self.config._attn_implementation)
-
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
         """Remove attention heads, as `imagegpt.model.pruning.prune_heads`; the cross-attention keeps all of its own."""
         attentions = {i: cast(ImageGPTBlock, block).attn for i, block in enumerate(self.body.h)}
@@ -151,7 +146,6 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.h = nn.ModuleList(ImageGPTBlock(config, layer_idx) for layer_idx in range(config.n_layer))
         self.ln_f = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
-        use_kernels(self, self.config._attn_implementation)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -10,7 +10,6 @@ is x * sigmoid(1.702 x). Dropout aside, a block computes
 Axes: B images, T positions of the queries, S positions of the keys, H heads, D head width, C channels.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -21,17 +20,12 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.generic import maybe_autocast
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.model import lean
+from imagegpt.model.attention.reference import AttentionFunction, eager_attention_forward
+from imagegpt.precision import at_least_float32
 
-AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums are taken: float32 for half precision, else the dtype itself."""
-    return torch.promote_types(dtype, torch.float32)
+_SIGMOID_FACTOR = 1.702  # of the original code's activation
 
 
 class ImageGPTLayerNorm(nn.Module):
@@ -42,19 +36,16 @@ class ImageGPTLayerNorm(nn.Module):
     of a norm made in half precision, as transformers loads it; `model.half()` casts all, as torch's does.
     """
 
-    def __init__(self, hidden_size: int, eps: float = 1e-5, *, rounds: bool = False) -> None:
+    def __init__(self, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.rounds = rounds  # as autocast would what comes next, when it is trained
-        self.with_kernels = False  # see `kernel_attention`
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=at_least_float32(torch.get_default_dtype())))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise (..., C); the result has the input's dtype, or autocast's in training if it rounds."""
-        x, weight = hidden_states, self.weight
-        if lean.is_plain_training(x, weight):
-            return lean.trained_norm(x, weight, self.eps, rounds=self.rounds, with_kernels=self.with_kernels)
-        return lean.norm(x, weight, self.eps, with_kernels=self.with_kernels)
+        """Normalise (..., C); the result has the input's dtype."""
+        wide = at_least_float32(hidden_states.dtype)
+        x, weight = hidden_states.to(wide), self.weight.to(wide)
+        return functional.rms_norm(x, weight.shape, weight, self.eps).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         """Size and epsilon, for `print(model)`."""
@@ -86,10 +77,7 @@ class Projection(Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        if lean.is_plain_training(x, self.weight, self.bias):
-            return lean.trained_product(x, self.weight, self.bias)
-        out = lean.product(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return functional.linear(x, self.weight.t(), self.bias)
 
     def __repr__(self) -> str:
         return f"Projection({self.nx}, {self.nf}, bias={self.bias is not None})"
@@ -98,56 +86,12 @@ class Projection(Conv1D):
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation of the original code."""
 
-    with_kernels = False  # see `kernel_attention`
-
     def forward(self, x: Tensor) -> Tensor:
         """Apply to each element; any shape."""
-        function = lean.trained_quick_gelu if lean.is_plain_training(x) else lean.quick_gelu
-        return function(x, with_kernels=self.with_kernels)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    head_mask: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention spelled out; the only backend that returns its weights or takes a head mask.
-
-    Args:
-        module: the attention layer; its `reorder_and_upcast_attn` asks for scores in float32 whatever the dtype.
-        query: (B, H, T, D).
-        key: (B, H, S, D).
-        value: (B, H, S, D).
-        attention_mask: broadcastable to (B, H, T, S): True where attention is allowed, or numbers added to the scores.
-        scaling: factor on the scores.
-        dropout: rate on the weights, applied in training only.
-        head_mask: (H,), factors on the heads' weights.
-        kwargs: what other backends need; ignored.
-    Returns: the mixed values (B, T, H, D) and the weights (B, H, T, S) they were mixed with.
-    """
-    # The query is scaled before the product: in float16 the unscaled scores could overflow.
-    if module.reorder_and_upcast_attn:
-        with maybe_autocast(query.device.type, enabled=False):
-            dtype = at_least_float32(query.dtype)
-            scores = (query.to(dtype) * scaling) @ key.to(dtype).transpose(-1, -2)
-    else:
-        scores = (query * scaling) @ key.transpose(-1, -2)
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=at_least_float32(scores.dtype)).to(value.dtype)
-    weights = functional.dropout(weights, p=dropout, training=module.training)
-    if head_mask is not None:
-        weights = weights * head_mask.to(weights.dtype).view(-1, 1, 1)
-    return (weights @ value).transpose(1, 2), weights
+        # As silu(1.702 x) / 1.702, which takes one pass where the formula takes three. In float16 1.702 x would be
+        # infinite from 38,497 on, and its gradient not a number.
+        wide = x.float() if x.dtype == torch.float16 else x
+        return functional.silu(wide * _SIGMOID_FACTOR).mul_(1 / _SIGMOID_FACTOR).to(x.dtype)
 
 
 class ImageGPTAttention(nn.Module):
@@ -259,8 +203,7 @@ class ImageGPTMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        widened = self.c_fc(hidden_states)  # has a name, so that it lives until c_proj asks what its input was made of
-        return self.dropout(self.c_proj(self.act(widened)))
+        return self.dropout(self.c_proj(self.act(self.c_fc(hidden_states))))
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):
@@ -268,9 +211,9 @@ class ImageGPTBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: ImageGPTConfig, layer_idx: int) -> None:
         super().__init__()
-        self.ln_1 = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon, rounds=True)
+        self.ln_1 = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = ImageGPTAttention(config, layer_idx=layer_idx)
-        self.ln_2 = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon, rounds=True)
+        self.ln_2 = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if config.add_cross_attention:
             self.crossattention = ImageGPTAttention(config, is_cross_attention=True, layer_idx=layer_idx)
             self.ln_cross_attn = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)

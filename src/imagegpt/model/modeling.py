@@ -20,9 +20,9 @@ from imagegpt.model import inputs as door
 from imagegpt.model.base import ImageGPTModel, ImageGPTPreTrainedModel, LegacyCache
 from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.generation import ImageGPTGenerationMixin
-from imagegpt.model.layers import at_least_float32
 from imagegpt.model.pixel_loss import kept_positions, pixel_loss, pixel_targets, up_to
 from imagegpt.model.tracing import has_values
+from imagegpt.precision import at_least_float32
 
 __all__ = [
     "ImageGPTForCausalImageModeling",

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from imagegpt.model import inputs as door
-from imagegpt.model.layers import at_least_float32
 from imagegpt.model.tracing import has_values
+from imagegpt.precision import at_least_float32
 
 IGNORED = -100  # the label of a pixel that is not to be predicted
 

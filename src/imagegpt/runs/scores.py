@@ -13,7 +13,7 @@ from torch.nn import functional
 from imagegpt.checkpoints.loading import load_config, load_model, load_processor
 from imagegpt.data.identity import DataRecord
 from imagegpt.evaluation.comparison import Parts, Score, compare, score_model, uniform_score
-from imagegpt.model import kernel_attention
+from imagegpt.model.attention import kernels
 from imagegpt.model.base import ImageGPTPreTrainedModel
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.training.data import Data
@@ -168,9 +168,9 @@ def modal_class(logits: Float[Tensor, "m b k"]) -> Int64[Tensor, " b"]:
 
 
 def _loaded(folder: Path, kind: type[Model], device: str) -> Model:
-    """A model with the fastest attention that takes no compiling but our kernels', for evaluation."""
+    """A model with the fastest attention, for evaluation."""
     model = load_model(folder, kind, device=device)
-    model.set_attn_implementation(kernel_attention.NAME)
+    model.set_attn_implementation(kernels.NAME)
     return model
 
 

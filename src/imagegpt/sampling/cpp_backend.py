@@ -90,11 +90,11 @@ class CppStep(StepBackend):
         self._model, kind = self._structure_of(model)
         self._library = kernel.loaded_step(kind, self._model.head_width)
         self._dtype = (torch.float32, torch.bfloat16, torch.int8)[kind]
-        self._numbers_per_position = numbers_per_position(model)
+        self._numbers_per_position = numbers_per_position(model, kind)
         self._rows: list[tuple[Tensor, _Prefix | None] | None] = [None] * capacity
         self._prefixes: WeakValueDictionary[bytes, _Prefix] = WeakValueDictionary()
         self._caches: tuple[tuple[int, ...], ctypes.Array[kernel.CacheStruct]] | None = None  # of the last rows
-        self._thread_counts: dict[int, ThreadCount] = {}  # by the number of tokens in a step
+        self._thread_counts: dict[int, ThreadCount] = {}  # by the number of tokens in a call
 
     def admit(self, row: int, prompt: Int64[Tensor, " p"]) -> None:
         """See `StepBackend`."""
@@ -105,8 +105,9 @@ class CppStep(StepBackend):
             key = tokens[:length].numpy().tobytes()
             prefix = self._prefixes.get(key)
             if prefix is None:
-                self._prefixes[key] = prefix = _Prefix(self._buffer(length), length)
+                prefix = _Prefix(self._buffer(length), length)
                 self._read(tokens[:length], 0, kernel.CacheStruct(prefix.buffer.data_ptr(), length, None, 0))
+                self._prefixes[key] = prefix  # not before it is read: reading may fail
         self._rows[row] = self._buffer(self._num_pixels - length), prefix
         self._caches = None
         self._read(tokens[length:], length, self._cache_of(row))
@@ -120,10 +121,7 @@ class CppStep(StepBackend):
             structures = [self._cache_of(row) for row in chosen]
             self._caches = chosen, (kernel.CacheStruct * len(chosen))(*structures)
         logits = torch.empty(*tokens.shape, self.num_colors)
-        threads = self._thread_counts.setdefault(tokens.numel(), ThreadCount(torch.get_num_threads()))
-        num_threads, started = threads.choose(), time.perf_counter()
-        self._call(tokens, positions, self._caches[1], logits, num_threads)
-        threads.observe(num_threads, time.perf_counter() - started)
+        self._call(tokens, positions, self._caches[1], logits)
         return logits
 
     def release(self, row: int) -> None:
@@ -152,10 +150,10 @@ class CppStep(StepBackend):
 
     def _read(self, tokens: Int64[Tensor, " n"], first: int, cache: kernel.CacheStruct) -> None:
         """Cache keys and values of tokens at the positions from `first` on."""
-        for some in torch.arange(len(tokens)).split(_READ_AT_ONCE):
-            positions = (first + some).view(1, -1)
-            caches = (kernel.CacheStruct * 1)(cache)
-            self._call(tokens[some].view(1, -1), positions, caches, None, torch.get_num_threads())
+        caches = (kernel.CacheStruct * 1)(cache)
+        for start in range(0, len(tokens), _READ_AT_ONCE):
+            some = tokens[start : start + _READ_AT_ONCE].view(1, -1)
+            self._call(some, first + start + torch.arange(some.numel()).view(1, -1), caches, None)
 
     def _call(
         self,
@@ -163,15 +161,19 @@ class CppStep(StepBackend):
         positions: Tensor,
         caches: ctypes.Array[kernel.CacheStruct],
         logits: Tensor | None,
-        num_threads: int,
     ) -> None:
         tokens, positions = tokens.contiguous(), positions.contiguous()
         assert tokens.dtype == positions.dtype == torch.int64
         assert tokens.shape == positions.shape
         assert len(tokens) == len(caches)
-        address = None if logits is None else logits.data_ptr()
+        threads = self._thread_counts.get(tokens.numel())
+        if threads is None:
+            threads = self._thread_counts[tokens.numel()] = ThreadCount(torch.get_num_threads())
+        address, num_threads = None if logits is None else logits.data_ptr(), threads.choose()
         call = kernel.CallStruct(tokens.data_ptr(), positions.data_ptr(), caches, *tokens.shape, address, num_threads)
+        started = time.perf_counter()
         self._library.step(self._model, call)
+        threads.observe(num_threads, time.perf_counter() - started)
 
     def _buffer(self, num_positions: int) -> Tensor:
         return torch.empty(num_positions * self._numbers_per_position, dtype=self._dtype)
@@ -233,12 +235,12 @@ class CppStep(StepBackend):
         return tensor.data_ptr()
 
 
-def numbers_per_position(model: ImageGPTForCausalImageModeling) -> int:
+def numbers_per_position(model: ImageGPTForCausalImageModeling, kind: kernel.Kind) -> int:
     """Of keys and values of all blocks, as `CppStep` stores them."""
     width = kernel.padded_head_width(model.config.n_embd // model.config.n_head)
-    blocks = [block for block in model.transformer.h if isinstance(block, ImageGPTBlock)]
-    if _kind(blocks[0]) == kernel.Kind.INT8:
+    if kind == kernel.Kind.INT8:
         width += kernel.SCALE_BYTES
+    blocks = [block for block in model.transformer.h if isinstance(block, ImageGPTBlock)]
     return 2 * sum(len(block.attn.kept_heads) for block in blocks) * width
 
 

@@ -173,6 +173,14 @@ def stored_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
+def prepared_bytes(model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, layout: Layout) -> int:
+    """What `stored_bytes` will be once a model is prepared."""
+    if weight_format is None:
+        return stored_bytes(model)
+    empty = {id(one): nn.Parameter(one.detach().to("meta"), requires_grad=False) for one in model.parameters()}
+    return stored_bytes(prepare(copy.deepcopy(model, empty), weight_format, layout, in_place=True))
+
+
 def kind_of(linear: PackedLinear) -> Kind:
     """How the C++ step knows the stored weight."""
     assert linear.format.kind is not None

@@ -20,7 +20,7 @@ from imagegpt.sampling.cpp_backend import CppStep
 from imagegpt.sampling.cuda_backend import CudaStep
 from imagegpt.sampling.decoders import MakeDecoder, OpenBackend, decoder_of
 from imagegpt.sampling.drafting import influence_bytes
-from imagegpt.sampling.packed_linear import PackedLinear, prepare, stored_bytes
+from imagegpt.sampling.packed_linear import Layout, PackedLinear, prepare, prepared_bytes
 from imagegpt.sampling.prompts import checked_length
 from imagegpt.sampling.session import Session
 from imagegpt.sampling.torch_backend import TorchStep, attention_of, device_of
@@ -97,24 +97,22 @@ class ExecutionPlan:
         chosen = _choose_backend(model, weight_format, backend)
         if chosen != "cpp":
             attention_of(model)
-        if not _is_placed(model):
-            model = prepare(model, weight_format, "tiles" if chosen == "cpp" else "rows", in_place=in_place)
-        name = str(model.dtype).removeprefix("torch.") if weight_format is None else weight_format.name
-        device = device_of(model.transformer.wte, model.device)
+        layout: Layout = "tiles" if chosen == "cpp" else "rows"
         cache_dtype = _cache_dtype(model, weight_format, chosen)
-        pixel_bytes = _cache_bytes_per_pixel(model, chosen, cache_dtype)
-        image_bytes = _bytes_per_image(model.config, pixel_bytes)
-        limit = ranges.MEMORY_BYTES.check_if_given("max_memory", max_memory)
-        others = stored_bytes(model) + (influence_bytes(model.config.num_colors) if decoder == "parallel" else 0)
-        size = _default_batch_size(device, image_bytes) if limit is None else _fitting(limit, others, image_bytes)
+        pixel_bytes = _cache_bytes_per_pixel(model, weight_format, chosen, cache_dtype)
+        # Before the model is touched, which may be the caller's own.
+        batch_size = _batch_size(model, weight_format, layout, decoder, pixel_bytes, max_memory)
+        if not _is_placed(model):
+            model = prepare(model, weight_format, layout, in_place=in_place)
+        device = device_of(model.transformer.wte, model.device)
         open_backend = functools.partial(_open_backend, model, chosen, cache_dtype)
         return cls(
             model=model,
-            precision=name,
+            precision=str(model.dtype).removeprefix("torch.") if weight_format is None else weight_format.name,
             decoder=decoder,
             backend=chosen,
             device=str(device),
-            batch_size=size,
+            batch_size=batch_size,
             cache_bytes_per_pixel=pixel_bytes,
             open_backend=open_backend,
             make_decoder=prepare_decoder(open_backend, model.config, device),
@@ -234,9 +232,11 @@ def _cache_dtype(
     return weight_format.dtype if backend == "cpp" else weight_format.cache_dtype
 
 
-def _cache_bytes_per_pixel(model: ImageGPTForCausalImageModeling, backend: BackendName, dtype: torch.dtype) -> int:
-    if backend == "cpp":
-        return cpp_backend.numbers_per_position(model) * dtype.itemsize
+def _cache_bytes_per_pixel(
+    model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, backend: BackendName, dtype: torch.dtype
+) -> int:
+    if backend == "cpp" and weight_format is not None and weight_format.kind is not None:
+        return cpp_backend.numbers_per_position(model, weight_format.kind) * dtype.itemsize
     return cost.cache_bytes_per_pixel(model.config, dtype.itemsize)
 
 
@@ -245,21 +245,29 @@ def _bytes_per_image(config: ImageGPTConfig, cache_bytes_per_pixel: int) -> int:
     return config.n_positions * (cache_bytes_per_pixel + noise + torch.int64.itemsize)
 
 
-def _default_batch_size(device: torch.device, image_bytes: int) -> int:
-    room = _CACHE_BYTES_ON_CPU
-    if device.type == "cuda":
-        room = torch.cuda.get_device_properties(device).total_memory // 2
-    return max(1, min(_LARGEST_BATCH, room // image_bytes))
+def _batch_size(
+    model: ImageGPTForCausalImageModeling,
+    weight_format: WeightFormat | None,
+    layout: Layout,
+    decoder: str,
+    cache_bytes_per_pixel: int,
+    max_memory: int | None,
+) -> int:
+    """Images at a time.
 
-
-def _fitting(max_memory: int, weight_bytes: int, image_bytes: int) -> int:
-    """Images that fit at a time.
-
-    Raises: ValueError if not even one does.
+    Raises: ValueError if not even one fits into `max_memory`.
     """
-    if max_memory < weight_bytes + image_bytes:
+    limit = ranges.MEMORY_BYTES.check_if_given("max_memory", max_memory)
+    image_bytes = _bytes_per_image(model.config, cache_bytes_per_pixel)
+    if limit is None:
+        on_gpu = model.device.type == "cuda"
+        room = torch.cuda.get_device_properties(model.device).total_memory // 2 if on_gpu else _CACHE_BYTES_ON_CPU
+        return max(1, min(_LARGEST_BATCH, room // image_bytes))
+    table = influence_bytes(model.config.num_colors) if decoder == "parallel" else 0
+    weights = prepared_bytes(model, weight_format, layout) + table
+    if limit < weights + image_bytes:
         raise ValueError(
-            f"max_memory is {max_memory:,} bytes, the weights take {weight_bytes:,} and an image {image_bytes:,}: "
+            f"max_memory is {limit:,} bytes, the weights take {weights:,} and an image {image_bytes:,}: "
             "allow more, or choose a smaller precision"
         )
-    return min(_LARGEST_BATCH, (max_memory - weight_bytes) // image_bytes)
+    return min(_LARGEST_BATCH, (limit - weights) // image_bytes)

@@ -12,34 +12,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from imagegpt.model.layers import ImageGPTAttention, eager_attention_forward
+from imagegpt.model.attention.cached import cached_attention
+from imagegpt.model.attention.reference import eager_attention_forward
+from imagegpt.model.layers import ImageGPTAttention
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.backend import StepBackend
 
 _BUCKET = 64  # positions by which the part that attention reads grows
 _OURS = ("sdpa", "kernels")  # which `cached_attention` stands in for
 _WITHOUT_MASKS = ("flash", "flex", "paged")  # words in the names of backends that take no mask of booleans
-
-
-def cached_attention(
-    module: nn.Module,
-    query: Float[Tensor, "b h n d"],
-    key: Float[Tensor, "b h s d"],
-    value: Float[Tensor, "b h s d"],
-    attention_mask: Bool[Tensor, "b 1 n s"],
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "b n h d"], None]:
-    """Attention in the dtype in which keys and values are stored; torch sums in float32."""
-    mixed = functional.scaled_dot_product_attention(
-        query.to(key.dtype), key, value, attn_mask=attention_mask, scale=scaling
-    )
-    return mixed.transpose(1, 2).to(query.dtype), None
 
 
 class _LayerCache:

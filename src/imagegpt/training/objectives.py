@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagegpt.model.layers import at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from imagegpt.precision import at_least_float32
 from imagegpt.training.two_heads import GeneratorAndClassifier
 
 

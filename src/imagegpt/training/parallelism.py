@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from imagegpt.model import kernel_attention
+from imagegpt.model.attention import kernels
 from imagegpt.precision import choose_precision
 from imagegpt.training.objectives import Loss
 from imagegpt.training.recipes import PrecisionField, TrainingRecipe
@@ -31,8 +31,8 @@ def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:
     loss.to(world.device)
     transformer: Any = cast(Any, loss.model).transformer
     set_checkpointing(transformer, recipe.gradient_checkpointing)
-    if recipe.attention == kernel_attention.NAME and world.device.type == "cpu":
-        kernel_attention.has_kernels()  # before a block is compiled, which would have to do without
+    if recipe.attention == kernels.NAME and world.device.type == "cpu":
+        kernels.has_kernels()  # before a block is compiled, which would have to do without
     if recipe.compile:
         for block in transformer.h:
             block.compile()

@@ -4,7 +4,7 @@
 // multiple of 16. Plain C structures go in, which `kernels/step.py` mirrors: nothing here knows of torch.
 
 #include <cmath>
-#include <new>
+#include <exception>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -191,7 +191,7 @@ extern "C" int imagegpt_step(const Model* model, const Call* call) {
   try {
     Step(*model, *call).run();
     return 0;
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {  // std::bad_alloc, or std::length_error of a vector
     return 1;
   }
 }

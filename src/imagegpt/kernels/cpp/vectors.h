@@ -22,7 +22,6 @@ constexpr int64_t LANES = 4, REGISTERS = 32;
 constexpr int64_t LANES = 4, REGISTERS = 16;
 #endif
 constexpr int64_t PREFETCHED_BYTES = 2048;
-constexpr int64_t PARALLEL_FROM = 1 << 16;  // multiplications below which waking a second thread takes longer
 
 typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float Four __attribute__((vector_size(16)));

@@ -1,7 +1,7 @@
-"""Our own kernels as a backend of transformers: `attn_implementation="kernels"`.
+"""Our C++ attention as a backend of transformers: `attn_implementation="kernels"`.
 
-On a CPU attention takes half the time of torch's, forward and backward, where there is no mask and no dropout; else
-torch's is taken. Norm and activation of a model with this backend are kernels of ours, too.
+On a CPU it takes half the time of torch's, forward and backward, where there is no mask and no dropout. Everywhere else
+torch's `sdpa` is called.
 """
 
 import functools
@@ -10,32 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from imagegpt.kernels import training
-from imagegpt.model import lean
+from imagegpt.model import tracing
 
 NAME = "kernels"
 
 
 @functools.cache
 def has_kernels() -> bool:
-    """Whether they can be called; they are compiled if need be, and if that fails it is said why, once."""
+    """Whether the kernels can be called; compiles them if need be, and warns once if that fails."""
     try:
         training.load()
     except Exception as error:  # noqa: BLE001 - no compiler, no disk: all the same here
         warnings.warn(f"attention is torch's, and slower: {' '.join(str(error).split())}", stacklevel=2)
         return False
     return True
-
-
-def use_kernels(model: nn.Module, backend: str | None) -> None:
-    """Let the norms and activations of a model use kernels, or not, as its backend does."""
-    for module in model.modules():
-        if hasattr(module, "with_kernels"):
-            setattr(module, "with_kernels", backend == NAME)  # noqa: B010 - else it is taken for a weight
 
 
 def kernel_attention_forward(
@@ -49,7 +43,7 @@ def kernel_attention_forward(
     is_causal: bool = True,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `layers.eager_attention_forward`, without head masks and without weights to return."""
+    """As `reference.eager_attention_forward`, without head masks and without weights to return."""
     is_plain = attention_mask is None and not dropout and (not is_causal or query.shape[2] == key.shape[2])
     if is_plain and training.can_attend(query, key, value) and _is_ready(query, key, value):
         return training.attention(query, key, value, scaling, is_causal), None
@@ -60,9 +54,11 @@ def kernel_attention_forward(
 
 
 def _is_ready(*tensors: Tensor) -> bool:
+    """Whether the kernels can be called here: not under `torch.func`, forward-mode derivatives or fake tensors."""
     if torch.compiler.is_compiling():
         return training.is_loaded()
-    return lean.are_plain(*tensors) and has_kernels()
+    is_plain = not tracing.is_traced() and forward_ad._current_level < 0 and all(map(tracing.is_plain, tensors))
+    return is_plain and has_kernels()
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, kernel_attention_forward)

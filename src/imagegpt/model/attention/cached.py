@@ -1,0 +1,26 @@
+"""Attention of the pixels just fed over a cache with room for whole images, for sampling in torch's operations.
+
+Axes: B images, H heads, N queries, S cached positions, D head width.
+"""
+
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def cached_attention(
+    module: nn.Module,
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b h s d"],
+    value: Float[Tensor, "b h s d"],
+    attention_mask: Bool[Tensor, "b 1 n s"],
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "b n h d"], None]:
+    """Attention in the dtype in which keys and values are stored; torch sums in float32."""
+    mixed = functional.scaled_dot_product_attention(
+        query.to(key.dtype), key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return mixed.transpose(1, 2).to(query.dtype), None
