@@ -415,7 +415,7 @@ def test_saving_leaves_nothing_behind_on_failure(tmp_path, monkeypatch):
     for broken in ("replace", "write_bytes"):
         with monkeypatch.context() as patch:
             patch.setattr(Path, broken, fail)
-            expected = rf"the palette cannot be written to {path} \(No space left on device\): choose another place"
+            expected = rf"the palette cannot be written to {path} \(No space left on device\): make room there, or"
             with pytest.raises(OSError, match=expected):
                 ColorPalette.grey(4).save(path)
         assert names_in(tmp_path) == ["a.npy"]

@@ -14,7 +14,8 @@ from imagegpt.sampling.packed_linear import PackedLinear
 from imagegpt.sampling.weight_formats import choose_format
 from imagegpt.training import muon
 from imagegpt.training.parallelism import autocast
-from imagegpt.training.reading import find_recipe, known_recipes, parse_recipe, read_recipe
+from imagegpt.training.reading import parse_recipe, read_recipe
+from imagegpt.training.recipe_files import find_recipe, known_recipes
 from imagegpt.training.world import World
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from imagegpt.benchmarking import BenchOptions
 from imagegpt.bulk import Workers, sample_many
 from imagegpt.checkpoints.tensor_bundle import write_bundle
 from imagegpt.cli import main
-from imagegpt.cli._shared import NumberParser
+from imagegpt.cli._options import NumberParser
 from imagegpt.cli.app import app
 from imagegpt.data.encoding import encode_images
 from imagegpt.data.palettes import fit_palette

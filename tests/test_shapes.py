@@ -14,6 +14,7 @@ WATCHED = [
     "imagegpt.palette_checks",
     "imagegpt.palette_fitting",
     "imagegpt.images",
+    "imagegpt.image_colors",
     "imagegpt.sampling.rules",
     "imagegpt.sampling.backend",
     "imagegpt.sampling.cpp_backend",

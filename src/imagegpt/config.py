@@ -15,6 +15,7 @@ from transformers.activations import ACT2CLS
 from transformers.configuration_utils import PreTrainedConfig
 
 from imagegpt import ranges
+from imagegpt.untrusted_files import check_attention
 
 _RANGES: dict[str, ranges.Range[Any]] = {
     "n_positions": ranges.PIXELS,
@@ -214,7 +215,11 @@ class ImageGPTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Build from the contents of a `config.json`, of either model type."""
+        """Build from the contents of a `config.json`, of either model type.
+
+        Raises: ValueError if they choose an attention that has to be fetched; `kwargs` may.
+        """
+        check_attention(config_dict, kwargs)
         return super().from_dict(_with_own_model_type(config_dict), **kwargs)
 
     @classmethod

@@ -2,17 +2,22 @@
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
+
+from imagegpt.text import printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_POINTS = 2000
+_MOST_CLASSES = 40  # in a confusion picture, which takes memory by their square
+_LONGEST_NAME = 30  # of a class, in characters
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> bytes:
@@ -40,20 +45,25 @@ def loss_curve(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[i
 
 
 def confusion_picture(counts: Int64[np.ndarray, "k k"], classes: Sequence[str]) -> bytes:
-    """Draw how often each class was taken for each other.
+    """Draw how often each class was predicted for each other; of more than 40 classes the most confused.
 
     Args:
-        counts: images of a class, a row each, by what was said of them.
+        counts: images of a class, a row each, by their predicted class.
         classes: their names.
     Returns: a PNG.
     """
-    figure, axes = _figure(1.5 + 0.5 * len(classes), 1.5 + 0.5 * len(classes))
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    shown = _most_confused(shares, _MOST_CLASSES)
+    names = [shortened(printable(classes[index]), _LONGEST_NAME) for index in shown]
+    counts, shares = counts[np.ix_(shown, shown)], shares[np.ix_(shown, shown)]
+    figure, axes = _figure(2.5 + 0.5 * len(names), 2.5 + 0.5 * len(names))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="said", ylabel="right")
-    if len(classes) <= 20:
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(shown) < len(classes):
+        axes.set_title(f"the {len(shown)} of {len(classes):,} classes that are confused most")
+    if len(names) <= 20:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if shares[row, column] > 0.5 else "black"
@@ -78,6 +88,12 @@ def rate_picture(losses: Sequence[tuple[float, float]], chosen: float) -> bytes:
     return _png(figure)
 
 
+def _most_confused(shares: Float64[np.ndarray, "k k"], num: int) -> list[int]:
+    """The classes, ascending, that are taken most for others and others for them; of equals the first."""
+    confusion = shares.sum(axis=0) + shares.sum(axis=1) - 2 * shares.diagonal()
+    return sorted(np.argsort(-confusion, kind="stable")[:num].tolist())
+
+
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
@@ -89,5 +105,8 @@ def _png(figure: "Figure") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
+    with warnings.catch_warnings():
+        # Characters that the font lacks are shown as boxes.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imagegpt import ranges
 from imagegpt.memory import check_memory
+from imagegpt.text import printable
 
 _PAPER, _INK, _FAINT, _FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 122), (205, 208, 214)
 _HATCH = (224, 232, 245), (150, 176, 219)  # between the stripes, the stripes
@@ -177,7 +178,7 @@ class _Sheet:
     def write(self, left: int, top: int, text: str, ink: tuple[int, int, int]) -> None:
         """Write a line, cut short with an ellipsis where the paper ends."""
         room = self.canvas.width - left - _MARGIN
-        shown = text
+        text = shown = printable(text)
         while len(shown) > 1 and self.font.getlength(shown) > room:
             shown = shown.rstrip("…")[:-1] + "…"
         self.pen.text((left, top), shown, fill=ink, font=self.font)

@@ -1,17 +1,27 @@
 """Writing files so that they appear whole or not at all, locking folders, and what a file of ours says about itself."""
 
 import contextlib
+import errno
 import io
 import os
+import re
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from imagegpt.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FORMAT_KEY = "format_version"  # in every JSON and YAML file of ours; what is written changes, the number goes up
+LOCK_FILE = ".imagegpt.lock"
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
 
 
 def check_format(content: Mapping[str, Any], version: int, *, what: str, remedy: str) -> None:
@@ -32,58 +42,113 @@ def check_format(content: Mapping[str, Any], version: int, *, what: str, remedy:
 def cache_folder() -> Path:
     """Where files go that only save work: `$XDG_CACHE_HOME/imagegpt`, or `~/.cache/imagegpt`. It may not exist.
 
-    As its specification asks, `XDG_CACHE_HOME` is ignored unless it is absolute.
+    As its specification asks, `XDG_CACHE_HOME` is ignored unless it is absolute. Users without a home, as containers
+    have them (no HOME, and a number that the system has no name for), get a folder beside other temporary files.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (caches if caches.is_absolute() else Path("~/.cache").expanduser()) / "imagegpt"
+    if caches.is_absolute():
+        return caches / "imagegpt"
+    try:
+        return Path.home() / ".cache" / "imagegpt"
+    except RuntimeError:
+        owner = str(os.getuid()) if hasattr(os, "getuid") else "cache"
+        return Path(tempfile.gettempdir()) / f"imagegpt-{owner}"
 
 
-def atomic_write(path: Path, content: bytes, what: str) -> None:
+def atomic_write(path: Path, content: bytes, what: str, *, durable: bool = True) -> None:
     """Write a file whole or not at all: under a temporary name beside it, then renamed over it.
 
     Args:
-        path: of the file; its folder must exist.
+        path: of the file; its folder must exist. A symbolic link stays one: the file it points at is replaced.
         content: all of it.
         what: its name in the error, for example "the palette".
+        durable: wait until the disk has it, so that it survives a power cut; about 10 ms on a slow disk.
     Raises: OSError if it cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(content)
-        temporary.replace(path)
+        if durable:
+            sync(temporary)
+        temporary.replace(target)
+        if durable:
+            sync(target.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{what} cannot be written to {path} ({reason}): choose another place") from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room there, or choose another place" if is_full else "choose another place"
+        raise OSError(f"{what} cannot be written to {path} ({error.strerror or error}): {advice}") from error
     finally:
         with contextlib.suppress(OSError):  # where it could not be made, it cannot be removed
             temporary.unlink()
 
 
-@contextlib.contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other processes out of a folder. The system lets go of the lock however the process ends; no file is left.
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of files in a folder, is on the disk."""
+    if path.is_dir():
+        if os.name == "nt":  # Windows opens no folders
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some file systems cannot do this for folders
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        return
+    with path.open("r+b") as file:  # Windows wants the file open for writing
+        os.fsync(file.fileno())
+
+
+def final_name(name: str) -> str:
+    """The name that a temporary file of `atomic_write` would have got in the end; other names as they are."""
+    temporary = _TEMPORARY.fullmatch(name)
+    return temporary[1] if temporary else name
+
+
+class BusyError(ValueError):
+    """Another process is at work in a folder."""
+
+
+def lock_folder(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: float = 0) -> FileLock:
+    """Keep other processes out of a folder until the lock that is returned is released or the process ends.
+
+    The lock is on a small file in the folder, which stays there.
 
     Args:
         folder: it must exist.
         doing: what the holder does with it, for the error: "encodes images into", for example.
-    Raises: ValueError if another process holds it.
+        name: of the lock's file, where processes share the folder and each locks its part.
+        wait_s: how long to wait for another process.
+    Raises: BusyError if another process holds it; OSError if nothing can be locked there.
     """
+    # Not bound to a thread: whoever ends the work releases it.
+    lock = FileLock(folder / name, thread_local=False)
     try:
-        import fcntl  # Windows has none
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise BusyError(f"another process {doing} {folder}: wait for it, or end it first") from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{folder} cannot be locked against other processes ({reason}): choose another place") from error
+    return lock
+
+
+@contextlib.contextmanager
+def locked(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: float = 0) -> Iterator[None]:
+    """`lock_folder` while a block lasts."""
+    lock = lock_folder(folder, doing, name=name, wait_s=wait_s)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process {doing} {folder}: wait for it, or end it first") from None
-        except OSError:
-            pass  # some network file systems have no locks
         yield
     finally:
-        os.close(handle)
+        lock.release()
+
+
+def remove_if_unused(folder: Path) -> None:
+    """Remove a folder that was just made, unless there is more in it than the file of its lock."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            (folder / LOCK_FILE).unlink()
+        folder.rmdir()
 
 
 def png_bytes(image: "Image.Image", facts: Mapping[str, Any], version: str) -> bytes:
@@ -100,7 +165,7 @@ def png_bytes(image: "Image.Image", facts: Mapping[str, Any], version: str) -> b
     info.add_text("Software", f"imagegpt {version}")
     info.add_text("Comment", "created with iGPT")
     for key, value in facts.items():
-        info.add_itxt(key, str(value))
+        info.add_itxt(key, printable(str(value)))  # a name may be no UTF-8
     content = io.BytesIO()
     image.save(content, format="PNG", pnginfo=info)
     return content.getvalue()

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from imagegpt.image_files import out_of_memory
 from imagegpt.images import ImageLike, read_image, resize_image, single_images
 from imagegpt.processing_options import ProcessingOptions
 
@@ -33,12 +34,14 @@ def read_batch(images: ImageLike | Sequence[Any], options: ProcessingOptions) ->
                 input_data_format=options.input_data_format,
                 convert=options.do_convert_rgb,
             )
+            if options.do_resize:
+                read = resize_image(read, options.size, options.resize_mode, options.resample)
+        except MemoryError as error:
+            raise out_of_memory(f"image {index} of {len(several)}") from error
         except (ValueError, FileNotFoundError) as error:
             place = f"image {index} of {len(several)}: " if len(several) > 1 else ""
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"{place}{error}") from error
-        if options.do_resize:
-            read = resize_image(read, options.size, options.resize_mode, options.resample)
         arrays.append(np.asarray(read))
     if len({array.shape for array in arrays}) > 1:
         sizes = sorted({array.shape[:2] for array in arrays})

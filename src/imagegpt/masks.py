@@ -3,14 +3,25 @@
 Axes: H rows, W columns.
 """
 
+import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
+from PIL import Image
 from torch import Tensor
 
 from imagegpt import ranges
-from imagegpt.images import read_image
+from imagegpt.image_colors import picture_to_rgb
+from imagegpt.image_files import decoded
+from imagegpt.images import open_file, read_image, resize_image
+
+logger = logging.getLogger(__name__)
+
+_BLACK = (0, 0, 0)
+_LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "HEIF")
 
 
 def pixels_of_share(keep: float, num_pixels: int) -> int:
@@ -36,39 +47,57 @@ def pixels_of_rows(rows: Any, height: int, width: int) -> int:
     return rows * width
 
 
-def read_mask(mask: Any, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
+def read_mask(mask: Any, height: int, width: int, resize_mode: str = "crop") -> Bool[np.ndarray, "{height} {width}"]:
     """Which pixels of an image a mask keeps: those where it is not black.
 
+    Files of formats that change what was drawn, such as JPEG, are nowhere quite black: there, what is nearer to white
+    is kept. A mask of another size is brought to the model's, by the nearest pixel; unless each of its blocks of pixels
+    becomes one, a warning is logged.
+
     Args:
-        mask: an image of any kind, of the model's size or a whole number of times as large.
+        mask: an image of any kind and size.
         height: of the model's images.
         width: of the model's images.
-    Raises: ValueError if it cannot be read, has another size, or keeps a part of a pixel.
+        resize_mode: as images are resized, so that a mask as large as an image covers the same part of it; see
+            `ImageGPTImageProcessor`.
+    Raises: ValueError if it cannot be read.
     """
     if isinstance(mask, Tensor):
         mask = mask.detach().cpu().ne(0).numpy()
     elif isinstance(mask, np.ndarray):
         mask = mask != 0  # whatever its type: 1 is white, too
     try:
-        white = np.asarray(read_image(mask, (0, 0, 0))).max(axis=-1) > 0
+        given = _not_black(mask)
     except ValueError as error:
         raise ValueError(f"the mask cannot be used: {error}") from error
-    given_height, given_width = white.shape
-    factor = max(1, given_height // height)
-    if (given_height, given_width) != (height * factor, width * factor):
-        raise ValueError(
-            f"the mask is {given_width} x {given_height} pixels, the model's images are {width} x {height}: "
-            "give one of that size, or a whole number of times as large"
-        )
-    blocks = white.reshape(height, factor, width, factor)
-    kept: np.ndarray = blocks.all(axis=(1, 3))
-    partly = np.argwhere(kept != blocks.any(axis=(1, 3)))
-    if len(partly):
-        raise ValueError(
-            f"the mask keeps only a part of the pixel at row {partly[0][0]}, column {partly[0][1]} (counted from 0): "
-            f"make its {factor} x {factor} pixels all white or all black"
+    size = {"height": height, "width": width}
+    kept = resize_image(Image.fromarray(given.astype(np.uint8)), size, resize_mode, Image.Resampling.NEAREST) > 0
+    factor = max(1, given.shape[0] // height)
+    if not np.array_equal(kept.repeat(factor, axis=0).repeat(factor, axis=1), given):
+        logger.warning(
+            "the mask is %s x %s pixels, the model's images are %s x %s: it was %sresized, to the nearest pixel",
+            *(given.shape[1], given.shape[0], width, height),
+            "cropped and " if resize_mode == "crop" and given.shape[0] * width != given.shape[1] * height else "",
         )
     return kept
+
+
+def _not_black(mask: Any) -> Bool[np.ndarray, "h w"]:
+    if isinstance(mask, str | os.PathLike):
+        with open_file(Path(mask)) as picture:
+            return _not_black_in(picture, str(mask))
+    if isinstance(mask, Image.Image):
+        return _not_black_in(mask, "the image")
+    return np.asarray(read_image(mask, _BLACK)).max(axis=-1) > 0
+
+
+def _not_black_in(picture: Image.Image, name: str) -> Bool[np.ndarray, "h w"]:
+    lowest = 128 if picture.format in _LOSSY_FORMATS else 1
+    picture = decoded(picture, name)
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # in 8 bits the lower levels would be black
+        values = np.asarray(picture)
+        return (values != 0) & (values != picture.info.get("transparency", 0))
+    return np.asarray(picture_to_rgb(picture, _BLACK)).max(axis=-1) >= lowest
 
 
 def pixels_of_mask(kept: Bool[np.ndarray, "h w"]) -> int:

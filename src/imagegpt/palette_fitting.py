@@ -34,6 +34,8 @@ def fit_colors(
     distinct, sample = _sample_pixels(images, num_colors, seed, grey, max_pixels)
     if len(distinct) < num_colors:
         kind = "grey levels" if grey else "colours"
+        if len(distinct) < ranges.COLORS.lowest:
+            raise ValueError(f"the images have 1 of the {kind} that a palette needs at least 2 of: add other images")
         raise ValueError(
             f"the images have {len(distinct)} distinct {kind}, fewer than num_colors = {num_colors}: "
             f"ask for {len(distinct)} or fewer"

@@ -21,6 +21,7 @@ from imagegpt.checkpoints.adoption import our_model, our_processor
 from imagegpt.checkpoints.hub import HubOptions, PublishOptions, publish
 from imagegpt.checkpoints.loading import check_fit, find_folder, load_model, load_processor
 from imagegpt.checkpoints.registry import MODEL_CARD
+from imagegpt.checkpoints.saving import save_folder
 from imagegpt.images import ImageLike
 from imagegpt.masks import pixels_of_mask, pixels_of_rows, pixels_of_share, read_mask
 from imagegpt.memory import check_memory
@@ -113,15 +114,14 @@ class ImageGPTPipeline:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model and processor as transformers does; `from_pretrained(folder)` reads them back.
 
-        Raises: ValueError if the weights were rounded for sampling.
+        Raises: ValueError if the weights were rounded for sampling; OSError if they cannot be written.
         """
         if self._sampler is not None and not is_exact(self.model):
             raise ValueError(
                 f"the weights were rounded to {self._sampler.plan.precision} for sampling and are not the model's any "
                 "more: load the pipeline without a precision to save it"
             )
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(os.fspath(folder))
+        save_folder(self.model, self.processor, folder)
 
     def push_to_hub(self, name: str, **options: Unpack[PublishOptions]) -> str:
         """Publish model, processor and model card on huggingface.co; `from_pretrained(name)` reads them back.
@@ -241,8 +241,8 @@ class ImageGPTPipeline:
 
         Args:
             images: one image or several, of any kind and size.
-            mask: an image that is black where pixels are to be drawn and anything else where they are kept, of the
-                model's size or a whole number of times as large.
+            mask: an image of any size that is black where pixels are to be drawn and anything else where they are kept,
+                see `read_mask`.
             num: fillings of each image, >= 1.
             seed: 0 to 2^64 - 1; filling j depends on (image, mask, seed, j) alone.
             schedule: in how many passes, see `FillSchedule`.
@@ -252,7 +252,8 @@ class ImageGPTPipeline:
         Raises: ValueError for values outside these ranges, a causal model, or images that cannot be read.
         """
         num = ranges.NUM_IMAGES.check("num", num)
-        kept = read_mask(mask, self.processor.size["height"], self.processor.size["width"])
+        height, width = self.processor.size["height"], self.processor.size["width"]
+        kept = read_mask(mask, height, width, self.processor.resize_mode)
         if kept.all():
             raise ValueError(f"the mask keeps all of {kept.size} pixels: leave at least one to fill")
         ids = self.encode(images)
@@ -278,9 +279,8 @@ class ImageGPTPipeline:
         Args:
             keep: share of the pixels, in [0, 1): the nearest whole number (not whole rows; halves go to the even one).
             rows: whole rows, 0 to one less than there are.
-            mask: an image of the model's size, or a whole number of times as large, that is black where pixels are to
-                be drawn and anything else where they are kept. Pixels are drawn in raster order, so that those that
-                are kept must come first.
+            mask: an image of any size that is black where pixels are to be drawn and anything else where they are kept,
+                see `read_mask`. Pixels are drawn in raster order, so that those that are kept must come first.
         Raises: ValueError if that is not given, or leaves no pixel to draw, or the mask cannot be read.
         """
         height, width = self.processor.size["height"], self.processor.size["width"]
@@ -291,7 +291,7 @@ class ImageGPTPipeline:
         if rows is not None:
             return pixels_of_rows(rows, height, width)
         if mask is not None:
-            return pixels_of_mask(read_mask(mask, height, width))
+            return pixels_of_mask(read_mask(mask, height, width, self.processor.resize_mode))
         return pixels_of_share(0.5 if keep is None else keep, height * width)
 
     def encode(self, images: ImageLike | Sequence[ImageLike]) -> Int64[Tensor, "b t"]:

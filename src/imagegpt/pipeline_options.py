@@ -37,13 +37,17 @@ class LoadOptions(HubOptions, SamplerOptions, total=False):
 def choose_device(device: torch.device | str | None) -> torch.device:
     """The device that was asked for, or the GPU if there is one.
 
-    Raises: ValueError if torch knows no such device or it is not there.
+    Raises: ValueError if torch knows no such device, it is not there, or models do not run on it.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type == "mps":
+            raise ValueError("Apple's GPUs (mps) lack float64, which sampling needs: choose cpu")
         torch.empty(0, device=chosen)
+        if chosen.type == "meta":
+            raise NotImplementedError("tensors without numbers")
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         raise ValueError(f"there is no device {str(device)!r} here: choose from {', '.join(there)}") from None

@@ -1,7 +1,5 @@
 """Runs that are killed, grown, shared out or refused: the files are always those of an undisturbed run."""
 
-import fcntl
-import os
 import threading
 from pathlib import Path
 
@@ -12,8 +10,9 @@ import torch
 import imagegpt
 from imagegpt import ColorPalette
 from imagegpt.bulk import Workers, count_images, run, sample_many
+from imagegpt.bulk import folder as places
 from imagegpt.bulk.run import default_block, model_fingerprint
-from imagegpt.files import atomic_write
+from imagegpt.files import atomic_write, locked
 from imagegpt.sampling import SamplingRules, image_seed
 
 FORMATS = ["png", "npz", "arrow"]
@@ -30,9 +29,9 @@ def kill_at_write(monkeypatch):
     def arrange(n, leaves_temporary):
         writes = iter(range(1, 1000))
 
-        def write(path, content, what):
+        def write(path, content, what, **options):
             if next(writes) < n:
-                return atomic_write(path, content, what)
+                return atomic_write(path, content, what, **options)
             if leaves_temporary:
                 path.with_name(f".{path.name}.0123abcd.tmp").write_bytes(content[: len(content) // 2])
             raise Killed
@@ -209,12 +208,45 @@ def test_the_first_process_does_not_wait_for_the_others_for_ever(many):
 
 def test_another_run_in_the_same_folder_is_refused(many, tmp_path):
     many(3)
-    handle = os.open(tmp_path / "run", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(ValueError, match=r"another process draws images into .*run: wait for it, or end it first"):
+    refused = pytest.raises(ValueError, match=r"another process draws images into .*run: wait for it, or end it first")
+    with locked(tmp_path / "run", "paints"), refused:
         many(9)
-    os.close(handle)
     assert many(9) == 6
+
+
+def test_a_share_is_drawn_by_one_process_at_a_time(many, tmp_path):
+    many(4)
+    second = Workers(rank=1, world_size=2, wait_s=0.1)
+    with places.locked_share(tmp_path / "run", second), pytest.raises(ValueError, match="another process draws images"):
+        many(4, workers=second)
+    assert many(4, workers=second) == 0
+
+
+def test_a_run_is_not_replaced_while_another_process_draws_its_share(many, contents, tmp_path):
+    many(4)
+    before = contents()
+    second = Workers(rank=1, world_size=2)
+    with places.locked_share(tmp_path / "run", second), pytest.raises(ValueError, match="another process draws images"):
+        many(4, seed=6, force=True)
+    assert contents() == before
+    assert many(4, seed=6, force=True) == 4
+
+
+def test_a_process_whose_run_was_replaced_draws_nothing(many, contents, tmp_path, monkeypatch):
+    many(8, "other", seed=6)
+    many(4)
+    agreed = run._agreed
+
+    def replaced_meanwhile(*args):
+        settings = agreed(*args)
+        (tmp_path / "run/run.json").write_bytes((tmp_path / "other/run.json").read_bytes())
+        return settings
+
+    monkeypatch.setattr(run, "_agreed", replaced_meanwhile)
+    before = contents().keys()
+    with pytest.raises(ValueError, match="was replaced by another one: give the same command again"):
+        many(4, workers=Workers(rank=1, world_size=2))
+    assert contents().keys() == before
 
 
 REFUSED = {

@@ -6,11 +6,13 @@ import http.server
 import random
 import re
 import threading
+import urllib.request
 from functools import partial
 
 import pytest
 
-from imagegpt.checkpoints.download import addresses, download
+from imagegpt.checkpoints import fetching
+from imagegpt.checkpoints.download import addresses, download, largest_bytes
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
 from imagegpt.palette import ColorPalette
 from openai_oracle import random_variables
@@ -24,6 +26,7 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         files: path to content.
         mischief: called with the path, the answer's headers and its body; gives both again.
+        redirects: path to address.
         asked: (path, range) of every request.
     """
 
@@ -33,6 +36,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.asked, self.has_md5, self.has_etag = {}, [], True, True
         self.status, self.mischief = None, lambda path, headers, body: (headers, body)
+        self.redirects = {}
         threading.Thread(target=partial(self.serve_forever, poll_interval=0.01), daemon=True).start()
 
     @property
@@ -45,6 +49,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, path = self.server, self.path.lstrip("/")
         wanted = self.headers.get("Range")
         server.asked.append((path, wanted))
+        if path in server.redirects:
+            self.send_response(302)
+            self.send_header("Location", server.redirects[path])
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         if server.status is not None or path not in server.files:
             return self.send_error(server.status or 404)
         content = server.files[path]
@@ -246,3 +255,86 @@ def test_nobody_there(tmp_path):
 def test_no_place(server, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         download(addresses("s", 131_000, base=server.address), tmp_path / "no" / "out")
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "file:///etc", "ftp://127.0.0.1/x", "http://example.org/x", "data:,x", "/etc", "", "http://127.0.0.1.example.org",
+        "http://localhost@example.org/",
+    ],
+)  # fmt: skip
+def test_only_https_is_spoken_and_http_to_this_machine(base):
+    with pytest.raises(ValueError, match=r"^the address is .*: give one of https://, or of http:// on this machine$"):
+        addresses("s", 131_000, base=base)
+
+
+@pytest.mark.parametrize(
+    "base", ["https://example.org/x", "http://localhost:8/x", "http://127.9.9.9", "http://[::1]:8"]
+)
+def test_bases_that_may_be_given(base):
+    assert len(addresses("s", 131_000, base=base)) == 34
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1:9/x", "http://example.org/x"])
+def test_redirects_lead_nowhere_else(server, fetch, tmp_path, target):
+    server.redirects[f"{BUNDLE}/model.ckpt-131000.index"] = target
+    with pytest.raises(ConnectionError, match=rf"index .*edirect.* to .*{target}.*: .*"):
+        fetch()
+    assert placed(tmp_path / "out") == []
+    assert len(server.asked) == 1
+
+
+def test_redirects_from_elsewhere_do_not_lead_to_this_machine():
+    """A server on the net could have had its client ask what only this machine may."""
+    request = urllib.request.Request("https://example.org/x")
+    with pytest.raises(ConnectionError, match="redirects to http://localhost:8/x, and only https is followed"):
+        fetching._Redirects().redirect_request(request, None, 302, "Found", {}, "http://localhost:8/x")
+
+
+def test_redirects_on_this_machine_are_followed(server, fetch, tmp_path):
+    name = f"{BUNDLE}/model.ckpt-131000.index"
+    server.files["elsewhere"] = server.files[name]
+    server.redirects[name] = f"{server.address}/elsewhere"
+    fetch()
+    del server.files["elsewhere"]
+    assert_complete(server, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("model.ckpt-131000.index", "16,777,216"), ("kmeans_centers.npy", "1,048,576")]
+)
+def test_a_file_is_no_larger_than_needed(server, fetch, tmp_path, name, limit):
+    """The index and the palette of any size were fetched to the end."""
+    server.mischief = lambda path, headers, body: (
+        ({**headers, "Content-Length": "1000000000"}, body) if path.endswith(name) else (headers, body)
+    )
+    with pytest.raises(ConnectionError, match=f"{name} has 1,000,000,000 bytes, and no more than {limit} are needed"):
+        fetch()
+    assert placed(tmp_path / "out") == []
+
+
+def test_a_data_file_is_no_larger_than_the_index_says(server, fetch, tmp_path):
+    name = "model.ckpt-131000.data-00005-of-00032"
+    server.files[f"{BUNDLE}/{name}"] += bytes(2 << 20)
+    with pytest.raises(ConnectionError, match=rf"{name} has 2,\d+,\d+ bytes, and no more than 1,\d+,\d+ are needed"):
+        fetch()
+    assert placed(tmp_path / "out") == []
+
+
+def test_an_index_asks_for_no_more_than_the_model_needs(server, tmp_path):
+    """One of a few kilobytes may list any number of gigabytes; another server may have a better one."""
+    files = addresses("s", 131_000, base=server.address)
+    with pytest.raises(ValueError, match=r"index came damaged \(it asks for [\d,]+ bytes, and such a model has 999 at"):
+        download(files, tmp_path / "out", most_bytes=999)
+    assert [path for path, _ in server.asked] == [f"{BUNDLE}/model.ckpt-131000.index"]
+    download(files, tmp_path / "out", most_bytes=largest_bytes("s"))
+    assert_complete(server, tmp_path / "out")
+
+
+def test_an_index_of_other_files_is_damaged(server, fetch, tmp_path):
+    write_bundle(tmp_path / "other", random_variables(), num_shards=40)
+    server.files[f"{BUNDLE}/model.ckpt-131000.index"] = (tmp_path / "other.index").read_bytes()
+    with pytest.raises(ValueError, match=r"index came damaged \(it lists 40 data files, and there are 32\)"):
+        fetch()
+    assert len(server.asked) == 1

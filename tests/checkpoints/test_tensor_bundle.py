@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from imagegpt.checkpoints import sorted_table
 from imagegpt.checkpoints.slice_names import encoded_slice_name
 from imagegpt.checkpoints.sorted_table import masked_crc32c, read_table, write_table
 from imagegpt.checkpoints.tensor_bundle import read_bundle, shard_path, write_bundle
@@ -231,3 +232,28 @@ def test_a_failure_leaves_what_was_there(written, monkeypatch):
     with pytest.raises(OSError, match="full"):
         write_bundle(written, {"x": np.zeros(9)}, 3)
     assert {path: path.read_bytes() for path in written.parent.iterdir()} == before
+
+
+def test_an_index_does_not_unfold_to_more_than_its_size_allows(tmp_path, monkeypatch):
+    """Keys share what they begin with: 240 kB stood for 1.1 GB of keys."""
+    for name in ("_BLOCK_BYTES", "_RESTART_EVERY"):
+        monkeypatch.setattr(sorted_table, name, 1 << 30)
+    content = write_table({b"n" * 14_000 + b"%06d" % number: b"" for number in range(1_000)})
+    assert len(content) < 50_000
+    (tmp_path / "x.index").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"x.index is no index .*, or damaged \(its [\d,]+ bytes claim to hold more than"
+    ):
+        read_bundle(tmp_path / "x")
+
+
+def test_variables_that_share_their_bytes_are_refused(tmp_path):
+    """A small file could have stood for any number of large variables."""
+    write_bundle(tmp_path / "x", {"a": np.zeros(100, np.float32), "b": np.zeros(100, np.float32)})
+    table = read_table((tmp_path / "x.index").read_bytes())
+    write = {**table, b"b": table[b"a"]}
+    (tmp_path / "x.index").write_bytes(write_table(write))
+    with pytest.raises(
+        ValueError, match=r"x.index is no index .*, or damaged \(its variables lie one over the other\)"
+    ):
+        read_bundle(tmp_path / "x")

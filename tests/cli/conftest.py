@@ -11,6 +11,7 @@ from imagegpt import (
     ImageGPTPipeline,
 )
 from imagegpt.cli import main
+from imagegpt.files import LOCK_FILE
 
 
 @pytest.fixture(autouse=True)
@@ -60,4 +61,4 @@ def run(capsys):
 @pytest.fixture
 def names_in(workplace):
     """The files that are in the current folder, beyond those it started with."""
-    return lambda: sorted(path.name for path in workplace.rglob("*") if path.name not in ("cat.png", "tiny"))
+    return lambda: sorted(path.name for path in workplace.rglob("*") if path.name not in ("cat.png", "tiny", LOCK_FILE))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from helpers import before_transformers
-from imagegpt.cli import _progress, _shared, app
+from imagegpt.cli import _console, _progress, app
 
 COMMANDS = ["complete", "sample", "info", "models", "evaluate", "bench", "train"]
 
@@ -151,6 +151,6 @@ def test_the_garbage_of_other_programs_is_left_alone(run):
 
 
 def test_progress_is_silent_where_nobody_looks(capsys):
-    with _shared.working("working"), _progress.pixel_progress("drawing") as progress:
+    with _console.working("working"), _progress.pixel_progress("drawing") as progress:
         progress(1, 2)
     assert capsys.readouterr() == ("", "")

@@ -76,7 +76,7 @@ def test_both_decoders(run, workplace):
         (["./tiny", "--pixels", "0"], "Invalid value for '--pixels'"),
         (["./tiny", "--precision", "float8"], "precisions has 'float8': choose from float32, bfloat16, int8"),
         (["./tiny", "--decoder", "both"], "decoders has 'both': choose from sequential, parallel"),
-        (["./tiny", "--device", "gpu"], "there is no device 'gpu' here"),
+        (["./tiny", "--device", "gpu"], "Invalid value for '--device': there is no device 'gpu': give cpu, cuda or"),
         (["./tiny", "--json", "tiny"], "--json is tiny, a folder: give the name of a file"),
         (["./tiny", "--json", "no/x.json"], "there is no folder no: make it first"),
     ],

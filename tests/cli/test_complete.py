@@ -201,10 +201,6 @@ BAD_INPUTS = {
         ["cat.png", "--mask", "hole.png"],
         "the mask keeps the pixel at row 1, column 2 (counted from",
     ),
-    "a mask of another size": (
-        ["cat.png", "--mask", "odd.png"],
-        "the mask is 5 x 4 pixels, the model's images are 4 x 4",
-    ),
     "a mask that keeps all": (
         ["cat.png", "--mask", "white.png"],
         "the mask keeps all of 16 pixels: leave at least one",
@@ -233,7 +229,7 @@ BAD_INPUTS = {
         ["cat.png", "--top-p", "1.5"],
         "Invalid value for '--top-p': 1.5 is not a number greater than 0 and at most 1",
     ),
-    "no such device": (["cat.png", "--device", "tpu"], "there is no device 'tpu' here: choose from cpu"),
+    "no such device": (["cat.png", "--device", "tpu"], "there is no device 'tpu': give cpu, cuda or cuda:1"),
     "no such precision": (
         ["cat.png", "--precision", "int4"],
         "'int4' is not one of 'auto', 'float32', 'bfloat16', 'int8'",
@@ -263,7 +259,6 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, workplace, names_in, 
     (workplace / "folder.png").mkdir()
     (workplace / "folder.gif").mkdir()
     Image.fromarray(np.isin(np.arange(16), [0, 1, 6]).reshape(4, 4)).save("hole.png")
-    Image.new("1", (5, 4)).save("odd.png")
     Image.new("L", (8, 8), 255).save("white.png")
     (workplace / "notes").mkdir()
     (workplace / "notes/cat_0.png").touch()

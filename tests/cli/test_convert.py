@@ -84,7 +84,7 @@ def test_inspecting(run, bundles, source):
         (["convert", "openai", "ar", "model", "--palette", "none"], "there is no palette 'none'"),
         (["convert", "openai", "ar", "tiny"], "tiny exists"),
         (["convert", "openai", "ar", "no/model"], "there is no folder"),
-        (["convert", "transformers", "none", "model"], "holds no config.json"),
+        (["convert", "transformers", "none", "model"], "there is no folder ./none: check the path"),
         (["export", "openai", "./tiny", "ar"], "ar.index exists already: give --force to overwrite it"),
         (["export", "openai", "./tiny", "no/x"], "there is no folder no"),
         (["inspect", "none"], "there is no model 'none'"),

@@ -90,7 +90,7 @@ def test_broken_images_are_told(run, workplace, pictures):
 def test_when_it_is_stopped_it_says_how_to_go_on(run, workplace, pictures, monkeypatch, stop):
     handler = signal.getsignal(signal.SIGTERM)
 
-    def stopped(*_):
+    def stopped(*_, **__):
         if stop == "Ctrl-C":
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGTERM)
@@ -121,8 +121,8 @@ PALETTE = ["--palette", "pal.npy"]
         (["src", "out", *PALETTE, "--workers", "0"], "Invalid value for '--workers'"),
         (["src", "out", *PALETTE, "--max-broken", "2"], "Invalid value for '--max-broken'"),
         (["src", "out", *PALETTE, "--split", "train"], "src has no splits and 'train' was asked for"),
-        (["./none", "out", *PALETTE], "there are no images at './none': check the path"),
-        (["owner/name", "out", *PALETTE], "the data set owner/name cannot be had from the hub ("),
+        (["./none", "out", *PALETTE], "'./none' does not exist: check the path"),
+        (["owner/name", "out", *PALETTE], "owner/name does not exist here, nor can a data set of that name be"),
         (["src", "no/out", *PALETTE], "there is no folder no: make it first"),
         (["src", "cat.png", *PALETTE], "cat.png is a file: encoded images need a folder"),
         (["src", "src", *PALETTE], "src holds ant, which is no part of this encoding"),

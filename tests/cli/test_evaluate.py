@@ -72,7 +72,7 @@ def test_unknown_names(capsys):
     assert run("evaluate", "digist") == 2
     assert "digist" in capsys.readouterr().err
     assert run("evaluate", "digits", "mnist") == 2
-    assert "there are no images at 'mnist': check the path" in " ".join(capsys.readouterr().err.split())
+    assert "'mnist' does not exist: check the path" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_palette_is_refused(tmp_path, capsys):

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers import largest_difference
 from imagegpt import ImageGPTForImageClassification
 from imagegpt.checkpoints.loading import find_folder, load_model
 from imagegpt.data.digits import load_digits
+from imagegpt.runs import card
 from imagegpt.training.reading import read_recipe
 from imagegpt.training.trainer import Trainer
 
@@ -178,3 +180,24 @@ def test_adapters_need_a_model(run, workplace):
     code, _, err = run("train", "digits", "--out", "m", "--set", "model.lora_rank=4")
     assert code == 2
     assert "model.lora_rank is 4 and model.pretrained is missing" in " ".join(err.split())
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_card(run, workplace, photos, monkeypatch):
+    def fail(*_):
+        raise ArithmeticError("no\npicture")
+
+    monkeypatch.setattr(card, "confusion_picture", fail)
+    code, out, err = run("finetune", "./tiny", "photos", "--out", "reader", *QUICK)
+    assert code == 0, err
+    assert "accuracy on " in out
+    assert "warning: there is no confusion picture (no picture)\n" in err
+    assert "Accuracy on " in (workplace / "reader" / "README.md").read_text()
+    assert not (workplace / "reader" / "confusion.png").exists()
+
+
+@pytest.mark.parametrize("title", ["a `b` c", "``"])
+def test_the_command_in_a_card_is_code_whatever_is_in_it(run, workplace, photos, title):
+    words = ["finetune", "./tiny", "photos", "--out", "reader", *QUICK, "--set", f'card.title="{title}"']
+    assert run(*words)[0] == 0
+    command = re.search(r"- Command: (`+) ?(.*?) ?\1,\n", (workplace / "reader" / "README.md").read_text())[2]
+    assert shlex.split(command) == ["imagegpt", *words]

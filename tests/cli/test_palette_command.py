@@ -77,7 +77,7 @@ def test_a_split_of_the_digits(run, workplace):
         (["src", "--out", "pal", "--split", "train"], "src has no splits and 'train' was asked for"),
         (["src"], "Missing option '--out'"),
         (["digits", "--out", "pal"], "digits has the splits train, validation, test: choose one"),
-        (["./nowhere", "--out", "pal"], "there are no images at './nowhere': check the path"),
+        (["./nowhere", "--out", "pal"], "'./nowhere' does not exist: check the path"),
         (["cat.png", "--out", "pal"], "cat.png is a file of no kind that holds many images"),
     ],
 )

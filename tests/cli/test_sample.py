@@ -100,7 +100,7 @@ def test_force_replaces_a_run(run, workplace):
 
 
 def test_a_folder_is_refused_before_the_model_is_loaded(run, workplace, monkeypatch):
-    monkeypatch.setattr(_bulk._shared.Loading, "pipeline", lambda _: pytest.fail("it loaded"))
+    monkeypatch.setattr(_bulk._loading.Loading, "pipeline", lambda _: pytest.fail("it loaded"))
     status, _, err = run("sample", *MODEL, "--out", ".")
     assert status == 2
     assert "which is no part of a run of images" in err

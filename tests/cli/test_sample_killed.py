@@ -14,8 +14,9 @@ THREADS = {"OMP_NUM_THREADS": "1"}
 
 
 def contents(folder):
-    """Every file of a folder with its bytes, by its path within the folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a folder with its bytes, by its path within the folder; without the empty ones for locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def num_files(folder):

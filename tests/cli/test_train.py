@@ -16,6 +16,9 @@ from imagegpt.cli import main
 from imagegpt.data.digits import load_digits
 from imagegpt.data.encoding import encode_images
 from imagegpt.evaluation.likelihood import mean_nll
+from imagegpt.files import locked
+from imagegpt.training.datasets import open_data
+from imagegpt.training.recipes import DataRecipe
 from imagegpt.training.trainer import Trainer
 
 TINY = {
@@ -39,7 +42,7 @@ def changes(**more):
 
 
 def listing(folder):
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if path.name != ".imagegpt.lock"}
 
 
 def contents(folder):
@@ -149,13 +152,13 @@ def test_what_a_killed_process_was_writing_is_cleared_away(trained, run, tmp_pat
     out = tmp_path / "m"
     assert run("train", "digits", "--out", out, *changes())[0] == 0
     (out / "log.jsonl").write_text((out / "log.jsonl").read_text() + '{"step": 3, "metr')
-    (out / ".saving.abc").mkdir()
-    (out / ".saving.abc" / "model.safetensors").write_text("half")
-    (out / ".log.jsonl.12.tmp").write_text("half")
-    (out / "checkpoints" / "step-00000004" / "__0_0.distcp").write_bytes(b"half")
+    (out / ".imagegpt.saving").mkdir()
+    (out / ".imagegpt.saving" / "model.safetensors").write_text("half")
+    (out / ".log.jsonl.0123abcd.tmp").write_text("half")
+    (out / "checkpoints" / "step-00000004" / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
     code, _, err = run("train", "digits", "--out", out, *changes())
     assert code == 0
-    assert re.search(r"warning: the checkpoint .*step-00000004 is damaged \(__0_0.distcp is not what", err)
+    assert re.search(r"warning: the checkpoint .*step-00000004 is damaged \(shard-00001-.* is not what", err)
     assert "going on after step 2" in err
     assert listing(out) == RUN
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
@@ -170,6 +173,32 @@ def test_force_begins_anew(run, tmp_path):
     assert code == 0
     assert "going on" not in err
     assert (out / "model.safetensors").read_bytes() != before
+
+
+def test_force_leaves_what_no_run_wrote_and_says_so(run, tmp_path):
+    proj = tmp_path / "proj"
+    proj.mkdir()
+    (proj / "cat.png").write_text("mine")
+    recipe = proj / "recipe.yaml"
+    recipe.write_text("model: {n_layer: 1, n_embd: 8, n_head: 1}\ndata: {train: digits}\ntraining: {num_steps: 200}\n")
+    before = contents(proj)
+    code, _, err = run("train", recipe, "--out", proj, "--force")
+    assert (code, contents(proj)) == (2, before)
+    assert "proj holds a recipe.yaml without the data.json of a training run: choose another place" in one_line(err)
+    assert run("train", "digits", "--out", tmp_path / "m", *changes())[0] == 0
+    (tmp_path / "m" / "cat.png").write_text("mine")
+    code, _, err = run("train", "digits", "--out", tmp_path / "m", "--force", *changes())
+    assert code == 0
+    assert "m also holds cat.png, which no run wrote and which stays" in one_line(err)
+    assert (tmp_path / "m" / "cat.png").read_text() == "mine"
+
+
+def test_two_commands_do_not_train_in_one_folder(trained, run):
+    before = contents(trained[0])
+    with locked(trained[0], "trains in"):
+        code, _, err = run("train", "digits", "--out", trained[0], "--force", *changes())
+    assert (code, contents(trained[0])) == (2, before)
+    assert f"another process trains in {trained[0]}: wait for it, or end it first" in one_line(err)
 
 
 def test_a_mistake_with_force_costs_nothing(trained, run):
@@ -196,6 +225,7 @@ def put_folder_with_a_file(path):
 def put_damaged_run(path):
     path.mkdir()
     (path / "recipe.yaml").write_text("model: {n_layer: [")
+    open_data(DataRecipe(train="digits")).record.write(path)
 
 
 def put_classes(path):
@@ -219,7 +249,7 @@ SHAPELESS = {"model__n_layer": "null", "model__n_embd": "null", "model__n_head":
         (put_damaged_run, [], "holds a run whose recipe.yaml is damaged"),
         (None, ["--width", 3], "--width"),
         (None, ["--device", "abacus"], "there is no device 'abacus': give cpu, cuda or cuda:1"),
-        (None, ["--device", "meta"], "device is 'meta': give cpu, cuda or cuda:1"),
+        (None, ["--device", "meta"], "there is no device 'meta': give cpu, cuda or cuda:1"),
         (None, ["--device", "cuda:7"], "there is no device cuda:7: this machine has"),
         (None, ["--set", "training.steps=3"], "there is no training.steps in a recipe: training has num_steps,"),
         (None, ["--set", "steps=3"], "--set steps=3: steps is no key of a recipe"),
@@ -259,7 +289,7 @@ SHAPELESS = {"model__n_layer": "null", "model__n_embd": "null", "model__n_head":
         (
             None,
             changes(data__train="nowhere", data__side="8", data__palette="digits"),
-            "there are no images at 'nowhere'",
+            "'nowhere' does not exist",
         ),
         (
             None,
@@ -294,7 +324,7 @@ def test_what_cannot_be_is_said_in_one_sentence_and_leaves_no_trace(
         (["digist", "--out", "m"], "there is no recipe 'digist': choose one of "),
         (["my/recipe.yaml", "--out", "m"], "there is no recipe my/recipe.yaml: check the path"),
         (["digits"], "--out"),
-        (["digits", "--out", "no/m"], "there is no folder no: make it, or choose another place"),
+        (["digits", "--out", "no/m"], "there is no folder no: make it first, or choose another place"),
         (["bad.yaml", "--out", "m"], "bad.yaml is no YAML ("),
         (["twice.yaml", "--out", "m"], "num_steps is given twice, in line 2"),
         (["empty.yaml", "--out", "m"], "empty.yaml holds no recipe: it must have the keys model, data"),
@@ -326,9 +356,9 @@ def test_a_place_that_cannot_be_written_to_is_refused(run):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"training__seed": 5}, "holds a run with training.seed = 0, now it is 5: choose another place, or begin anew"),
+        ({"training__seed": 5}, "holds a run with training.seed = 0, now it is 5: choose another place, or start over"),
         ({"model__n_embd": 16}, "holds a run with model.n_embd = 8, now it is 16"),
-        ({"watch__patience": 3}, "holds a run with watch.patience = None, now it is 3"),
+        ({"watch__validation_images": 9}, "holds a run with watch.validation_images = None, now it is 9"),
         ({"data__split__seed": 5}, "holds a run with data.split.seed = 0, now it is 5"),
     ],
 )
@@ -400,7 +430,7 @@ def test_looking_for_a_learning_rate(run, tmp_path, monkeypatch):
     words = changes(training__learning_rate="0.5", training__num_steps="20")
     code, told, err = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)
     assert code == 0, err
-    assert {path.name for path in out.iterdir()} == {"data.json", "rates.json", "rates.png"}
+    assert listing(out) == {"data.json", "rates.json", "rates.png"}
     chosen = re.search(r"│ (\S+) +│ \d\.\d{4} +│ the largest without harm │", told)[1]
     assert f"Next: imagegpt train digits --out model {shlex.join(words)} --set training.learning_rate={chosen}" in err
     again = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)

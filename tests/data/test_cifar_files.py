@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -124,7 +125,8 @@ class Trap:
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_pickle_runs_nothing(tmp_path, protocol):
     (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": Trap(tmp_path / "trapped")}, protocol))
-    with pytest.raises(ValueError, match=r"is no pickle of CIFAR's \(it asks for \w+\.mkdir, which no data needs\)"):
+    told = "uses the instruction DICT" if protocol == 0 else r"asks for \w+\.mkdir"
+    with pytest.raises(ValueError, match=rf"is no pickle of CIFAR's \(it {told}, which no data needs\)"):
         open_images(tmp_path / "test_batch")
     assert not (tmp_path / "trapped").exists()
 
@@ -162,6 +164,45 @@ def test_damaged_files_are_one_sentence(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_images(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def objects(shape, state):
+    """An array whose elements the file calls objects, which are addresses, and whose content is what it likes."""
+    start = b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    dtype = b"cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb"
+    return start + b"(K\x01K" + bytes([shape]) + b"\x85" + dtype + b"\x89" + state + b"tbs."
+
+
+NESTED = b"\x80\x02N" + b"q\x00h\x00h\x00\x86" * 60  # a pair of twice the same pair of twice the same ...
+FOREIGN = [
+    (objects(2, b"U\x10" + b"A" * 16), "it calls something that no data needs, such as an array of anything but bytes"),
+    (objects(2, b"]"), "it calls something that no data needs"),
+    (python2_pickle({"data": np.array([1, "x"], object)}), "it calls something that no data needs"),
+    (python2_pickle({"data": np.zeros((2, 3072), np.int64)}), "it calls something that no data needs"),
+    (b"\x80\x02}r\xff\xff\xff\x7f.", "train has no data of uint8"),  # the C unpickler makes room for 2 ** 31 places
+    (NESTED + b"q\x00}h\x00K\x01s.", "the instruction SETITEM makes no sense there"),  # whose hash takes for ever
+    (b"\x80\x02cnumpy\ndtype\n}U\x08__call__K\x01sb.", "the instruction BUILD makes no sense there"),
+    (b"\x80\x02e.", "the instruction APPENDS makes no sense there"),
+    (b"\x80\x02\x82\x01.", "it uses the instruction EXT1, which no data needs"),
+    (b"\x80\x02U\x01aQ.", "it uses the instruction BINPERSID, which no data needs"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), FOREIGN)
+def test_a_pickle_builds_nothing_but_what_cifar_needs(tmp_path, content, message):
+    """An array of objects whose addresses stood in the file ended the process."""
+    (tmp_path / "train").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        open_images(tmp_path / "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [{}, {"fine_label_names": 3}, {"fine_label_names": [b"a", 3]}])
+def test_class_names_that_are_none_are_one_sentence(tmp_path, data, names):
+    write_pickle(tmp_path / "train", data[0], data[1], key="fine_labels")
+    (tmp_path / "meta").write_bytes(pickle.dumps(names, 2))
+    with pytest.raises(ValueError, match=r"meta has no list fine_label_names of class names: get the file again"):
+        open_images(tmp_path, split="train")
 
 
 @pytest.mark.skipif(not SHEETS.is_dir(), reason=f"the CIFAR-10 sheets are not at {SHEETS}")

@@ -1,25 +1,29 @@
 """Encoding: the same ids as the processor's from every source, and the same bytes however it was interrupted."""
 
+import errno
 import json
 import sys
+import threading
+import time
 
 import numpy as np
+import pyarrow
 import pytest
 from datasets import ClassLabel, List, Value, load_from_disk
 from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.data import encoding, encoding_worker
+from imagegpt.data import encoding, encoding_folder, encoding_worker
 from imagegpt.data.encoded import EncodedImages
 from imagegpt.data.encoding import default_shard_size, encode_images
 from imagegpt.data.hashing import source_stamp
 from imagegpt.data.sources import open_images
-from imagegpt.files import locked
 
 
 def contents(folder):
-    """Every file below a folder with its bytes, by its path within the folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder with its bytes, by its path within the folder; without the empty ones for locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
@@ -161,7 +165,7 @@ def test_done_is_done(tmp_path, arrays, processor, monkeypatch):
     out = tmp_path / "out"
     encode_images(arrays, out, processor, shard_size=8)
     before = contents(out)
-    monkeypatch.setattr(encoding_worker.ShardMaker, "make", lambda *_: pytest.fail("it read images"))
+    monkeypatch.setattr(encoding_worker.ShardMaker, "make", lambda *_, **__: pytest.fail("it read images"))
     report = encode_images(arrays, out, processor, shard_size=8)
     assert (report.num_images, report.parts[0].num_new, contents(out)) == (30, 0, before)
 
@@ -284,12 +288,69 @@ def test_other_settings_are_refused(tmp_path, arrays, processor, palette, rgb, m
     assert contents(out) == before
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path, arrays, processor):
-    (tmp_path / "out").mkdir()
-    with (
-        locked(tmp_path / "out", "encodes images into"),
-        pytest.raises(ValueError, match=r"^another process encodes images into .*out: wait for it, or end it first$"),
-    ):
+def test_several_calls_share_the_work(tmp_path, arrays, processor):
+    """Each shard is made once, by whoever locks it first, and both calls end with all of them."""
+    encode_images(arrays, tmp_path / "whole", processor, shard_size=4)
+    out, made, reports = tmp_path / "out", [], []
+    encode = encoding_worker.ShardMaker._encode
+
+    def note(maker, number):
+        made.append(number)
+        return encode(maker, number)
+
+    def call():
+        reports.append(encode_images(arrays, out, processor, shard_size=4))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding_worker.ShardMaker, "_encode", note)
+        threads = [threading.Thread(target=call) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(made) == list(range(8))
+    assert [report.num_images for report in reports] == [30] * 3
+    assert contents(out) == contents(tmp_path / "whole")
+    assert [path.name for path in out.glob("*.lock")] in ([], [".imagegpt.lock"])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_shard_that_another_process_makes_is_waited_for(tmp_path, arrays, processor, num_workers):
+    encode_images(arrays, tmp_path / "whole", processor, shard_size=4)
+    out = tmp_path / "out"
+    out.mkdir()
+    lock = encoding_folder.shard_locked(out, "data-00002-of-00008.arrow", 0)
+    lock.__enter__()
+    (out / f".data-00002-of-00008.arrow.{'0' * 8}.tmp").write_bytes(b"half")  # the other process is writing it
+
+    calling = threading.Thread(
+        target=lambda: encode_images(arrays, out, processor, shard_size=4, num_workers=num_workers)
+    )
+    calling.start()
+    others = [out / f"data-0000{number}-of-00008.arrow" for number in range(8) if number != 2]
+    while not all(path.is_file() for path in others):
+        assert calling.is_alive()
+        time.sleep(0.02)
+    assert (out / f".data-00002-of-00008.arrow.{'0' * 8}.tmp").is_file()
+    assert not json.loads((out / "encoding.json").read_text())["finished"]
+    lock.__exit__(None, None, None)
+    calling.join()
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOMEM, "Cannot allocate memory"), pyarrow.lib.ArrowMemoryError("none")]
+)
+def test_no_memory_is_not_called_damage(tmp_path, arrays, processor, monkeypatch, error):
+    encode_images(arrays, tmp_path / "out", processor)
+
+    def no_memory(_):
+        raise error
+
+    monkeypatch.setattr(pyarrow, "memory_map", no_memory)
+    with pytest.raises(type(error)):
+        EncodedImages.load(tmp_path / "out")
+    with pytest.raises(type(error)):
         encode_images(arrays, tmp_path / "out", processor)
 
 
@@ -325,7 +386,7 @@ def damaged(out):
         (None, {"max_broken": "5"}, "max_broken is '5': it must be a number from 0 to 1"),
         (None, {"processor": ImageGPTImageProcessor(size=8)}, "this processor has no palette: give it one"),
         (None, {"split": "train"}, "src.npz has no splits and 'train' was asked for: leave the split out"),
-        (None, {"src": "nowhere.npz"}, "there are no images at 'nowhere.npz'"),
+        (None, {"src": "nowhere.npz"}, "'nowhere.npz' does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(

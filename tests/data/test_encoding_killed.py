@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
 
 def start(tmp_path, *arguments):

@@ -12,7 +12,7 @@ from PIL import Image
 from imagegpt.data.examples import trouble_with
 from imagegpt.data.hashing import source_fingerprint
 from imagegpt.data.sources import list_splits, open_images
-from imagegpt.images import open_picture
+from imagegpt.image_files import open_picture
 
 
 def read(source, processor):
@@ -54,8 +54,8 @@ def test_subfolders_are_classes_in_their_order(tmp_path, save):
 
 def test_splits_share_their_classes(tmp_path, save):
     save(
-        **{"all/train/cat": colors(1), "all/train/dog": colors(2), "all/val/dog": colors(3), "all/val/emu": colors(4)},
-        **{"all/test": colors(5)},
+        **{"all/train/cat": colors(1), "all/train/dog": colors(2), "all/train/emu": colors(6)},
+        **{"all/val/dog": colors(3), "all/val/emu": colors(4), "all/test": colors(5)},
     )
     assert list_splits(tmp_path / "all") == ["train", "validation", "test"]
     for said in ("val", "valid", "validation", "Val"):
@@ -136,7 +136,7 @@ def test_digits_are_the_ids_of_their_data_set():
 
 def test_a_copy_opens_its_files_itself(tmp_path, rgb, save):
     np.savez(tmp_path / "a.npz", images=rgb, labels=np.arange(30))
-    save(**{"all/train/cat": colors(1, 2), "all/test/dog": colors(3)})
+    save(**{"all/train/cat": colors(1, 2), "all/test/cat": colors(3)})
     for source in (open_images(tmp_path / "a.npz"), open_images(tmp_path / "all", split="test")):
         content = pickle.dumps(source)
         assert len(content) < 1000
@@ -215,10 +215,10 @@ def saved_array(place, name="src.npz", **arrays):
 IMAGES = np.zeros((4, 2, 2, 3), np.uint8)
 
 BAD = {
-    "nothing there": (None, "./src", None, "there are no images at './src': check the path"),
-    "a path from the root": (None, "/nowhere/at/all", None, "there are no images at '/nowhere/at/all': check the path"),
-    "an empty name": (None, "", None, "there are no images at '': check the path"),
-    "a missing file": (None, "src/a.npz", None, "there are no images at 'src/a.npz'"),
+    "nothing there": (None, "./src", None, "'./src' does not exist: check the path"),
+    "a path from the root": (None, "/nowhere/at/all", None, "'/nowhere/at/all' does not exist: check the path"),
+    "an empty name": (None, "", None, "'' does not exist: check the path"),
+    "a missing file": (None, "src/a.npz", None, "'src/a.npz' does not exist"),
     "empty folder": (lambda p: (p / "src").mkdir(), "src", None, "src holds no images: give a folder of images"),
     "a single image": (lambda p: write(p / "src.png"), "src.png", None, "src.png is a file of no kind that holds many"),
     "no such split": (None, "digits", "dev", "digits has no split 'dev': choose one of train, validation, test"),
@@ -231,6 +231,29 @@ BAD = {
     "a split twice": (twice_the_same, "src", "val", "src has the folders val and valid, which mean the same split"),
     "an empty split": (
         lambda p: (write(p / "src/train/a.png"), (p / "src/test").mkdir()), "src", "test", "src/test holds no images"
+    ),
+    "a class that only validation has": (
+        lambda p: (write(p / "src/train/cat/a.png"), write(p / "src/val/dog/b.png")),
+        "src", "train", "src has images of dog in val and none in train: a class needs images to train on, add some",
+    ),
+    "a mistyped folder of a folder": (
+        lambda p: write(p / "src/train/a.png"), "src/traim", None, "'src/traim' does not exist: check the path, or give"
+    ),
+    "splits in classes": (
+        lambda p: [write(p / "src" / one / "a.png") for one in ("cat/train", "cat/test", "dog/train", "dog/test")],
+        "src", None, "src has the splits test and train in its folder cat: give one of its folders, or make folders",
+    ),
+    "pictures and their masks": (
+        lambda p: (write(p / "src/Images/a.jpg"), write(p / "src/annotations/trimaps/a.png")),
+        "src", None, "src has images in Images and annotations, which are no names of classes: give one of these",
+    ),
+    "parts of other names": (
+        lambda p: (write(p / "src/images_background/a/a.png"), write(p / "src/images_evaluation/b/a.png")),
+        "src", None, "src has images in images_background and images_evaluation, which are no names of classes",
+    ),
+    "more than train and test": (
+        lambda p: [write(p / "src" / one / "a.png") for one in ("seg_train/a", "seg_test/a", "seg_pred")],
+        "src", "train", "src has images in seg_pred beside the split seg_test, seg_train: move one of them away",
     ),
     "encoded already": (
         lambda p: write(p / "src/encoding.json"), "src", None, "src holds images that are encoded already: give the"

@@ -128,7 +128,8 @@ def test_the_hub_out_of_reach_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConnectionError) as caught:
         open_images("owner/pictures", split="train")
-    assert str(caught.value).startswith("the data set owner/pictures cannot be had from the hub (")
+    told = "owner/pictures does not exist here, nor can a data set of that name be had from the hub ("
+    assert str(caught.value).startswith(told)
     assert str(caught.value).endswith("): check the name and the network, or give a folder")
     assert "\n" not in str(caught.value)
 

@@ -223,7 +223,7 @@ def changed_in_training(pixels):
 def test_a_run_without_a_record_is_not_resumed(place):
     Run(recipe({"train": "encoded"}), Path("model"), ALONE)
     (place / "model" / "data.json").unlink()
-    with pytest.raises(ValueError, match=r"holds a run without data.json, so that its data cannot be told from others"):
+    with pytest.raises(FileExistsError, match=r"holds a recipe.yaml without the data.json of a training run"):
         Run(recipe({"train": "encoded"}), Path("model"), ALONE)
 
 

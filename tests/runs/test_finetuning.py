@@ -10,7 +10,8 @@ from imagegpt import ImageGPTForImageClassification
 from imagegpt.data.digits import load_digits
 from imagegpt.runs import Run
 from imagegpt.runs.scores import classify, modal_class
-from imagegpt.training.reading import find_recipe, read_recipe
+from imagegpt.training.reading import read_recipe
+from imagegpt.training.recipe_files import find_recipe
 from imagegpt.training.world import World
 
 

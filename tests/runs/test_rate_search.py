@@ -2,12 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from imagegpt.files import locked
 from imagegpt.runs.rate_search import HARM, RateSearch, largest_without_harm, next_rate
-from imagegpt.training.reading import find_recipe, read_recipe
+from imagegpt.training.reading import read_recipe
+from imagegpt.training.recipe_files import find_recipe
 from imagegpt.training.world import World
 
 TINY = ["model.n_layer=1", "model.n_embd=8", "model.n_head=1", "training.num_steps=30", "training.warmup_steps=10"]
@@ -103,6 +106,46 @@ def test_what_stands_in_the_way(recipe, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         search(recipe, tmp_path / "s", num_steps=4)
     assert search(recipe, tmp_path / "s", num_steps=4, force=True).losses == {}
+
+
+def test_force_leaves_what_no_search_wrote(recipe, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "trial").mkdir(parents=True)
+    for name in ("rates.json", "cat.png", "trial/README.md"):
+        (mine / name).write_text("{}")
+    with pytest.raises(FileExistsError, match="holds no search"):
+        search(recipe, mine, num_steps=4, force=True)
+    assert (mine / "rates.json").read_text() == "{}"
+    first = search(recipe, tmp_path / "s", num_steps=4)
+    assert first.try_rate(first.next_rate(), should_stop=lambda: True) is None
+    for name in ("cat.png", "trial/cat.png"):
+        (tmp_path / "s" / name).write_text("{}")
+    assert (tmp_path / "s/trial/recipe.yaml").is_file()
+    again = search(recipe, tmp_path / "s", num_steps=4, force=True)
+    assert again.losses == {}
+    assert sorted(path.name for path in (tmp_path / "s").glob("[!.]*")) == [
+        "cat.png",
+        "data.json",
+        "rates.json",
+        "trial",
+    ]
+    assert [path.name for path in (tmp_path / "s/trial").iterdir()] == ["cat.png"]
+
+
+def test_one_search_at_a_time(recipe, tmp_path):
+    first = search(recipe, tmp_path / "s", num_steps=4)
+    refused = pytest.raises(ValueError, match=r"another process looks for a learning rate in .*s: wait for it")
+    with locked(tmp_path / "s", "is busy in"), refused:
+        first.try_rate(0.1)
+    with locked(tmp_path / "s", "is busy in"), refused:
+        search(recipe, tmp_path / "s", num_steps=4, force=True)
+
+
+def test_a_search_goes_on_however_it_is_executed(recipe, tmp_path):
+    first = search(recipe, tmp_path / "s", num_steps=4)
+    first.try_rate(0.1)
+    others = replace(recipe, data=replace(recipe.data, num_workers=2))
+    assert search(others, tmp_path / "s", num_steps=4).losses == first.losses
 
 
 def test_there_may_be_no_answer(recipe, tmp_path):

@@ -1,16 +1,19 @@
 import json
+import os
+import pickle
 import shutil
 import warnings
 
 import pytest
 import torch
 
-from imagegpt.training.checkpoints import Checkpoints, damage_of, step_of
+from imagegpt.training.checkpoints import CHECKPOINT_FORMAT, Checkpoints, damage_of, step_of
 from imagegpt.training.optimization import AveragedWeights, build_optimizers
 from imagegpt.training.trainer import Progress
 from stripes import ALONE, make_loss, make_recipe, make_trainer, same_weights, stop_after, weights_of
 
 RECIPE = make_recipe(watch={"checkpoint_every": 4})
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
 class State:
@@ -110,7 +113,7 @@ def test_leftovers_of_a_killed_save_are_removed(checkpoints):
 def test_a_leftover_of_the_same_step_is_in_nobodys_way(checkpoints):
     leftover = checkpoints.folder / ".step-00000003.making"
     leftover.mkdir(parents=True)
-    (leftover / "__0_0.distcp").write_bytes(b"half")
+    (leftover / SHARD).write_bytes(b"half")
     path = checkpoints.save(3, *State(0).all, {})
     assert damage_of(path) is None
     assert names(checkpoints) == ["step-00000003"]
@@ -135,7 +138,7 @@ def empty(path):
 
 
 @pytest.mark.parametrize("harm", [cut, flip, drop, empty])
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "progress.json", "manifest.json"])
+@pytest.mark.parametrize("name", [SHARD, "progress.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_passed_over(checkpoints, harm, name):
     older = checkpoints.save(3, *State(0).all, {"step": 3})
     newer = checkpoints.save(6, *State(0).all, {"step": 6})
@@ -148,7 +151,7 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoints, harm, name):
         assert checkpoints.newest() == older
 
 
-@pytest.mark.parametrize("manifest", ["{}", "[]", "3", '{".metadata": 3}', '{"progress.json": [1, "x"]}'])
+@pytest.mark.parametrize("manifest", ["{}", "[]", "3", f'{{"{SHARD}": 3}}', '{"progress.json": [1, "x"]}'])
 def test_a_manifest_that_lists_too_little_is_damage(checkpoints, manifest):
     path = checkpoints.save(3, *State(0).all, {})
     (path / "manifest.json").write_text(manifest)
@@ -157,7 +160,7 @@ def test_a_manifest_that_lists_too_little_is_damage(checkpoints, manifest):
 
 def test_all_damaged(checkpoints):
     for step in (3, 6):
-        cut(checkpoints.save(step, *State(0).all, {}) / "__0_0.distcp")
+        cut(checkpoints.save(step, *State(0).all, {}) / SHARD)
     with pytest.warns(UserWarning, match="damaged"):
         assert checkpoints.newest() is None
 
@@ -165,7 +168,7 @@ def test_all_damaged(checkpoints):
 @pytest.mark.parametrize("config", [{"n_embd": 16}, {"n_layer": 3}])
 def test_a_checkpoint_of_another_model_is_refused(checkpoints, config):
     path = checkpoints.save(3, *State(0).all, {})
-    with pytest.raises(ValueError, match=r"step-00000003 is no checkpoint of this model: train it anew with --force"):
+    with pytest.raises(ValueError, match=r"step-00000003 is no checkpoint of this model: start over with --force"):
         checkpoints.load(path, *State(0, **config).all)
 
 
@@ -174,7 +177,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_in_the_same_bits(tmp_path):
     make_trainer(RECIPE, loss=whole).run()
     make_trainer(RECIPE, folder=tmp_path, **stop_after(10)).run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000008", "step-00000010"]
-    cut(tmp_path / "step-00000010" / "__0_0.distcp")
+    cut(tmp_path / "step-00000010" / SHARD)
     loss = make_loss()
     trainer = make_trainer(RECIPE, loss=loss, folder=tmp_path)
     with pytest.warns(UserWarning, match="step-00000010 is damaged"):
@@ -209,3 +212,61 @@ def test_the_manifest_describes_every_file(checkpoints):
     listed = json.loads((path / "manifest.json").read_text())
     assert set(listed) == {file.name for file in path.iterdir()} - {"manifest.json"}
     assert listed["progress.json"][0] == (path / "progress.json").stat().st_size
+
+
+def test_a_checkpoint_of_many_files_is_loaded(checkpoints, monkeypatch):
+    monkeypatch.setattr("imagegpt.training.checkpoints._FILE_BYTES", 10_000)
+    before, after = State(), State(updates=1)
+    path = checkpoints.save(7, *before.all, {})
+    assert len(list(path.glob("shard-00001-*.safetensors"))) > 5
+    checkpoints.load(path, *after.all)
+    assert same_weights(before.model, after.model)
+    assert all(a.equal(b) for a, b in zip(before.moments(), after.moments(), strict=True))
+
+
+def test_the_recipe_decides_the_settings_of_an_optimizer(checkpoints):
+    """A checkpoint has the moments only: settings were restored from it, whatever the recipe said."""
+    before, after = State(), State(recipe=make_recipe(training={"weight_decay": 0.3, "beta2": 0.5}))
+    checkpoints.load(checkpoints.save(7, *before.all, {}), *after.all)
+    assert [group["weight_decay"] for group in after.optimizers[0].param_groups] == [0.3, 0.0]
+    assert after.optimizers[0].param_groups[0]["betas"][1] == 0.5
+
+
+class Trap:
+    """What an attacker would put into a pickle."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+@pytest.mark.parametrize("format_version", [1, CHECKPOINT_FORMAT])
+def test_a_pickle_in_a_checkpoint_is_never_read(checkpoints, tmp_path, format_version):
+    """Checkpoints of format 1 had one, and a foreign run folder ran what it said when it was resumed."""
+    path = checkpoints.save(3, *State().all, {})
+    content = json.loads((path / "progress.json").read_text())
+    (path / "progress.json").write_text(json.dumps({**content, "format_version": format_version}))
+    (path / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
+    if format_version == CHECKPOINT_FORMAT:
+        assert checkpoints.load(path, *State().all) == {}
+    else:
+        message = r"has format version 1, this imagegpt reads 2: start over with --force"
+        with pytest.raises(ValueError, match=message):
+            checkpoints.load(path, *State().all)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_file_that_is_not_in_the_manifest_is_damage(checkpoints):
+    path = checkpoints.save(3, *State(0).all, {})
+    shutil.copy(path / SHARD, path / SHARD.replace("00001-model", "00002-model"))
+    assert damage_of(path) == "manifest.json does not list shard-00002-model-00001-of-00001.safetensors"
+
+
+def test_a_manifest_leads_nowhere_else(checkpoints):
+    """It listed ../../../dev/zero, which has no end."""
+    path = checkpoints.save(3, *State(0).all, {})
+    listed = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**listed, "../../../../../../../../dev/zero": [1, "x"]}))
+    assert damage_of(path) == "../../../../../../../../dev/zero is missing"

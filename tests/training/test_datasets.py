@@ -202,7 +202,7 @@ def test_data_can_be_sent_to_a_worker(place):
         ("plain.npy", {"palette": "palette.npy"}, "data.side is missing, and .*plain.npy is not encoded"),
         ("plain.npy", {"palette": "no.npy", "side": 8}, "no.npy"),
         ("nothing", {}, "data.palette is missing, and .*nothing is not encoded"),
-        ("nothing", {"palette": "palette.npy", "side": 8}, "there are no images at '.*nothing': check the path"),
+        ("nothing", {"palette": "palette.npy", "side": 8}, "'.*nothing' does not exist: check the path"),
         ("encoded", {"test": "nothing"}, "there is no folder .*nothing: encode images into it first"),
     ],
 )

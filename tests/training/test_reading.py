@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from imagegpt.training.reading import find_recipe, known_recipes, read_recipe
+from imagegpt.training.reading import read_recipe
+from imagegpt.training.recipe_files import find_recipe, known_recipes
 
 TEXT = """\
 model: {n_layer: 1, n_embd: 8, n_head: 1}

@@ -215,6 +215,81 @@ def test_a_loss_that_is_no_number_ends_the_run():
         run(loss=broken_loss())
 
 
+def infinite_gradients(*steps):
+    """A loss that is finite at some steps (from 0) whose gradients are not."""
+    seen = []
+
+    def objective(model, batch):
+        seen.append(len(seen))
+        total = autoregressive_loss(model, batch.ids)
+        if seen[-1] in steps:
+            total = total + (0 * model.lm_head.weight.sum()).sqrt()  # the root's slope at 0 is infinite
+        return {"total": total}
+
+    return Loss(make_loss().model, objective)
+
+
+def all_finite(weights):
+    return all(weight.isfinite().all() for weight in weights)
+
+
+class TestNotFinite:
+    RECIPE = make_recipe(watch={"checkpoint_every": 2})
+
+    def test_gradients_end_the_run_before_they_reach_the_weights(self, tmp_path):
+        loss = infinite_gradients(5)
+        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path)
+        with pytest.raises(
+            FloatingPointError, match=r"the gradients of step 6 are not finite: lower training\.learning"
+        ):
+            trainer.run()
+        assert all_finite([*loss.model.parameters(), *trainer.average.weights.values()])
+        again = make_trainer(self.RECIPE, loss=make_loss(), folder=tmp_path)
+        assert again.resume()
+        assert again.progress.step == 4
+        assert again.run().how == "done"
+
+    def test_gradients_are_skipped_like_a_spike(self, tmp_path):
+        recipe = make_recipe(watch={"checkpoint_every": 2, "spike_nats": 5.0})
+        loss, told = infinite_gradients(5), []
+        _, outcome = run(recipe, loss=loss, folder=tmp_path, on_step=told.append)
+        assert (outcome.how, outcome.progress.rollbacks, outcome.progress.skipped) == ("done", 1, 2)
+        assert [step.step for step in told] == [*range(1, 6), *range(5, 13)]
+        assert all_finite(loss.model.parameters())
+
+    @pytest.mark.parametrize("where", ["weights", "average", "moments"])
+    def test_no_checkpoint_that_is_not_finite_is_saved(self, where, tmp_path):
+        loss = make_loss()
+
+        def spoil(step):
+            if step.step == 4:
+                moments = trainer._optimizers[0].state[loss.model.lm_head.weight]["exp_avg"]
+                places = {"weights": loss.model.lm_head.weight, "moments": moments}
+                places["average"] = trainer.average.weights["lm_head.weight"]
+                with torch.no_grad():
+                    places[where][0, 0] = math.inf
+
+        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path, on_step=spoil)
+        with pytest.raises(FloatingPointError, match="the weights after step 4 are not finite"):
+            trainer.run()
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+    def test_weights_that_are_not_finite_are_rolled_back(self, tmp_path):
+        spoiled = []
+
+        def spoil(step):
+            if step.step == 4 and not spoiled:
+                spoiled.append(step)
+                with torch.no_grad():
+                    loss.model.lm_head.weight[0, 0] = math.inf
+
+        loss = make_loss()
+        recipe = make_recipe(watch={"checkpoint_every": 2, "spike_nats": 5.0})
+        _, outcome = run(recipe, loss=loss, folder=tmp_path, on_step=spoil)
+        assert (outcome.how, outcome.progress.rollbacks, outcome.progress.skipped) == ("done", 1, 2)
+        assert all_finite(loss.model.parameters())
+
+
 class TestPatience:
     RECIPE = make_recipe(training={"num_steps": 40}, watch={"validate_every": 2, "patience": 3})
 

@@ -10,21 +10,23 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from imagegpt.bulk.workers import Workers
-from imagegpt.files import FORMAT_KEY, atomic_write, check_format
+from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, check_format, final_name, lock_folder, locked
 from imagegpt.sampling import SamplingRules
 
 RUN_FORMAT = 2  # of run.json
 FILE_FORMATS = ("png", "npz", "arrow")
 MANIFEST = "run.json"
+_DOING = "draws images into"
 _KIND = "images drawn by imagegpt"
 
 _PNGS_A_FOLDER = 10**4
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
+_LOCK = re.compile(r"\.imagegpt(-\d+)?\.lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +167,30 @@ def check_folder(folder: Path) -> RunSettings | None:
     there = read_settings(folder)
     for path in _files(folder):
         name = _lasting(path)
-        if name != MANIFEST and (there is None or there.first_image(name) is None):
+        if name != MANIFEST and not _LOCK.fullmatch(path) and (there is None or there.first_image(name) is None):
             raise ValueError(
                 f"{folder} holds {path}, which is no part of a run of images: move it away or choose another folder"
             )
     return there
+
+
+def locked_share(folder: Path, workers: Workers) -> AbstractContextManager[None]:
+    """Keep other processes from drawing this one's share of the images.
+
+    Raises: ValueError if another process draws it.
+    """
+    name = f".imagegpt-{workers.rank}.lock" if workers.rank else LOCK_FILE
+    return locked(folder, _DOING, name=name)
+
+
+def check_all_ended(folder: Path) -> None:
+    """See that none of the other processes of an earlier run is at work.
+
+    Raises: ValueError if one is.
+    """
+    for path in folder.iterdir():
+        if _LOCK.fullmatch(path.name) and path.name != LOCK_FILE:
+            lock_folder(folder, _DOING, name=path.name).release()
 
 
 def remove_temporaries(folder: Path, settings: RunSettings, workers: Workers) -> None:
@@ -235,5 +256,4 @@ def _files(folder: Path) -> Iterator[str]:
 def _lasting(path: str) -> str:
     """The path that a temporary file would have got in the end; other paths as they are."""
     head, slash, name = path.rpartition("/")
-    temporary = _TEMPORARY.fullmatch(name)
-    return f"{head}{slash}{temporary[1]}" if temporary else path
+    return f"{head}{slash}{final_name(name)}"

@@ -24,7 +24,7 @@ from imagegpt.bulk.folder import RunSettings
 from imagegpt.bulk.formats import check_format, count_images, encoder, missing_files
 from imagegpt.bulk.workers import Workers
 from imagegpt.config import ImageGPTConfig
-from imagegpt.files import atomic_write, locked
+from imagegpt.files import atomic_write, remove_if_unused
 from imagegpt.pipeline import ImageGPTPipeline
 from imagegpt.sampling import SamplingRules, image_seed
 
@@ -82,6 +82,9 @@ def sample_many(
             settings = stack.enter_context(_prepared(folder, wanted, block_is_given, force))
         else:
             settings = _agreed(folder, wanted, block_is_given, force, workers.wait_s)
+            stack.enter_context(places.locked_share(folder, workers))
+            if places.read_settings(folder) != settings:
+                raise ValueError(f"the run in {folder} was replaced by another one: give the same command again")
         places.remove_temporaries(folder, settings, workers)
         return _Run(pipe, folder, settings, workers, progress).draw()
 
@@ -138,7 +141,7 @@ def _prepared(folder: Path, settings: RunSettings, block_is_given: bool, force: 
     is_new = not folder.exists()
     if is_new:
         folder.mkdir()
-    with locked(folder, "draws images into"):
+    with places.locked_share(folder, Workers()):
         there = places.check_folder(folder)  # once more: nobody else may change it now
         try:
             if there is not None:
@@ -146,13 +149,13 @@ def _prepared(folder: Path, settings: RunSettings, block_is_given: bool, force: 
                 if differences and not force:
                     raise ValueError(_refusal(folder, differences))
                 if differences:
+                    places.check_all_ended(folder)
                     places.remove_images(folder, there)
             if settings != there:
                 places.write_settings(folder, settings)
         except BaseException:
             if is_new:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+                remove_if_unused(folder)
             raise
         yield settings
 
@@ -247,7 +250,8 @@ class _Run:
         for path, indices in files:
             path.parent.mkdir(exist_ok=True)
             content = self._encode(indices, ids[indices.start - first : indices.stop - first])
-            atomic_write(path, content, "the images")
+            # A PNG that a power cut empties is drawn again; waiting for the disk would take as long as drawing it.
+            atomic_write(path, content, "the images", durable=self.settings.file_format != "png")
 
     def _tell(self, more: float = 0) -> None:
         if self.progress is None or self.workers.rank:

@@ -12,6 +12,7 @@ from torch import Tensor
 from imagegpt.checkpoints.loading import load_config, load_model, load_processor
 from imagegpt.checkpoints.openai import OpenAIModel, from_openai, to_openai
 from imagegpt.checkpoints.registry import MODEL_CARD
+from imagegpt.checkpoints.saving import save_folder
 from imagegpt.checkpoints.tensor_bundle import TensorBundle, read_bundle, shard_path, write_bundle
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
@@ -124,9 +125,7 @@ def convert_folder(folder: Path, out: Path) -> ImageGPTConfig:
     classify = any("Classification" in name for name in config.architectures or ())
     kind: Any = ImageGPTForImageClassification if classify else ImageGPTForCausalImageModeling
     stored = getattr(config, "dtype", None) or torch.float32
-    model = load_model(folder, kind, dtype=stored)
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+    save_folder(load_model(folder, kind, dtype=stored), processor, out)
     return config
 
 
@@ -152,8 +151,7 @@ def _save(
     with torch.device("meta"):
         model = kind(config)
     model.load_state_dict(weights, assign=True)
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+    save_folder(model, processor, out)
 
 
 def _save_classifier(found: OpenAIModel, processor: ImageGPTImageProcessor, out: Path) -> None:

@@ -18,6 +18,7 @@ from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 from imagegpt.palette import PALETTE_FILE, PROCESSOR_FILE, ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.untrusted_files import check_config
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -51,7 +52,8 @@ def find_folder(name: str | os.PathLike[str], *, weights: bool = True, **hub: Un
 def load_config(folder: Path) -> ImageGPTConfig:
     """Read the architecture from a folder's `config.json`.
 
-    Raises: FileNotFoundError if there is none; ValueError if it is damaged, or describes another kind of model.
+    Raises: FileNotFoundError if there is none; ValueError if it is damaged, describes another kind of model, or asks
+        for code from elsewhere.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -64,6 +66,7 @@ def load_config(folder: Path) -> ImageGPTConfig:
     if model_type not in (ImageGPTConfig.model_type, EXTENDED_MODEL_TYPE):
         raise ValueError(f"{path} describes a model of type {model_type!r}: this package loads 'imagegpt' only")
     try:
+        check_config(fields)
         return ImageGPTConfig.from_dict(fields)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error

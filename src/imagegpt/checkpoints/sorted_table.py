@@ -20,6 +20,7 @@ _MAGIC = 0xDB4775248B80FB57
 _TRAILER_BYTES = 5  # kind of compression, checksum
 _NONE, _SNAPPY = 0, 1
 _SNAPPY_EXPANDS = 24  # at most 64 bytes for 3
+_TABLE_EXPANDS = 64  # keys share what they begin with; those of TensorFlow and Snappy come to less than 10
 _BLOCK_BYTES = 4096
 _RESTART_EVERY = 16
 
@@ -59,7 +60,7 @@ def read_table(content: bytes) -> dict[bytes, bytes]:
     _, position = _read_place(footer, 0)  # the meta block, which TensorFlow leaves empty
     index, _ = _read_place(footer, position)
     entries: dict[bytes, bytes] = {}
-    last = None
+    last, room = None, _TABLE_EXPANDS * len(content)
     for _, value in _entries(_block(content, index)):
         place, end = _read_place(value, 0)
         if end != len(value):
@@ -67,6 +68,9 @@ def read_table(content: bytes) -> dict[bytes, bytes]:
         for key, one in _entries(_block(content, place)):
             if last is not None and key <= last:
                 raise ValueError("its keys are not in order")
+            room -= len(key) + len(one)
+            if room < 0:
+                raise ValueError(f"its {len(content):,} bytes claim to hold more than {_TABLE_EXPANDS} times as many")
             entries[key], last = one, key
     return entries
 

@@ -127,6 +127,14 @@ class TensorBundle(Mapping[str, np.ndarray]):
         """
         return self._entries[self._names[name]]
 
+    def data_sizes(self) -> list[int]:
+        """The bytes that each data file has, as far as the index tells: up to the end of its last variable."""
+        ends = [0] * self.num_shards
+        for entry in self._entries.values():
+            if not entry.parts:
+                ends[entry.shard] = max(ends[entry.shard], entry.offset + entry.size)
+        return ends
+
     def _joined(self, entry: Entry) -> np.ndarray:
         """A variable from its parts, which must fill it, each place once."""
         assert entry.dtype is not None
@@ -202,9 +210,13 @@ def read_bundle(prefix: str | Path, *, locate: Callable[[Path], Path] = lambda p
         table = read_table(path.read_bytes())
         num_shards, is_big_endian = _header(table.pop(b"", b""))
         entries = {key: _entry(key, value, num_shards) for key, value in table.items()}
+        bundle = TensorBundle(prefix, entries, num_shards, is_big_endian, locate)
+        if sum(entry.size for entry in entries.values() if not entry.parts) > sum(bundle.data_sizes()):
+            # Of variables that share their bytes a small file could hold any number, and fill the memory.
+            raise ValueError("its variables lie one over the other")
     except ValueError as error:
         raise ValueError(f"{path} is no index of a TensorFlow checkpoint, or damaged ({error})") from error
-    return TensorBundle(prefix, entries, num_shards, is_big_endian, locate)
+    return bundle
 
 
 def write_bundle(prefix: str | Path, arrays: Mapping[str, np.ndarray], num_shards: int = 1) -> None:

@@ -5,9 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from imagegpt.cli import _progress, _shared
+from imagegpt.cli import _checks, _console, _loading, _progress
 
 if TYPE_CHECKING:
     from imagegpt.bulk import Workers
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 def sample_into_folder(
     out: Path,
     num: int,
-    loading: _shared.Loading,
+    loading: _loading.Loading,
     rule_options: "RuleOptions",
     seed: int,
     file_format: str,
@@ -25,7 +23,9 @@ def sample_into_folder(
     force: bool,
 ) -> None:
     """Draw the images that are not in the folder yet; only process 0 speaks."""
-    with _shared.working("loading"):
+    _checks.check_model(loading.model, loading.revision)
+    _checks.check_parent(out)
+    with _console.working("loading"):
         from imagegpt.bulk import Workers, check_folder, check_format, count_images, sample_many
         from imagegpt.sampling import SamplingRules
 
@@ -58,7 +58,7 @@ def sample_into_folder(
             progress=progress,
         )
     if workers.rank == 0:
-        typer.echo(f"{num} {'image' if num == 1 else 'images'}: {out}")
+        _console.echo(f"{num} {'image' if num == 1 else 'images'}: {out}")
 
 
 def device_of(workers: "Workers", asked: str | None) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imagegpt.files import png_bytes
 from imagegpt.memory import check_memory
+from imagegpt.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -100,7 +101,7 @@ def _write_png(image: "Image.Image", facts: Mapping[str, Any], path: Path) -> No
 
 
 def _write_gif(frames: Iterable["Image.Image"], facts: Mapping[str, Any], path: Path) -> None:
-    comment = "; ".join(["created with iGPT", *(f"{key}: {value}" for key, value in facts.items())])
+    comment = "; ".join(["created with iGPT", *(f"{key}: {printable(str(value))}" for key, value in facts.items())])
     first, *rest = frames
     # loop=0 is for ever. Nothing is to be optimised: the frames share a palette.
     first.save(path, format="GIF", save_all=True, append_images=rest, loop=0, comment=comment.encode(), optimize=False)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from imagegpt.cli._shared import stderr_console
+from imagegpt.cli._console import say, stderr_console, text_column
 
 _LINE_EVERY_S = 60.0  # where stderr is no terminal
 
@@ -15,9 +15,9 @@ _LINE_EVERY_S = 60.0  # where stderr is no terminal
 @contextmanager
 def pixel_progress(what: str, unit: str = "pixels") -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, gone when done; gives the function to call with what is done and what there is."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    columns = (text_column(what), BarColumn(), MofNCompleteColumn(), text_column(unit))
     console = stderr_console()
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    times = (TimeElapsedColumn(), text_column("left"), TimeRemainingColumn())
     with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -27,7 +27,7 @@ def pixel_progress(what: str, unit: str = "pixels") -> Iterator[Callable[[int, i
 def image_progress(what: str, shown: bool = True) -> Iterator[Callable[[float, int], None]]:
     """A bar on stderr, gone when done, or a line a minute; gives the function to call with images done and in all."""
     console = stderr_console()
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[told]}"))
+    columns = (text_column(what), BarColumn(), text_column("{task.fields[told]}"))
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         first: tuple[float, float] | None = None
         task, line_at = bar.add_task(what, total=None, told=""), time.monotonic() + _LINE_EVERY_S
@@ -38,12 +38,12 @@ def image_progress(what: str, shown: bool = True) -> Iterator[Callable[[float, i
             if first is None:
                 first = now, done
                 if done:
-                    console.print(f"going on: {int(done):,} of {total:,} images are there")
+                    say(f"going on: {int(done):,} of {total:,} images are there")
             told = progress_text(done, total, done - first[1], now - first[0])
             bar.update(task, completed=done, total=total, told=told)
             if not console.is_terminal and now >= line_at:
                 line_at = now + _LINE_EVERY_S
-                console.print(f"{what}: {told}", soft_wrap=True)
+                say(f"{what}: {told}")
 
         yield show
 
@@ -80,7 +80,7 @@ def stopping(how_to_go_on: Callable[[], str | None]) -> Iterator[None]:
     except (KeyboardInterrupt, _Terminated) as stop:
         told = how_to_go_on()
         if told is not None:
-            stderr_console().print(told, markup=False, soft_wrap=True)
+            say(told)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
     finally:
         signal.signal(signal.SIGTERM, before)

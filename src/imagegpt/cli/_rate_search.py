@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from imagegpt.cli import _shared, _training
+from imagegpt.cli import _console, _loading, _training
 from imagegpt.commands import free_name
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -37,36 +36,36 @@ def find_rate(
     """
     _training.check_libraries()
     with _training.stop_signals() as stopping:
-        with _shared.working("loading"):
+        with _console.working("loading"):
             from imagegpt.runs.rate_search import RateSearch
             from imagegpt.training.world import joined_world
 
-            _shared.quiet_libraries()
+            _loading.quiet_libraries()
             recipe = choose()
         with joined_world(device) as world:
             search = RateSearch(recipe, out, world, num_steps=num_steps, force=force)
             if world.is_main:
-                _training.say(f"precision: {search.precision}")
+                _console.say(f"precision: {search.precision}")
             while (rate := search.next_rate()) is not None:
                 with _training.step_progress(search.recipe_for(rate), shown=world.is_main) as show:
                     loss = search.try_rate(rate, on_step=show, should_stop=stopping)
                 if world.is_main and loss is None:
-                    _training.say("stopped; the same command goes on")
+                    _console.say("stopped; the same command goes on")
                 if loss is None:
                     return
                 if world.is_main:
-                    _training.say(f"learning rate {rate:g}: validation {_shown(loss)}")
+                    _console.say(f"learning rate {rate:g}: validation {_shown(loss)}")
             if world.is_main:
                 _print(search)
                 told = f"{command(str(free_name('model')))} --set training.learning_rate={search.chosen:g}"
-                _training.say(f"The picture is {out / 'rates.png'}. Next: {told}")
+                _console.say(f"The picture is {out / 'rates.png'}. Next: {told}")
 
 
 def _print(search: "RateSearch") -> None:
     table = Table("learning rate", "validation", "")
     for rate, loss in sorted(search.losses.items()):
-        table.add_row(f"{rate:g}", _shown(loss), "the largest without harm" if rate == search.chosen else "")
-    Console().print(table)
+        _console.add_row(table, f"{rate:g}", _shown(loss), "the largest without harm" if rate == search.chosen else "")
+    _console.print_table(table)
 
 
 def _shown(loss: float) -> str:

@@ -2,17 +2,15 @@
 
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from imagegpt.cli import _progress, _shared
+from imagegpt.cli import _console, _loading, _progress
 from imagegpt.cli.evaluate import print_scores
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -37,33 +35,32 @@ def train_in_folder(
     """
     check_libraries()
     with stop_signals() as stopping:
-        with _shared.working("loading"):
+        with _console.working("loading"):
             from imagegpt.runs import Run
             from imagegpt.training.world import joined_world
 
-            _shared.quiet_libraries()
+            _loading.quiet_libraries()
             recipe = choose()
         with joined_world(device) as world:
             with step_progress(recipe, shown=world.is_main) as show:
                 # Where torchrun has started the processes again, what is there is this very run.
                 begin_anew = force and not world.any(world.restarts > 0)
-                with _warnings_said():
-                    run = Run(recipe, out, world, force=begin_anew, on_step=show, should_stop=stopping)
+                run = Run(recipe, out, world, force=begin_anew, on_step=show, should_stop=stopping)
                 if world.is_main:
-                    say(f"precision: {run.precision}")
+                    _console.say(f"precision: {run.precision}")
                 for note in run.data.notes if world.is_main else ():
-                    say(note)
+                    _console.say(note)
                 if world.is_main and run.resumed:
-                    say(f"going on after step {run.step:,}")
+                    _console.say(f"going on after step {run.step:,}")
                 how = _train(run)
             is_main = world.is_main
     if not is_main:
         return
     if how == "stopped":
-        say(f"stopped after step {run.step:,}; go on with: {command(str(out))}")
+        _console.say(f"stopped after step {run.step:,}; go on with: {command(str(out))}")
         return
     if how == "early":
-        say(f"validation got no better for {recipe.watch.patience} times: ended after step {run.step:,}")
+        _console.say(f"validation got no better for {recipe.watch.patience} times: ended after step {run.step:,}")
     with _progress.stopping(lambda: f"stopped while scoring; the model is in {out}, and {command(str(out))} scores it"):
         _report(run, out, command(out.name))
 
@@ -93,23 +90,12 @@ def _report(run: "Run", out: Path, command: str) -> None:
     with _progress.image_progress("scoring") as progress:
         ending = finish(run, out, command, progress)
     if ending.accuracy is not None:
-        typer.echo(
+        _console.echo(
             f"accuracy on {ending.num_images:,} images of {run.data.name}: {ending.accuracy:.1%} ({ending.which})"
         )
     else:
         print_scores(ending.scores, ending.num_images, run.data.name, ending.which)
-    say(f"The model is in {out}. Next: {ending.next_command}")
-
-
-@contextmanager
-def _warnings_said() -> Iterator[None]:
-    """Warnings for the user as lines of their own, without where in the code they come from."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for one in caught:
-        if one.category is UserWarning:
-            say(f"warning: {one.message}")
+    _console.say(f"The model is in {out}. Next: {ending.next_command}")
 
 
 @contextmanager
@@ -136,13 +122,13 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def step_progress(recipe: "Recipe", shown: bool) -> Iterator[Callable[["Told"], None]]:
     """A bar on stderr, or a line now and then; gives the function to call after each step."""
-    console = _shared.stderr_console()
+    console = _console.stderr_console()
     columns = (
-        TextColumn("step {task.completed:,}/{task.total:,}"),
+        _console.text_column("step {task.completed:,}/{task.total:,}"),
         BarColumn(),
-        TextColumn("{task.fields[told]}"),
+        _console.text_column("{task.fields[told]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        _console.text_column("left"),
         TimeRemainingColumn(),
     )
     total = recipe.training.num_steps
@@ -154,7 +140,7 @@ def step_progress(recipe: "Recipe", shown: bool) -> Iterator[Callable[["Told"], 
             bar.update(task, completed=told.step.step, told=text)
             step = told.step.step
             if not console.is_terminal and (told.step.validation or step % _LINE_EVERY_STEPS == 0 or step == total):
-                say(f"step {step:,}/{total:,}: {text}")
+                _console.say(f"step {step:,}/{total:,}: {text}")
 
         yield show
 
@@ -171,8 +157,3 @@ def _text(told: "Told", objective: str) -> str:
     if "correct" in step.metrics:
         text += f", {step.metrics['correct']:.0%} right"
     return text + (f", {step.images / step.elapsed_s:,.1f} images/s" if step.elapsed_s else "")
-
-
-def say(text: str) -> None:
-    """A line on stderr, as it is."""
-    _shared.stderr_console().print(text, markup=False, soft_wrap=True)

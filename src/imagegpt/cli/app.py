@@ -8,17 +8,21 @@ and shows its traceback, as does `imagegpt --traceback COMMAND` always. Commands
 import atexit
 import gc
 import os
+import signal
 import sys
+from functools import partial
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
+from imagegpt.cli._console import echo, lenient_streams, plain, stderr_console, warnings_in_words
 from imagegpt.cli.bench import bench
+from imagegpt.cli.cache import cache
 from imagegpt.cli.complete import complete
 from imagegpt.cli.convert import convert_app, export_app, inspect
 from imagegpt.cli.download import download
 from imagegpt.cli.encode import encode
+from imagegpt.cli.env import env
 from imagegpt.cli.evaluate import evaluate
 from imagegpt.cli.fill import fill
 from imagegpt.cli.finetune import finetune
@@ -51,13 +55,15 @@ app.add_typer(convert_app, name="convert")
 app.add_typer(export_app, name="export")
 app.command(no_args_is_help=True)(inspect)
 app.command(no_args_is_help=True)(download)
+app.command()(env)
+app.command()(cache)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         from imagegpt import __version__
 
-        typer.echo(f"imagegpt {__version__}")
+        echo(f"imagegpt {__version__}")
         raise typer.Exit
 
 
@@ -77,31 +83,47 @@ def main(args: list[str] | None = None) -> NoReturn:
     Args:
         args: the words after `imagegpt`; None takes them from the shell.
     """
+    interrupts: list[int] = []
     if args is None:  # this process is ours
         set_wait_policy(os.environ)
         _collect_rarely()
+        signal.signal(signal.SIGINT, partial(_interrupt, interrupts))
     arguments = sys.argv[1:] if args is None else args
-    wants_traceback = "--traceback" in arguments
+    with lenient_streams(), warnings_in_words():
+        try:
+            status = app(args=arguments, prog_name="imagegpt", standalone_mode=False)
+        except (Exception, KeyboardInterrupt) as error:
+            if interrupts or isinstance(error, typer.Abort | KeyboardInterrupt):
+                if args is None:
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending: a second one adds nothing
+                _fail("stopped", 130)
+            if isinstance(error, BrokenPipeError) and _reader_is_gone():
+                raise SystemExit(1) from None
+            sentence = _sentence(error, with_traceback="--traceback" in arguments)
+            if sentence is None:
+                raise
+            if not sentence:  # typer's way to end after it has shown the help, because there were no arguments
+                raise SystemExit(2) from None
+            _fail(sentence, 2)
+        if status == 130:  # typer turns Ctrl-C into this
+            _fail("stopped", 130)
+        raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(interrupts: list[int], number: int, _: object) -> NoReturn:
+    """What Ctrl-C does: libraries that are being imported may turn `KeyboardInterrupt` into an error of their own."""
+    interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads our output any more, as in `imagegpt models | head -1`; if so, the rest goes nowhere."""
     try:
-        status = app(args=arguments, prog_name="imagegpt", standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("stopped", 130)
-    except typer.TyperException as error:
-        message = error.format_message().rstrip(".")
-        if not message:  # typer's way to end after it has shown the help, because there were no arguments
-            raise SystemExit(2) from None
-        _fail(f"{message}; see imagegpt --help", 2)
-    except (ValueError, OSError) as error:
-        if wants_traceback:
-            raise
-        _fail(_sentence(error), 2)
-    except (MemoryError, RuntimeError) as error:
-        if wants_traceback or not _is_out_of_memory(error):
-            raise
-        _fail("there is not enough memory: choose a smaller --batch-size, or a smaller model", 2)
-    if status == 130:  # typer turns Ctrl-C into this
-        _fail("stopped", 130)
-    raise SystemExit(status if isinstance(status, int) else 0)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _collect_rarely() -> None:
@@ -115,15 +137,24 @@ def _collect_rarely() -> None:
     atexit.register(gc.freeze)
 
 
-def _sentence(error: Exception) -> str:
-    """The error's message on one line; the system's errors say which file they mean."""
-    if isinstance(error, OSError) and error.strerror:
+def _sentence(error: BaseException, *, with_traceback: bool) -> str | None:
+    """What a user is told of an error; None if it is to show where it comes from, as all do `with_traceback`."""
+    if isinstance(error, typer.TyperException):
+        message = error.format_message().rstrip(".")
+        return message and f"{message}; see imagegpt --help"
+    if with_traceback:
+        return None
+    if isinstance(error, OSError) and error.strerror:  # the system's errors say which file they mean
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError):
+        return " ".join(str(error).split()) or type(error).__name__
+    if _is_out_of_memory(error):
+        return "there is not enough memory: choose a smaller --batch-size, or a smaller model"
+    return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     # torch raises its own error on a GPU and a bare RuntimeError on a CPU; it may not be imported for asking.
     return (
         isinstance(error, MemoryError)
@@ -133,7 +164,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    console = Console(stderr=True, highlight=False)
+    console = stderr_console()
     console.print("error:", style="red", end=" ")
-    console.print(sentence, markup=False, soft_wrap=True)  # a file may be called "[red]"
+    console.print(plain(sentence), soft_wrap=True)
     raise SystemExit(status)

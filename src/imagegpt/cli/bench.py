@@ -10,39 +10,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from imagegpt import ranges
-from imagegpt.cli import _shared
+from imagegpt.cli import _checks, _console, _loading, _options
+from imagegpt.text import printable
 
 if TYPE_CHECKING:
     from imagegpt.benchmarking import BenchOptions, BenchResult, Measurement
 
+_SIZES = ("small", "medium", "large", "xl")  # as in `imagegpt.config`, whose import takes seconds
 _WIDTH = 118  # of the table, where stdout is no terminal
 _SMALL_BYTES = 32e6
 
 
 def bench(
     model: Annotated[
-        str, typer.Argument(help="A bundled model, a folder, owner/model on the hub, or small, medium, large, xl.")
+        str,
+        _options.name_argument(
+            "A bundled model, a folder, owner/model on the hub, or small, medium, large, xl.", show_default=True
+        ),
     ] = "digits",
     batch: Annotated[str, typer.Option(help="Images drawn at once, as in 1,8.")] = "1",
     pixels: Annotated[
         int | None,
-        _shared.number(ranges.PIXELS, "Of each image.", show_default="all, or fewer if that takes long"),
+        _options.number(ranges.PIXELS, "Of each image.", show_default="all, or fewer if that takes long"),
     ] = None,
-    repeats: Annotated[int, _shared.number(ranges.REPEATS, "Timed rounds.")] = 3,
+    repeats: Annotated[int, _options.number(ranges.REPEATS, "Timed rounds.")] = 3,
     precision: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, int8, or several.")] = "float32",
     decoder: Annotated[
         str, typer.Option(help="sequential, parallel, or both as in sequential,parallel.")
     ] = "sequential",
-    device: _shared.DeviceOption = None,
+    device: _options.DeviceOption = None,
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Measure transformers' ImageGPT too, on the same weights.")
     ] = True,
-    out: Annotated[Path | None, typer.Option("--json", help="Add the line of JSON to this file.")] = None,
+    out: Annotated[Path | None, _options.path_option("Add the line of JSON to this file.", "--json")] = None,
 ) -> None:
     """Measure drawing on this machine: time, memory, and the share of the memory bandwidth that is put to use.
 
@@ -50,13 +54,15 @@ def bench(
     everything as JSON.
     """
     _check_file(out)
+    if model not in _SIZES:
+        _checks.check_model(model)
     batches, precisions, decoders = _batches(batch), _words(precision), _words(decoder)
-    with _shared.working("loading torch"):
+    with _console.working("loading torch"):
         from imagegpt.benchmarking import BenchOptions, run_benchmark
         from imagegpt.benchmarking.timing import environment
         from imagegpt.pipeline_options import choose_device
 
-        _shared.quiet_libraries()
+        _loading.quiet_libraries()
     options = BenchOptions(
         model=model,
         batches=batches,
@@ -72,7 +78,7 @@ def bench(
     facts = environment("imagegpt")
     _print_result(result, options, facts)
     line = json.dumps({"benchmark": "bench", **facts, "settings": asdict(options), **asdict(result)})
-    typer.echo(line)
+    _console.echo(line)
     if out is not None:
         with out.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -104,24 +110,24 @@ def _words(text: str) -> list[str]:
 @contextmanager
 def _progress(model: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr, gone when done; gives the function to call before each run."""
-    console = _shared.stderr_console()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    console = _console.stderr_console()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _console.text_column("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"loading {model}", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        task = bar.add_task(printable(f"loading {model}"), total=None)
+        yield lambda what, done, total: bar.update(task, description=printable(what), completed=done, total=total)
 
 
 def _print_result(result: "BenchResult", options: "BenchOptions", facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
-    table = Table(title=f"{options.model}, {facts['device']}, threads: {facts['threads']}", title_justify="left")
+    title = _console.plain(f"{options.model}, {facts['device']}, threads: {facts['threads']}")
+    table = Table(title=title, title_justify="left")
     table.add_column("drawn by")
     for name in ("images", "ms a pixel", "least - most", "at best", "share", "images/s", "memory", "faster"):
         table.add_column(name, justify="right")
     for one in result.measurements:
-        table.add_row(*_cells(one, result.num_pixels))
-    console.print(table)
+        _console.add_row(table, *_cells(one, result.num_pixels))
+    _console.print_table(table, width=None if sys.stdout.isatty() else _WIDTH)
     for sentence in _notes(result, options):
-        console.print(sentence, soft_wrap=True)
+        _console.echo(sentence)
 
 
 def _cells(one: "Measurement", num_pixels: int) -> list[str]:

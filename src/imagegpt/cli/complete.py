@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from imagegpt import ranges
-from imagegpt.cli import _output, _progress, _shared
+from imagegpt.cli import _checks, _console, _loading, _options, _output, _progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -15,32 +13,32 @@ if TYPE_CHECKING:
 
 
 def complete(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any kind and size.")],
-    model: _shared.ModelOption = "digits",
+    images: Annotated[list[Path], _options.path_argument("Images of any kind and size.", metavar="IMAGE...")],
+    model: _options.ModelOption = "digits",
     keep: Annotated[
         float | None,
-        _shared.number(ranges.KEEP, "Share of the pixels to keep, from the top.", show_default="0.5"),
+        _options.number(ranges.KEEP, "Share of the pixels to keep, from the top.", show_default="0.5"),
     ] = None,
-    rows: Annotated[int | None, _shared.number(ranges.ROWS, "Rows of pixels to keep, from the top.")] = None,
+    rows: Annotated[int | None, _options.number(ranges.ROWS, "Rows of pixels to keep, from the top.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="An image that is white where to keep pixels, these before all black ones.")
+        Path | None, _options.path_option("An image that is white where to keep pixels, these before all black ones.")
     ] = None,
-    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "Completions of each image.")] = 8,
-    seed: _shared.SeedOption = 0,
-    temperature: _shared.TemperatureOption = 1.0,
-    top_k: _shared.TopKOption = None,
-    top_p: _shared.TopPOption = None,
-    min_p: _shared.MinPOption = None,
-    out: Annotated[Path, typer.Option(help="Where the picture of all completions goes.")] = Path("completions.png"),
-    singles: Annotated[Path | None, typer.Option(help="A folder for each completion as a PNG of its own.")] = None,
-    gif: Annotated[Path | None, typer.Option(help="Where an animation of the completions goes, as a GIF.")] = None,
-    force: _shared.ForceOption = False,
-    device: _shared.DeviceOption = None,
-    precision: _shared.PrecisionOption = None,
-    decoder: _shared.DecoderOption = "sequential",
-    batch_size: _shared.BatchSizeOption = None,
-    max_memory: _shared.MaxMemoryOption = None,
-    revision: _shared.RevisionOption = None,
+    num: Annotated[int, _options.number(ranges.NUM_IMAGES, "Completions of each image.")] = 8,
+    seed: _options.SeedOption = 0,
+    temperature: _options.TemperatureOption = 1.0,
+    top_k: _options.TopKOption = None,
+    top_p: _options.TopPOption = None,
+    min_p: _options.MinPOption = None,
+    out: Annotated[Path, _options.path_option("Where the picture of all completions goes.")] = Path("completions.png"),
+    singles: Annotated[Path | None, _options.path_option("A folder for each completion as a PNG of its own.")] = None,
+    gif: Annotated[Path | None, _options.path_option("Where an animation of the completions goes, as a GIF.")] = None,
+    force: _options.ForceOption = False,
+    device: _options.DeviceOption = None,
+    precision: _options.PrecisionOption = None,
+    decoder: _options.DecoderOption = "sequential",
+    batch_size: _options.BatchSizeOption = None,
+    max_memory: _options.MaxMemoryOption = None,
+    revision: _options.RevisionOption = None,
 ) -> None:
     """Keep the upper part of images and let the model draw the rest, several times.
 
@@ -54,11 +52,8 @@ def complete(
     places = _output.check_singles(singles, single_names(images, num), force)
     if out.absolute() in {place.absolute() for place in places}:
         raise ValueError(f"--out is {out}, which is also the name of a single completion: choose another name")
-    for path in [*images, mask] if mask is not None else images:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no image {path}: check the path")
-
-    loading = _shared.Loading(
+    _checks.check_images([*images, mask] if mask is not None else images)
+    loading = _loading.Loading(
         model=model, revision=revision, device=device, precision=precision, decoder=decoder, max_memory=max_memory
     )
     pipe = loading.pipeline()
@@ -88,11 +83,11 @@ def complete(
     grid = completion_grid(originals, num_kept, completions, labels)
     animations = {} if gif is None else {gif: appearing(grid_of, drawn[0].size, num_kept)}
     _output.write_pngs({**dict(zip(places, drawn, strict=False)), out: grid}, facts, animations)
-    typer.echo(f"{num} completions of {len(images)} {'image' if len(images) == 1 else 'images'}: {out}")
+    _console.echo(f"{num} completions of {len(images)} {'image' if len(images) == 1 else 'images'}: {out}")
     if gif is not None:
-        typer.echo(f"as they appear: {gif}")
+        _console.echo(f"as they appear: {gif}")
     if singles is not None:
-        typer.echo(f"one by one: {singles}")
+        _console.echo(f"one by one: {singles}")
 
 
 def _check_choice(options: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from imagegpt import ranges
-from imagegpt.cli import _progress, _shared
+from imagegpt.checkpoints.registry import resolve
+from imagegpt.cli import _checks, _console, _loading, _options, _progress
 from imagegpt.cli.palette import SOURCE_HELP
 from imagegpt.commands import command, free_name, setting
 
@@ -23,28 +23,33 @@ _SHOWN = 5  # broken images
 
 
 def encode(
-    src: Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)],
-    out: Annotated[Path, typer.Argument(help="The folder to make, or to go on with.", show_default=False)],
+    src: Annotated[str, _options.name_argument(SOURCE_HELP)],
+    out: Annotated[Path, _options.path_argument("The folder to make, or to go on with.")],
     palette: Annotated[
-        str, typer.Option(help="A .npy palette, a folder with one, or a model's name.", show_default=False)
+        str, _options.name_option("A .npy palette, a folder with one, or a model's name.", show_default=False)
     ],
-    size: Annotated[int, _shared.number(ranges.SIDE, "Pixels a side.")] = 32,
+    size: Annotated[int, _options.number(ranges.SIDE, "Pixels a side.")] = 32,
     resize: Annotated[
         Literal["crop", "squash"], typer.Option(help="Cut the longer side, or distort the image.")
     ] = "crop",
     split: Annotated[str | None, typer.Option(help="Which part, if the images have parts.", show_default="all")] = None,
-    workers: Annotated[int | None, _shared.number(ranges.WORKERS, "Processes.", show_default="one a core")] = None,
-    max_broken: Annotated[float, _shared.number(ranges.BROKEN_SHARE, "The share of images that may be broken.")] = 0.05,
+    workers: Annotated[int | None, _options.number(ranges.WORKERS, "Processes.", show_default="one a core")] = None,
+    max_broken: Annotated[
+        float, _options.number(ranges.BROKEN_SHARE, "The share of images that may be broken.")
+    ] = 0.05,
 ) -> None:
     """Turn images into ids of a palette, into a folder to train on that `datasets.load_from_disk` opens, too.
 
     It may be killed: the same command goes on. Broken images are left out and listed in encoding.json.
     """
-    with _shared.working("loading"):
+    _checks.check_source(src)
+    _checks.check_palette(palette)
+    _checks.check_parent(out)
+    with _console.working("loading"):
         from imagegpt.data.encoding import encode_images
         from imagegpt.processing import ImageGPTImageProcessor
 
-        _shared.quiet_libraries()
+        _loading.quiet_libraries()
         processor = ImageGPTImageProcessor(find_palette(palette), size=size, resize_mode=resize)
     with _progress.stopping(lambda: _how_to_go_on(out)), _progress.image_progress("encoding") as progress:
         report = encode_images(
@@ -59,19 +64,12 @@ def find_palette(said: str) -> "ColorPalette":
     Raises: ValueError or OSError, in one sentence, if there is none.
     """
     from imagegpt.checkpoints.loading import find_folder
-    from imagegpt.checkpoints.registry import resolve
     from imagegpt.palette import ColorPalette
 
-    path = Path(said).expanduser()
-    if path.is_file():
-        return ColorPalette.load(path)
-    try:
-        source = resolve(said)
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(
-            f"there is no palette {said!r}: give a .npy file or a folder that imagegpt palette fit made, or the "
-            "name or folder of a model (see imagegpt models)"
-        ) from error
+    _checks.check_palette(said)
+    if Path(said).is_file():
+        return ColorPalette.load(Path(said))
+    source = resolve(said)
     return ColorPalette.load(find_folder(said, weights=False) if source.folder is None else source.folder)
 
 
@@ -87,16 +85,16 @@ def _tell(report: "EncodingReport", out: Path) -> None:
     for part in report.parts:
         classes = "-" if part.classes is None else f"{len(part.classes):,}"
         numbers = [f"{part.num_source:,}", f"{part.num_images:,}", f"{len(part.broken):,}", classes]
-        table.add_row(*([str(part.split)] if with_splits else []), *numbers)
-    Console(highlight=False, markup=False).print(table)
+        _console.add_row(table, *([str(part.split)] if with_splits else []), *numbers)
+    _console.print_table(table)
     for one in report.broken[:_SHOWN]:
-        typer.echo(f"left out ({one.trouble}): {one.message}")
+        _console.echo(f"left out ({one.trouble}): {one.message}")
     if len(report.broken) > _SHOWN:
-        typer.echo(f"and {len(report.broken) - _SHOWN:,} more: see encoding.json")
+        _console.echo(f"and {len(report.broken) - _SHOWN:,} more: see encoding.json")
     num_new = sum(part.num_new for part in report.parts)
     if num_new:
-        typer.echo(f"{num_new:,} images in {report.elapsed_s:.1f} s, {report.images_per_s:,.0f} images/s: {out}")
+        _console.echo(f"{num_new:,} images in {report.elapsed_s:.1f} s, {report.images_per_s:,.0f} images/s: {out}")
     else:
-        typer.echo(f"nothing was left to do: {out}")
+        _console.echo(f"nothing was left to do: {out}")
     chosen = setting("data.train", out)
-    _shared.say_next(command("train", "pictures", "--set", chosen, "--out", free_name("model")))
+    _console.say_next(command("train", "pictures", "--set", chosen, "--out", free_name("model")))

@@ -4,19 +4,21 @@ import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from imagegpt.cli import _progress, _shared
+from imagegpt.cli import _checks, _console, _loading, _options, _progress
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.evaluation.comparison import Score
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model's name or folder.")] = "digits",
+    model: Annotated[str, _options.name_argument("A model's name or folder.", show_default=True)] = "digits",
     data: Annotated[
-        str, typer.Argument(help="digits, a folder that `imagegpt encode` made, or images of any kind it reads.")
+        str,
+        _options.name_argument(
+            "digits, a folder that `imagegpt encode` made, or images of any kind it reads.", show_default=True
+        ),
     ] = "digits",
     part: Annotated[
         Literal["train", "validation", "test"] | None,
@@ -26,7 +28,7 @@ def evaluate(
         bool,
         typer.Option("--all", help="Score all images, also those the model was trained on; no baselines then."),
     ] = False,
-    device: _shared.DeviceOption = None,
+    device: _options.DeviceOption = None,
 ) -> None:
     """Print how many nats a model needs for a pixel of images it has never seen, beside two baselines.
 
@@ -34,18 +36,20 @@ def evaluate(
     """
     if everything and part is not None:
         raise ValueError(f"--all and --part {part} were given: give one of them")
-    with _shared.working(f"reading {model} and {data}"):
+    _checks.check_model(model)
+    _checks.check_source(data)
+    with _console.working(f"reading {model} and {data}"):
         from imagegpt.checkpoints.loading import find_folder
         from imagegpt.pipeline_options import choose_device
         from imagegpt.runs.scores import data_for_folder, score_all, score_folder
 
-        _shared.quiet_libraries()
+        _loading.quiet_libraries()
         chosen = str(choose_device(device))
         folder = find_folder(model)
         images = data_for_folder(data, folder, model)
         chosen_part = "" if everything else images.choose_part(part)
     for note in images.notes:
-        _shared.stderr_console().print(note, markup=False, soft_wrap=True)
+        _console.say(note)
     with _progress.image_progress("scoring") as progress:
         if everything:
             scores, num_images = score_all(folder, images, name=model, device=chosen, progress=progress)
@@ -58,11 +62,11 @@ def evaluate(
 
 def print_scores(scores: list["Score"], num_images: int, data: str, which: str) -> None:
     """Show scores as a table on stdout; `which` says which images of `data` they are of."""
-    table = Table(title=f"{num_images:,} images of {data}: {which}", title_justify="left")
+    table = Table(title=_console.plain(f"{num_images:,} images of {data}: {which}"), title_justify="left")
     table.add_column("predicted by")
     table.add_column("nats/pixel", justify="right")
     table.add_column("bits/pixel", justify="right")
     table.add_column("knowing")
     for one in scores:
-        table.add_row(one.name, f"{one.nats:.4f}", f"{one.nats / math.log(2):.4f}", one.note)
-    Console().print(table)
+        _console.add_row(table, one.name, f"{one.nats:.4f}", f"{one.nats / math.log(2):.4f}", one.note)
+    _console.print_table(table)

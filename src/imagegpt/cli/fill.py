@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from imagegpt import ranges
-from imagegpt.cli import _output, _progress, _shared
+from imagegpt.cli import _checks, _console, _loading, _options, _output, _progress
 from imagegpt.cli.complete import single_names
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -14,25 +12,25 @@ if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` need
 
 
 def fill(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images of any kind and size.")],
-    mask: Annotated[Path, typer.Option(help="An image that is black where to draw, anywhere.", show_default=False)],
-    model: Annotated[str, typer.Option(help="A bidirectional (BERT) model.")] = "digits-bert",
-    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "Fillings of each image.")] = 8,
-    seed: _shared.SeedOption = 0,
+    images: Annotated[list[Path], _options.path_argument("Images of any kind and size.", metavar="IMAGE...")],
+    mask: Annotated[Path, _options.path_option("An image that is black where to draw, anywhere.", show_default=False)],
+    model: Annotated[str, _options.name_option("A bidirectional (BERT) model.")] = "digits-bert",
+    num: Annotated[int, _options.number(ranges.NUM_IMAGES, "Fillings of each image.")] = 8,
+    seed: _options.SeedOption = 0,
     passes: Annotated[
-        int, _shared.number(ranges.PASSES, "Passes until all is drawn; 1 draws everything at once.")
+        int, _options.number(ranges.PASSES, "Passes until all is drawn; 1 draws everything at once.")
     ] = 16,
-    refills: Annotated[int, _shared.number(ranges.REFILLS, "Passes that draw some of it again.")] = 16,
-    share: Annotated[float, _shared.number(ranges.REFILL_SHARE, "How much of it each of those draws again.")] = 0.15,
-    temperature: _shared.TemperatureOption = 1.0,
-    top_k: _shared.TopKOption = None,
-    top_p: _shared.TopPOption = None,
-    min_p: _shared.MinPOption = None,
-    out: Annotated[Path, typer.Option(help="Where the picture of all fillings goes.")] = Path("filled.png"),
-    singles: Annotated[Path | None, typer.Option(help="A folder for each filling as a PNG of its own.")] = None,
-    force: _shared.ForceOption = False,
-    device: _shared.DeviceOption = None,
-    revision: _shared.RevisionOption = None,
+    refills: Annotated[int, _options.number(ranges.REFILLS, "Passes that draw some of it again.")] = 16,
+    share: Annotated[float, _options.number(ranges.REFILL_SHARE, "How much of it each of those draws again.")] = 0.15,
+    temperature: _options.TemperatureOption = 1.0,
+    top_k: _options.TopKOption = None,
+    top_p: _options.TopPOption = None,
+    min_p: _options.MinPOption = None,
+    out: Annotated[Path, _options.path_option("Where the picture of all fillings goes.")] = Path("filled.png"),
+    singles: Annotated[Path | None, _options.path_option("A folder for each filling as a PNG of its own.")] = None,
+    force: _options.ForceOption = False,
+    device: _options.DeviceOption = None,
+    revision: _options.RevisionOption = None,
 ) -> None:
     """Draw what a mask hides of images, wherever it is, several times.
 
@@ -43,10 +41,8 @@ def fill(
     places = _output.check_singles(singles, single_names(images, num), force)
     if out.absolute() in {place.absolute() for place in places}:
         raise ValueError(f"--out is {out}, which is also the name of a single filling: choose another name")
-    for path in [*images, mask]:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no image {path}: check the path")
-    loading = _shared.Loading(
+    _checks.check_images([*images, mask])
+    loading = _loading.Loading(
         model=model, revision=revision, device=device, precision=None, decoder="sequential", max_memory=None
     )
     pipe = loading.pipeline()
@@ -56,15 +52,15 @@ def fill(
 
     options: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     rules, schedule = SamplingRules(**options), FillSchedule(passes=passes, refills=refills, share=share)
-    kept = read_mask(mask, pipe.processor.size["height"], pipe.processor.size["width"])
+    kept = read_mask(mask, pipe.processor.size["height"], pipe.processor.size["width"], pipe.processor.resize_mode)
     originals = pipe.reduce(images)
     completion_grid_size(len(images), num, originals[0].size, has_labels=True)  # checks that there is memory for it
     with _progress.pixel_progress("filling", "passes") as progress:
-        filled = pipe.fill(images, mask, num=num, seed=seed, schedule=schedule, progress=progress, **options)
+        filled = pipe.fill(images, kept, num=num, seed=seed, schedule=schedule, progress=progress, **options)
     drawn = [image for several in filled for image in several]
     facts = {"model": model, "seed": seed, "rules": rules, "keep": f"{int(kept.sum())} pixels", "schedule": schedule}
     grid = completion_grid(originals, kept, filled, [path.name for path in images])
     _output.write_pngs({**dict(zip(places, drawn, strict=False)), out: grid}, facts)
-    typer.echo(f"{num} fillings of {len(images)} {'image' if len(images) == 1 else 'images'}: {out}")
+    _console.echo(f"{num} fillings of {len(images)} {'image' if len(images) == 1 else 'images'}: {out}")
     if singles is not None:
-        typer.echo(f"one by one: {singles}")
+        _console.echo(f"one by one: {singles}")

@@ -1,13 +1,10 @@
 """`imagegpt finetune`: from a model and labelled images to a classifier."""
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from imagegpt import ranges
-from imagegpt.cli import _shared, _training
+from imagegpt import commands, ranges
+from imagegpt.cli import _checks, _options, _training
 from imagegpt.cli.train import BeginAnewOption, OutOption, SetOption
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -15,31 +12,40 @@ if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` need
 
 
 def finetune(
-    model: Annotated[str, typer.Argument(help="A bundled model, a folder, or owner/model.", show_default=False)],
+    model: Annotated[str, _options.name_argument("A bundled model, a folder, or owner/model.")],
     data: Annotated[
         str,
-        typer.Argument(
-            help="digits, a folder that `imagegpt encode` made, or a folder of images with a subfolder for each class.",
-            show_default=False,
+        _options.name_argument(
+            "digits, a folder that `imagegpt encode` made, or a folder of images with a subfolder for each class."
         ),
     ],
     out: OutOption,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A recipe's name or .yaml file.", show_default="finetune-MODEL if there is one, or finetune"),
+        _options.name_option(
+            "A recipe's name or .yaml file.", show_default="finetune-MODEL if there is one, or finetune"
+        ),
     ] = None,
     lora: Annotated[
         int | None,
-        _shared.number(ranges.LORA_RANK, "Train adapters of this rank and the head, not the model's weights."),
+        _options.number(ranges.LORA_RANK, "Train adapters of this rank and the head, not the model's weights."),
     ] = None,
     changes: SetOption = None,
-    device: _shared.DeviceOption = None,
+    device: _options.DeviceOption = None,
     force: BeginAnewOption = False,
 ) -> None:
     """Make a classifier of a model, and report its accuracy on held-out images, with a picture of what it confuses.
 
     It may be killed: the same command goes on where the last checkpoint is. With torchrun it trains on many processes.
     """
+    from imagegpt.training.recipe_files import find_recipe
+
+    _checks.check_model(model)
+    _checks.check_source(data)
+    _checks.check_parent(out)
+    _checks.check_utf8(out)
+    if recipe is not None:
+        find_recipe(recipe)
     options = [] if recipe is None else ["--recipe", recipe]
     options += [] if lora is None else ["--lora", str(lora)]
     options += [word for change in changes or () for word in ("--set", change)]
@@ -49,7 +55,7 @@ def finetune(
         return classifier_recipe(model, data, recipe, [*asked, *(changes or ())])
 
     def command(folder: str) -> str:
-        return shlex.join(["imagegpt", "finetune", model, data, "--out", folder, *options])
+        return commands.command("finetune", model, data, "--out", folder, *options)
 
     _training.train_in_folder(choose, out, command, device=device, force=force)
 
@@ -64,7 +70,8 @@ def classifier_recipe(model: str, data: str, recipe: str | None, changes: list[s
     """
     from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
     from imagegpt.data.identity import DataRecord
-    from imagegpt.training.reading import find_recipe, known_recipes, read_recipe
+    from imagegpt.training.reading import read_recipe
+    from imagegpt.training.recipe_files import find_recipe, known_recipes
     from imagegpt.training.source_images import DIGITS, holds_ids
 
     own = f"finetune-{model}"

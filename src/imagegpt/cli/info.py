@@ -2,11 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-from rich.table import Table
-
-from imagegpt.cli import _shared
+from imagegpt.cli import _checks, _console, _loading, _options
 from imagegpt.memory import readable_bytes, with_unit
 
 if TYPE_CHECKING:
@@ -15,21 +11,20 @@ if TYPE_CHECKING:
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="A bundled model, a folder, or owner/model on the hub.")],
-    revision: _shared.RevisionOption = None,
+    model: Annotated[str, _options.name_argument("A bundled model, a folder, or owner/model on the hub.")],
+    revision: _options.RevisionOption = None,
 ) -> None:
     """Tell what a model is and what it costs: sizes, parameters, memory, operations, palette."""
-    with _shared.working(f"reading {model}"):
+    _checks.check_model(model, revision)
+    with _console.working(f"reading {model}"):
         from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
 
-        _shared.quiet_libraries()
+        _loading.quiet_libraries()
         folder = find_folder(model, revision=revision, weights=False)
         config = load_config(folder)
         processor = load_processor(folder, config)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in [("model", model), ("folder", str(folder)), *_facts(config), *_palette_facts(processor)]:
-        table.add_row(name, value)
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    where = [("model", model), ("folder", str(folder))]
+    _console.print_facts([*where, *_facts(config), *_palette_facts(processor)])
 
 
 def _facts(config: "ImageGPTConfig") -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagegpt import ranges
-from imagegpt.cli import _output, _progress, _shared
+from imagegpt.cli import _checks, _console, _options, _output, _progress
 from imagegpt.commands import command, free_name
 from imagegpt.palette import PALETTE_FILE
 
@@ -31,22 +31,23 @@ def _palettes() -> None:
 
 @palette_app.command(no_args_is_help=True)
 def fit(
-    src: Annotated[str, typer.Argument(help=SOURCE_HELP, show_default=False)],
-    out: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
-    colors: Annotated[int, _shared.number(ranges.COLORS, "How many colours.")] = 512,
-    size: Annotated[int, _shared.number(ranges.SIDE, "Pixels a side that images are brought to first.")] = 32,
-    seed: Annotated[int, _shared.number(ranges.FITTING_SEED, "Of the sample of images and pixels.")] = 0,
+    src: Annotated[str, _options.name_argument(SOURCE_HELP)],
+    out: Annotated[Path, _options.path_option("The folder to make.", show_default=False)],
+    colors: Annotated[int, _options.number(ranges.COLORS, "How many colours.")] = 512,
+    size: Annotated[int, _options.number(ranges.SIDE, "Pixels a side that images are brought to first.")] = 32,
+    seed: Annotated[int, _options.number(ranges.FITTING_SEED, "Of the sample of images and pixels.")] = 0,
     grey: Annotated[bool, typer.Option("--grey", help="Levels of grey instead of colours.")] = False,
     split: Annotated[str | None, typer.Option(help="Which part, if the images have parts: train.")] = None,
     max_images: Annotated[
         int | None,
-        _shared.number(ranges.SOME_IMAGES, "A random sample of so many.", show_default="all images"),
+        _options.number(ranges.SOME_IMAGES, "A random sample of so many.", show_default="all images"),
     ] = None,
-    force: _shared.ForceOption = False,
+    force: _options.ForceOption = False,
 ) -> None:
     """Choose the colours that serve some images best, and draw them."""
+    _checks.check_source(src)
     with _output.new_folder(out, force=force, replaceable={PALETTE_FILE, *_PICTURES}) as folder:
-        with _shared.working(f"opening {src}"):
+        with _console.working(f"opening {src}"):
             from imagegpt.data.palettes import fit_palette
             from imagegpt.data.sources import open_images
             from imagegpt.processing import ImageGPTImageProcessor
@@ -85,9 +86,9 @@ def _draw(fitted: "FittedPalette", folder: Path) -> None:
 
 def _tell(fitted: "FittedPalette", src: str, out: Path, size: int) -> None:
     kind = "levels of grey" if fitted.palette.is_grey else "colours"
-    typer.echo(f"{fitted.palette.num_colors} {kind} from {fitted.num_images:,} images: {out}")
-    typer.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
+    _console.echo(f"{fitted.palette.num_colors} {kind} from {fitted.num_images:,} images: {out}")
+    _console.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
     if fitted.broken:
-        typer.echo(f"{len(fitted.broken):,} images could not be read, for one: {fitted.broken[0]}")
+        _console.echo(f"{len(fitted.broken):,} images could not be read, for one: {fitted.broken[0]}")
     resized = [] if size == 32 else ["--size", str(size)]
-    _shared.say_next(command("encode", src, free_name("encoded"), "--palette", out, *resized))
+    _console.say_next(command("encode", src, free_name("encoded"), "--palette", out, *resized))

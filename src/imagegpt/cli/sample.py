@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from imagegpt import ranges
-from imagegpt.cli import _bulk, _output, _progress, _shared
+from imagegpt.cli import _bulk, _console, _loading, _options, _output, _progress
 
 if TYPE_CHECKING:
     from imagegpt.pipeline import ImageGPTPipeline
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
 
 
 def sample(
-    num: Annotated[int, _shared.number(ranges.NUM_IMAGES, "How many images.")] = 16,
-    model: _shared.ModelOption = "digits",
-    seed: _shared.SeedOption = 0,
-    temperature: _shared.TemperatureOption = 1.0,
-    top_k: _shared.TopKOption = None,
-    top_p: _shared.TopPOption = None,
-    min_p: _shared.MinPOption = None,
+    num: Annotated[int, _options.number(ranges.NUM_IMAGES, "How many images.")] = 16,
+    model: _options.ModelOption = "digits",
+    seed: _options.SeedOption = 0,
+    temperature: _options.TemperatureOption = 1.0,
+    top_k: _options.TopKOption = None,
+    top_p: _options.TopPOption = None,
+    min_p: _options.MinPOption = None,
     out: Annotated[
-        Path, typer.Option(help="A .png for one picture of all samples, or a folder for many, a file each.")
+        Path, _options.path_option("A .png for one picture of all samples, or a folder for many, a file each.")
     ] = Path("samples.png"),
     file_format: Annotated[
         Literal["png", "npz", "arrow"] | None,
         typer.Option("--format", help="Of the files in a folder: images, or shards of colour ids.", show_default="png"),
     ] = None,
-    singles: Annotated[Path | None, typer.Option(help="A folder for each sample as a PNG of its own.")] = None,
-    gif: Annotated[Path | None, typer.Option(help="Where an animation of the samples goes, as a GIF.")] = None,
-    force: _shared.ForceOption = False,
-    device: _shared.DeviceOption = None,
-    precision: _shared.PrecisionOption = None,
-    decoder: _shared.DecoderOption = "sequential",
-    batch_size: _shared.BatchSizeOption = None,
-    max_memory: _shared.MaxMemoryOption = None,
-    revision: _shared.RevisionOption = None,
+    singles: Annotated[Path | None, _options.path_option("A folder for each sample as a PNG of its own.")] = None,
+    gif: Annotated[Path | None, _options.path_option("Where an animation of the samples goes, as a GIF.")] = None,
+    force: _options.ForceOption = False,
+    device: _options.DeviceOption = None,
+    precision: _options.PrecisionOption = None,
+    decoder: _options.DecoderOption = "sequential",
+    batch_size: _options.BatchSizeOption = None,
+    max_memory: _options.MaxMemoryOption = None,
+    revision: _options.RevisionOption = None,
 ) -> None:
     """Draw images from nothing: one picture of all of them, or many into a folder.
 
     A run into a folder may be killed: the same command goes on. Under torchrun or accelerate it is shared out.
     """
     rules: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    loading = _shared.Loading(
+    loading = _loading.Loading(
         model=model, revision=revision, device=device, precision=precision, decoder=decoder, max_memory=max_memory
     )
     if _is_folder(out):
@@ -65,7 +65,7 @@ def sample(
     pipe = loading.pipeline()
     _draw_picture(pipe, num, model, seed, rules, batch_size, out, places, gif)
     if singles is not None:
-        typer.echo(f"one by one: {singles}")
+        _console.echo(f"one by one: {singles}")
 
 
 def _draw_picture(
@@ -92,9 +92,9 @@ def _draw_picture(
         images = pipe.sample(num, seed=seed, batch_size=batch_size, progress=progress, **rules)
     animations = {} if gif is None else {gif: appearing(lambda shown: sample_grid(images, num_shown=shown), size)}
     _output.write_pngs({**dict(zip(places, images, strict=False)), out: sample_grid(images)}, facts, animations)
-    typer.echo(f"{num} {'sample' if num == 1 else 'samples'}: {out}")
+    _console.echo(f"{num} {'sample' if num == 1 else 'samples'}: {out}")
     if gif is not None:
-        typer.echo(f"as they appear: {gif}")
+        _console.echo(f"as they appear: {gif}")
 
 
 def _is_folder(out: Path) -> bool:

@@ -1,13 +1,12 @@
 """`imagegpt train`: from a recipe to a model in a folder. The same command goes on with what was stopped."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagegpt import ranges
-from imagegpt.cli import _rate_search, _shared, _training
+from imagegpt import commands, ranges
+from imagegpt.cli import _checks, _options, _rate_search, _training
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.training.recipes import Recipe
@@ -15,41 +14,46 @@ if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` need
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key, as in training.batch_size=16. May be repeated.")
 ]
-OutOption = Annotated[Path, typer.Option(help="The folder to make, or to go on in.", show_default=False)]
+OutOption = Annotated[Path, _options.path_option("The folder to make, or to go on in.", show_default=False)]
 BeginAnewOption = Annotated[bool, typer.Option("--force", help="Begin anew where a run is already.")]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (digits, pictures ...) or .yaml file.")],
+    recipe: Annotated[str, _options.name_argument("A recipe's name (digits, pictures ...) or .yaml file.")],
     out: OutOption,
     changes: SetOption = None,
-    device: _shared.DeviceOption = None,
+    device: _options.DeviceOption = None,
     force: BeginAnewOption = False,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Only look for the largest learning rate that does no harm.")
     ] = False,
     find_lr_steps: Annotated[
         int | None,
-        _shared.number(ranges.STEPS, "Steps a rate is tried for.", show_default="a tenth of the recipe's"),
+        _options.number(ranges.STEPS, "Steps a rate is tried for.", show_default="a tenth of the recipe's"),
     ] = None,
 ) -> None:
     """Train a model, and report the likelihood of held-out images.
 
     It may be killed: the same command goes on where the last checkpoint is. With torchrun it trains on many processes.
     """
+    from imagegpt.training.recipe_files import find_recipe
+
+    if find_lr_steps is not None and not find_lr:
+        raise ValueError("--find-lr-steps was given without --find-lr: give both, or none")
+    _checks.check_parent(out)
+    _checks.check_utf8(out)
+    path = find_recipe(recipe)
 
     def choose() -> "Recipe":
-        from imagegpt.training.reading import find_recipe, read_recipe
+        from imagegpt.training.reading import read_recipe
 
-        return read_recipe(find_recipe(recipe), changes or ())
+        return read_recipe(path, changes or ())
 
     def command(folder: str) -> str:
         sets = (word for change in changes or () for word in ("--set", change))
-        return shlex.join(["imagegpt", "train", recipe, "--out", folder, *sets])
+        return commands.command("train", recipe, "--out", folder, *sets)
 
     if find_lr:
         _rate_search.find_rate(choose, out, command, num_steps=find_lr_steps, device=device, force=force)
         return
-    if find_lr_steps is not None:
-        raise ValueError("--find-lr-steps was given without --find-lr: give both, or none")
     _training.train_in_folder(choose, out, command, device=device, force=force)

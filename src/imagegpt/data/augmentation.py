@@ -17,7 +17,7 @@ from PIL import Image
 
 from imagegpt.data.examples import ImageSource
 from imagegpt.data.palettes import checked_palette
-from imagegpt.images import read_image
+from imagegpt.images import read_image, scaled_crop
 from imagegpt.processing import ImageGPTImageProcessor
 
 Seed = int | Sequence[int]  # what numpy.random.default_rng takes; (seed, step, position) for example
@@ -238,7 +238,5 @@ def _scaled(rgb: np.ndarray, shorter: int) -> tuple[int, int]:
 def _cropped(
     rgb: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int], size: Size, resample: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    left, top = corner
-    picture = Image.fromarray(rgb).resize(scaled, Image.Resampling(resample))
-    crop = picture.crop((left, top, left + _CROP, top + _CROP))
+    crop = scaled_crop(Image.fromarray(rgb), scaled, corner, (_CROP, _CROP), resample)
     return np.asarray(crop.resize((size[1], size[0]), Image.Resampling(resample)))

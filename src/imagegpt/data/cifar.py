@@ -2,14 +2,12 @@
 
 Both keep 32 x 32 pixels as 3,072 bytes: all red values row by row, then all green, then all blue. The binary version
 puts the label in front (CIFAR-100: the coarse, then the fine one); its files are mapped, not read. The Python version
-is a pickle of a dictionary, from Python 2; a pickle can run any code, so these are read by an unpickler that builds
-arrays, lists, dictionaries, texts and numbers, and nothing else.
+is a pickle of a dictionary, from Python 2; a pickle can run any code, so these are read by `cifar_pickle`, which runs
+none.
 
 Axis letters: N images.
 """
 
-import io
-import pickle
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from imagegpt.data.cifar_pickle import read_pickle
 from imagegpt.data.examples import Example, ImageSource, in_one_line
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -27,15 +26,6 @@ _PIXELS = 3 * 32 * 32
 _BATCH = re.compile(r"(data_batch_\d+|test_batch)(\.bin)?")
 _WHOLE = re.compile(r"(train|test)(\.bin)?")
 _NUM_CLASSES = {1: 10, 2: 100}  # by the number of label bytes in the binary version
-
-# All that numpy's own pickles call, under its present name and the former one.
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("_codecs", "encode"): lambda text, _: text.encode("latin-1"),  # Python 3's way to keep bytes in old pickles
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +109,7 @@ def _binary(path: Path) -> _Batch:
 
 def _pickled(path: Path) -> _Batch:
     content = _unpickle(path)
-    pixels = content.get(b"data", content.get("data"))
-    keys = (b"labels", b"fine_labels", "labels", "fine_labels")
-    listed = next((content[key] for key in keys if key in content), None)
+    pixels, listed = content.get("data"), content.get("labels", content.get("fine_labels"))
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
         raise ValueError(f"{path} has no data of uint8 (images, {_PIXELS}): it is no batch of CIFAR's, get it again")
     listed = listed if isinstance(listed, list) and all(type(label) is int for label in listed) else []
@@ -132,23 +120,12 @@ def _pickled(path: Path) -> _Batch:
     return _Batch(pixels=pixels, labels=labels)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers; a pickle that asks for more is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data needs")
-        return _ALLOWED[module, name]
-
-
-def _unpickle(path: Path) -> dict[Any, Any]:
+def _unpickle(path: Path) -> dict[str, Any]:
     try:
-        content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = read_pickle(path.read_bytes())
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}")
-    except OSError:
-        raise
-    except Exception as error:  # an unpickler raises whatever damaged bytes lead it to
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no pickle of CIFAR's ({in_one_line(error)}): get the file again") from error
     return content
 
@@ -176,9 +153,10 @@ def _class_names(file: Path, largest_label: int) -> list[str] | None:
 
 
 def _names_in_pickle(folder: Path) -> list[str]:
-    for name, key in (("batches.meta", b"label_names"), ("meta", b"fine_label_names")):
+    for name, key in (("batches.meta", "label_names"), ("meta", "fine_label_names")):
         if (folder / name).is_file():
-            content = _unpickle(folder / name)
-            names = content.get(key, content.get(key.decode(), []))
-            return [one.decode() if isinstance(one, bytes) else str(one) for one in names]
+            names = _unpickle(folder / name).get(key)
+            if not isinstance(names, list) or not all(isinstance(one, (str, bytes)) for one in names):
+                raise ValueError(f"{folder / name} has no list {key} of class names: get the file again")
+            return [one.decode("latin-1") if isinstance(one, bytes) else one for one in names]
     return []

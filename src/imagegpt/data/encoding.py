@@ -1,8 +1,8 @@
 """Encoding pictures once, so that training reads ids: `encode_images`.
 
 Several processes make shards, each from a stretch of the source; what they hold depends on nothing but the settings in
-`encoding.json`. Killed at any moment, the same call goes on to the same bytes. The folder is described in
-`encoding_folder`.
+`encoding.json`. Killed at any moment, the same call goes on to the same bytes, and several calls at the same time share
+the work. The folder is described in `encoding_folder`.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from imagegpt import ranges
 from imagegpt.data import encoding_folder as places
@@ -26,12 +27,20 @@ from imagegpt.data.examples import ImageSource
 from imagegpt.data.hashing import source_fingerprint, source_stamp
 from imagegpt.data.palettes import checked_palette
 from imagegpt.data.sources import list_splits, open_images
-from imagegpt.files import atomic_write, locked
+from imagegpt.files import atomic_write, remove_if_unused
 from imagegpt.processing import ImageGPTImageProcessor
 
 Progress = Callable[[int, int], None]
 _Tell = Callable[[int], None]
-_Make = Callable[[Sequence[int], _Tell], Iterator[tuple[int, Shard]]]
+
+
+class _Make(Protocol):
+    """Makes shards; see `ShardPool.make`."""
+
+    def __call__(
+        self, missing: Sequence[int], tell: _Tell, *, wait_for_others: bool
+    ) -> Iterator[tuple[int, Shard | None]]: ...
+
 
 MAX_BROKEN = 0.05
 
@@ -48,7 +57,7 @@ class EncodedPart:
         folder: where it is.
         num_source: pictures in the source.
         num_images: those that are encoded.
-        num_new: of the source, read in this call; the others were there.
+        num_new: of the source, read in this call, or by others meanwhile; the rest was there.
         broken: those that could not be read.
         classes: the names of the labels, None if there are none.
     """
@@ -210,24 +219,27 @@ class _Job:
     def run(self, total: _Total, make: _Make | None) -> EncodedPart:
         """Make the shards that are missing, and what belongs beside them; in this process if `make` is None."""
         self.folder.mkdir(exist_ok=True)
-        places.remove_temporaries(self.folder)
-        if places.read_manifest(self.folder) is None:
-            places.write_manifest(self.folder, self.settings, None)
+        with places.folder_locked(self.folder):
+            places.remove_temporaries(self.folder)
+            if places.read_manifest(self.folder) is None:
+                places.write_manifest(self.folder, self.settings, None)
+        num_before = self.num_there
+        self.check()  # once more: another process may have begun meanwhile
+        total.add(self.num_there - num_before)
         self._check_broken()
         num_missing = self.settings.num_source - self.num_there
-        for number, shard in (make or self._make_here)(self.missing, total.show):
-            self.shards[number] = shard
-            self._check_broken()
-        total.add(num_missing)
+        self._make_missing(total, make or self._make_here)
         self.part.check_unchanged()
         if not any(shard.num_images for shard in self.shards.values()):
             raise ValueError(
                 f"none of the {self.settings.num_source} images of {self.source.name} can be read: "
                 f"{self._first_broken()}"
             )
-        self.part.processor.save_pretrained(self.folder)
-        places.write_descriptions(self.folder, self.settings, _fingerprint(self.settings))
-        places.write_manifest(self.folder, self.settings, self.shards)
+        with places.folder_locked(self.folder):
+            self.part.processor.save_pretrained(self.folder)
+            places.write_descriptions(self.folder, self.settings, _fingerprint(self.settings))
+            places.write_manifest(self.folder, self.settings, self.shards)
+            places.remove_shard_locks(self.folder)
         return EncodedPart(
             split=self.source.split,
             folder=self.folder,
@@ -238,7 +250,21 @@ class _Job:
             classes=self.settings.classes,
         )
 
-    def _make_here(self, missing: Sequence[int], tell: _Tell) -> Iterator[tuple[int, Shard]]:
+    def _make_missing(self, total: _Total, make: _Make) -> None:
+        """Make the shards that are missing: first those that no other command is making."""
+        for wait_for_others in (False, True):
+            if not self.missing:
+                return
+            num_before = self.num_there
+            for number, shard in make(self.missing, total.show, wait_for_others=wait_for_others):
+                if shard is not None:
+                    self.shards[number] = shard
+                    self._check_broken()
+            total.add(self.num_there - num_before)
+
+    def _make_here(
+        self, missing: Sequence[int], tell: _Tell, *, wait_for_others: bool
+    ) -> Iterator[tuple[int, Shard | None]]:
         count = 0
 
         def add(num: int) -> None:
@@ -248,7 +274,7 @@ class _Job:
 
         maker = ShardMaker(**vars(self.part), tell=add)
         for number in missing:
-            yield number, maker.make(number)
+            yield number, maker.make(number, wait_for_others=wait_for_others)
 
     def _broken(self) -> list[BrokenImage]:
         return [one for number in sorted(self.shards) for one in self.shards[number].broken]
@@ -314,9 +340,11 @@ def _workers(asked: int | None, num_images: int) -> int:
 
 
 def _describe_splits(folder: Path, names: list[str], processor: ImageGPTImageProcessor) -> None:
-    processor.save_pretrained(folder)
-    content = json.dumps({"splits": names}) + "\n"
-    atomic_write(folder / places.SPLITS_FILE, content.encode(), "the list of splits")
+    with places.folder_locked(folder):
+        places.remove_temporaries(folder)
+        processor.save_pretrained(folder)
+        content = json.dumps({"splits": names}) + "\n"
+        atomic_write(folder / places.SPLITS_FILE, content.encode(), "the list of splits")
 
 
 def _fingerprint(settings: EncodingSettings) -> str:
@@ -326,16 +354,14 @@ def _fingerprint(settings: EncodingSettings) -> str:
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, and locked."""
+    """The folder, made if need be; removed again if nothing came into it."""
     is_new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise OSError(f"{folder} cannot be made ({error.strerror}): choose another place") from error
     try:
-        with locked(folder, "encodes images into"):
-            yield
+        yield
     finally:
         if is_new:
-            with contextlib.suppress(OSError):  # only if nothing could be written into it
-                folder.rmdir()
+            remove_if_unused(folder)

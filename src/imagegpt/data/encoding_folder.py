@@ -6,16 +6,19 @@
     dataset_info.json, state.json   what `datasets.load_from_disk` wants
 
 A shard appears whole or not at all, and says itself which pictures of its stretch were broken. So the shards that are
-there are all the state there is, and the rest is written from them when the last one is done.
+there are all the state there is, and the rest is written from them when the last one is done. Several processes may
+share the work: each locks the shard that it makes, and the folder while it writes the other files.
 
 Axis letters: n images, T pixels in raster order.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +28,7 @@ from jaxtyping import Int64, UInt16, UInt64
 
 from imagegpt.data.encoding_settings import KIND, BrokenImage, EncodingSettings
 from imagegpt.data.examples import in_one_line, missing_library
-from imagegpt.files import FORMAT_KEY, atomic_write, check_format
+from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, check_format, final_name, locked
 from imagegpt.palette import PROCESSOR_FILE
 
 if TYPE_CHECKING:
@@ -36,7 +39,8 @@ MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.js
 ENCODING_FORMAT = 2  # 1 had no hashes of the pictures
 
 _SHARD = re.compile(r"data-\d{5}-of-\d{5}\.arrow")
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
+_SHARD_LOCK = re.compile(r"\.data-\d{5}-of-\d{5}\.arrow\.lock")
+_DOING, _WAIT_S = "encodes images into", 60
 _OWN_KEY = b"imagegpt"  # in the description that an Arrow file carries
 
 
@@ -82,7 +86,7 @@ def shard_bytes(
 def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
     """A shard that is mapped, not read, and what it says of the broken pictures of its stretch.
 
-    Raises: OSError or ValueError if it is not there or not whole.
+    Raises: ValueError if it is not whole; OSError if it is not there or cannot be opened; MemoryError.
     """
     import pyarrow
 
@@ -90,23 +94,28 @@ def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
         with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as stream:
             told = json.loads((stream.schema.metadata or {})[_OWN_KEY])
             return stream.read_next_batch(), [BrokenImage(**one) for one in told]
-    except FileNotFoundError:
+    except MemoryError:  # Arrow's is an ArrowException, too
         raise
     except (pyarrow.ArrowException, OSError, StopIteration, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's: no rights, no memory, no such file
+            raise
         raise ValueError(f"{path} is damaged ({in_one_line(error)}): remove it, and encode again") from error
 
 
 def done_shards(folder: Path, settings: EncodingSettings) -> dict[int, Shard]:
     """The shards that are there, by number. A file that a power cut has emptied is not."""
-    done = {}
-    for number in range(settings.num_shards):
-        try:
-            batch, broken = open_shard(folder / settings.file(number))
-        except (OSError, ValueError):
-            continue
-        if batch.num_rows + len(broken) == len(settings.stretch(number)):
-            done[number] = Shard(num_images=batch.num_rows, broken=broken)
-    return done
+    found = {number: done_shard(folder, settings, number) for number in range(settings.num_shards)}
+    return {number: shard for number, shard in found.items() if shard is not None}
+
+
+def done_shard(folder: Path, settings: EncodingSettings, number: int) -> Shard | None:
+    """What a shard holds; None if it is not there, or not whole."""
+    try:
+        batch, broken = open_shard(folder / settings.file(number))
+    except (FileNotFoundError, ValueError):
+        return None
+    is_whole = batch.num_rows + len(broken) == len(settings.stretch(number))
+    return Shard(num_images=batch.num_rows, broken=broken) if is_whole else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -173,18 +182,48 @@ def check_folder(folder: Path, names: Sequence[str] = ()) -> None:
         raise FileNotFoundError(f"there is no folder {folder.parent}: make it first, or choose another place")
     own = {SPLITS_FILE, PROCESSOR_FILE, *names} if names else {MANIFEST, INFO_FILE, STATE_FILE, PROCESSOR_FILE}
     for name in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
-        lasting = _lasting(name)
-        if lasting not in own and (names or not _SHARD.fullmatch(lasting)):
+        final = final_name(name)
+        is_ours = name == LOCK_FILE or final in own
+        if not is_ours and (names or not (_SHARD.fullmatch(final) or _SHARD_LOCK.fullmatch(name))):
             raise ValueError(
                 f"{folder} holds {name}, which is no part of this encoding: move it away or choose another folder"
             )
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half written."""
+def folder_locked(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from writing anything but shards, for a moment; waits for them if they do so now.
+
+    Raises: BusyError if they do so for a minute; OSError if nothing can be locked there.
+    """
+    return locked(folder, _DOING, wait_s=_WAIT_S)
+
+
+def shard_locked(folder: Path, shard: str, wait_s: float) -> AbstractContextManager[None]:
+    """Keep other processes from making a shard.
+
+    Args:
+        folder: of the encoding.
+        shard: the name of its file.
+        wait_s: how long to wait for another process that is making it.
+    Raises: BusyError if that process is not done by then; OSError if nothing can be locked there.
+    """
+    return locked(folder, _DOING, name=f".{shard}.lock", wait_s=wait_s)
+
+
+def remove_temporaries(folder: Path, shard: str | None = None) -> None:
+    """Remove what a killed process left half written of a shard, or of everything else; it must be locked."""
     for path in folder.iterdir():
-        if _lasting(path.name) != path.name:
+        final = final_name(path.name)
+        if final != path.name and (final == shard if shard else not _SHARD.fullmatch(final)):
             path.unlink(missing_ok=True)
+
+
+def remove_shard_locks(folder: Path) -> None:
+    """Remove the files by which shards were locked; all shards must be there."""
+    for path in folder.iterdir():
+        if _SHARD_LOCK.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # on Windows another process may have it open
+                path.unlink()
 
 
 def check_pyarrow() -> None:
@@ -219,9 +258,3 @@ def _schema(settings: EncodingSettings) -> "Schema":
     }
     described = json.dumps({"info": {"features": _features(settings)}}).encode()
     return pyarrow.schema(list(fields.items()), {b"huggingface": described})
-
-
-def _lasting(name: str) -> str:
-    """The name that a temporary file would have got in the end; other names as they are."""
-    temporary = _TEMPORARY.fullmatch(name)
-    return temporary[1] if temporary else name

@@ -60,21 +60,24 @@ class ShardPool:
         given = (self._parts, self._counter, self._stopped)
         self._pool = ProcessPoolExecutor(num_workers, context, start_worker, given)
 
-    def make(self, part: int, missing: Sequence[int], tell: Callable[[int], None]) -> Iterator[tuple[int, Shard]]:
+    def make(
+        self, part: int, missing: Sequence[int], tell: Callable[[int], None], *, wait_for_others: bool
+    ) -> Iterator[tuple[int, Shard | None]]:
         """Make shards of a part, and give each with its number when it is done.
 
         Args:
             part: its place in `parts`.
             missing: numbers of the shards.
             tell: called now and then with the number of pictures of this part that were read.
+            wait_for_others: for shards that another command is making; otherwise None is given for those.
         Raises: what `ShardMaker` raises; ChildProcessError if a process has died.
         """
-        running: dict[Future[Shard], int] = {}
+        running: dict[Future[Shard | None], int] = {}
         todo, before = iter(missing), self._counter.value
         try:
             while True:
                 for number in itertools.islice(todo, 2 * self.num_workers - len(running)):
-                    running[self._pool.submit(make_shard, part, number)] = number
+                    running[self._pool.submit(make_shard, part, number, wait_for_others)] = number
                 if not running:
                     return
                 done, _ = wait(running, _POLL_S, FIRST_COMPLETED)

@@ -18,17 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from imagegpt.data import encoding_folder as places
 from imagegpt.data.encoding_folder import Shard, shard_bytes
 from imagegpt.data.encoding_settings import BrokenImage, EncodingSettings
 from imagegpt.data.examples import UNLABELED, ImageSource, no_warnings, trouble_with
 from imagegpt.data.hashing import source_stamp
 from imagegpt.data.identity import hash_of_picture
 from imagegpt.data.palettes import checked_palette
-from imagegpt.files import atomic_write
+from imagegpt.files import BusyError, atomic_write
 from imagegpt.images import read_image
 from imagegpt.processing import ImageGPTImageProcessor
 
 _TELL_EVERY = 16  # images
+_POLL_S = 0.2
 
 
 class StoppedError(Exception):
@@ -75,11 +77,30 @@ class ShardMaker(Part):
     def __post_init__(self) -> None:
         self.check_unchanged()
 
-    def make(self, number: int) -> Shard:
-        """Encode a stretch of the source and write it.
+    def make(self, number: int, *, wait_for_others: bool) -> Shard | None:
+        """Encode a stretch of the source and write it, unless another process has done so meanwhile.
 
+        Args:
+            number: of the shard.
+            wait_for_others: if another command is making it; otherwise the answer is None then.
         Raises: OSError if it cannot be written; what `tell` raises.
         """
+        name = self.settings.file(number)
+        while True:
+            try:
+                with places.shard_locked(self.folder, name, _POLL_S if wait_for_others else 0):
+                    there = places.done_shard(self.folder, self.settings, number)
+                    if there is not None:
+                        self.tell(len(self.settings.stretch(number)))
+                        return there
+                    places.remove_temporaries(self.folder, name)
+                    return self._encode(number)
+            except BusyError:
+                if not wait_for_others:
+                    return None
+                self.tell(0)  # it says whether to stop
+
+    def _encode(self, number: int) -> Shard:
         stretch = self.settings.stretch(number)
         rgb = np.empty((len(stretch), *self.settings.size, 3), np.uint8)
         labels, indices = np.full(len(stretch), UNLABELED, np.int64), np.empty(len(stretch), np.int64)
@@ -141,18 +162,19 @@ def start_worker(parts: Sequence[Part], counter: Any, stopped: Any) -> None:
             _makers.append(error)
 
 
-def make_shard(part: int, number: int) -> Shard:
+def make_shard(part: int, number: int, wait_for_others: bool) -> Shard | None:
     """`ShardMaker.make` in a worker process.
 
     Args:
         part: whose shard, by its place.
         number: of the shard.
+        wait_for_others: as there.
     Raises: as it does; ValueError if the source is not the parent's.
     """
     maker = _makers[part]
     if isinstance(maker, ValueError):
         raise maker
-    return maker.make(number)
+    return maker.make(number, wait_for_others=wait_for_others)
 
 
 def _follow_parent() -> None:

@@ -77,7 +77,7 @@ def trouble_with(error: BaseException) -> Trouble:
     """Which kind of trouble an error in reading a picture was, by what caused it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        if isinstance(cause, Image.DecompressionBombWarning | Image.DecompressionBombError | MemoryError):
             return "huge"
         if isinstance(cause, FileNotFoundError):
             return "missing"

@@ -1,20 +1,15 @@
-"""Folders of image files: with a subfolder for each class, or without; with a folder for each split, or without.
+"""Folders of image files: with a subfolder for each class, or without; with a folder for each split, or without."""
 
-The order is that of the names, folder by folder, so that it is the same on every machine. Names that start with a dot
-are not looked at, nor files whose suffix Pillow does not know.
-"""
-
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image
 
 from imagegpt.data.examples import UNLABELED, Example, ImageSource
-from imagegpt.data.splits import canonical, in_order
+from imagegpt.data.layouts import check_classes, picture_root, split_folders
+from imagegpt.data.listing import image_files
 
 
 class FolderSource(ImageSource):
@@ -60,90 +55,44 @@ class FolderSource(ImageSource):
 
 
 def open_folder(folder: Path, name: str, split: str | None) -> FolderSource:
-    """The images of a folder, or of one of its splits, as `split_folders` calls it.
+    """The images of a folder, or of one of its splits, as `folder_splits` calls it.
 
     Labels mean the same in all splits: the classes are those of all of them together.
 
-    Raises: ValueError if there are no images.
+    Raises: ValueError if there are no images, if a class has none to train on, or if it cannot be told what is a class.
     """
-    parts = split_folders(folder, name)
-    place = folder if split is None else parts[split]
-    files = {part: list(image_files(part)) for part in parts.values() or [folder]}
-    if not files[place]:
-        raise ValueError(f"{place} holds no images: give a folder with files such as .png or .jpg, or another source")
-    classes = sorted({file[0] for several in files.values() if _are_classes(several) for file in several})
-    return FolderSource(place, name, split, classes or None, files[place])
-
-
-def split_folders(folder: Path, name: str) -> dict[str, Path]:
-    """The first-level folders that are splits, by their meaning ("val" is "validation"); none if there are none.
-
-    Raises: ValueError if two mean the same, or another folder with images is beside them.
-    """
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found: dict[str, Path] = {}
-    for path in inner:
-        meaning = canonical(path.name)
-        if meaning is not None and meaning in found:
-            raise ValueError(
-                f"{name} has the folders {found[meaning].name} and {path.name}, which mean the same split: rename one"
-            )
-        if meaning is not None:
-            found[meaning] = path
-    others = [path for path in inner if found and canonical(path.name) is None and has_images(path)]
-    if others:
-        splits = ", ".join(path.name for path in found.values())
+    root = picture_root(folder)
+    parts: dict[str | None, Path] = {part: picture_root(path, part) for part, path in split_folders(root, name).items()}
+    parts = parts or {None: root}
+    for path in parts.values():
+        check_classes(path, name)
+    files = {part: list(image_files(path)) for part, path in parts.items()}
+    if not files[split]:
         raise ValueError(
-            f"{name} has images in {others[0].name} beside the split {splits}: "
-            "move one of them away, or rename it if it is a class"
+            f"{parts[split]} holds no images: give a folder with files such as .png or .jpg, or another source"
         )
-    return {split: found[split] for split in in_order(found)}
+    classes = {part: {file[0] for file in several} for part, several in files.items() if _are_classes(several)}
+    for part, found in classes.items():
+        if missing := sorted(found - classes.get("train", set())) if files.get("train") else []:
+            raise ValueError(
+                f"{name} has images of {missing[0]} in {parts[part].name} and none in {parts['train'].name}: "
+                "a class needs images to train on, add some or move the folder away"
+            )
+    return FolderSource(parts[split], name, split, sorted(set().union(*classes.values())) or None, files[split])
 
 
-def image_files(folder: Path) -> Iterator[tuple[str, ...]]:
-    """The image files below a folder, in order, each as the parts of its path. Links are followed, not in circles."""
-    extensions = _extensions()
+def folder_splits(folder: Path, name: str) -> list[str]:
+    """The splits of a folder of images: train, validation, test; none if it has none.
 
-    def walk(place: str, parts: tuple[str, ...], above: frozenset[str]) -> Iterator[tuple[str, ...]]:
-        here = os.path.realpath(place)
-        if here in above:
-            return
-        with os.scandir(place) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-        for entry in ordered:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from walk(entry.path, (*parts, entry.name), above | {here})
-            elif _suffix(entry.name) in extensions:
-                yield (*parts, entry.name)
-
-    return walk(os.fspath(folder), (), frozenset())
-
-
-def has_images(folder: Path) -> bool:
-    """Whether there is an image file below a folder, found without listing all of them."""
-    extensions = _extensions()
-    for _, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        if any(not name.startswith(".") and _suffix(name) in extensions for name in names):
-            return True
-    return False
+    Raises: ValueError if it cannot be told what is a split.
+    """
+    return list(split_folders(picture_root(folder), name))
 
 
 def _reopened(folder: Path, name: str, split: str | None, classes: list[str] | None) -> FolderSource:
     return FolderSource(folder, name, split, classes, list(image_files(folder)))
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - millions of times
-
-
 def _are_classes(files: list[tuple[str, ...]]) -> bool:
     """Whether every file is in a subfolder."""
     return bool(files) and all(len(parts) > 1 for parts in files)
-
-
-def _extensions() -> frozenset[str]:
-    """The suffixes of files that Pillow reads; it knows others that it only writes, such as .pdf."""
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)

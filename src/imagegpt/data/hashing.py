@@ -24,7 +24,7 @@ from imagegpt.data.examples import ImageSource, no_warnings
 from imagegpt.data.identity import pixel_hash
 from imagegpt.files import atomic_write, cache_folder
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2  # goes up, too, when pictures are read as other pixels than before
 
 _HEADER = b"imagegpt hashes %d\n" % CACHE_FORMAT
 _PIECE = 1 << 22  # bytes read at a time

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from imagegpt.data import arrays, cifar, folders, tables
+from imagegpt.data import arrays, cifar, folders, idx, tables
 from imagegpt.data.examples import Example, ImageSource, name_of
+from imagegpt.data.listing import has_images
 from imagegpt.data.splits import canonical, choose_split, in_order
 
 __all__ = ["Example", "ImageSource", "list_splits", "open_images"]
@@ -21,8 +22,8 @@ _ARRAYS = (".npy", ".npz")
 _FILES = (*_ARRAYS, ".parquet", ".bin", ".png", ".jpg", ".jpeg", ".zip")  # no name on the hub ends so
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _KINDS = (
-    "a folder of images, a .npy, .npz, .parquet or CIFAR file, a folder of those or of datasets' save_to_disk, "
-    "owner/name on the hub, or digits"
+    "a folder of images, a .npy, .npz, .parquet, CIFAR or IDX (MNIST) file, a folder of those or of datasets' "
+    "save_to_disk, owner/name on the hub, or digits"
 )
 
 
@@ -31,10 +32,11 @@ def open_images(src: str | os.PathLike[str], *, split: str | None = None) -> Ima
 
     Args:
         src: a folder of image files, with a subfolder for each class or without, and with folders `train`,
-            `validation` (or `val`, `valid`) and `test` or without; a .npy or .npz file of uint8 images, or a folder
-            with `train.npz` and such; .parquet, as on the hub, or a folder of it; a folder of `datasets`'
-            save_to_disk; a file or folder of CIFAR-10 or CIFAR-100, binary or pickled; "digits", scikit-learn's; or a
-            data set on the hub, "owner/name". Looked for in this order: "digits", a path, the hub.
+            `validation` and `test` or without, which may have other usual names, see `layouts`; a .npy or .npz file of
+            uint8 images, or a folder with `train.npz` and such; .parquet, as on the hub, or a folder of it; a folder of
+            `datasets`' save_to_disk; a file or folder of CIFAR-10 or CIFAR-100, binary or pickled, or of IDX files, as
+            MNIST; "digits", scikit-learn's; or a data set on the hub, "owner/name". Looked for in this order: "digits",
+            a path, the hub.
         split: which part, if it has parts.
     Raises: ValueError, FileNotFoundError or ConnectionError, in one sentence, if there is no such source, it is
         damaged, or the split is not as it should be.
@@ -105,9 +107,10 @@ def _recognised(src: str | os.PathLike[str]) -> _Kind:
     if name and path.is_file():
         return _recognised_file(path, name)
     is_path = path.is_absolute() or name.startswith(("./", "../", "~")) or not isinstance(src, str)
+    is_path |= bool(path.parts[1:]) and Path(path.parts[0]).exists()  # photos/traim beside photos/train
     if not is_path and _HUB_NAME.fullmatch(name) and ".." not in name and path.suffix.lower() not in _FILES:
         return _Kind(name=name, splits=tables.hub_splits(name), open=lambda split: tables.open_hub(name, str(split)))
-    raise FileNotFoundError(f"there are no images at {name!r}: check the path, or give {_KINDS}")
+    raise FileNotFoundError(f"{name!r} does not exist: check the path, or give {_KINDS}")
 
 
 def _recognised_file(path: Path, name: str) -> _Kind:
@@ -118,6 +121,8 @@ def _recognised_file(path: Path, name: str) -> _Kind:
         return _Kind(name=name, splits=[], open=lambda _: tables.open_parquet([path], name, None))
     if suffix == ".bin" or cifar.is_cifar_file(path):
         return _Kind(name=name, splits=[], open=lambda _: cifar.CifarSource([path], name))
+    if idx.is_idx_file(path):
+        return _Kind(name=name, splits=[], open=lambda _: idx.IdxSource(path, name))
     raise ValueError(f"{name} is a file of no kind that holds many images: give {_KINDS}")
 
 
@@ -133,8 +138,10 @@ def _recognised_folder(folder: Path, name: str) -> _Kind:
         return _Kind(
             name=name, splits=list(files), open=lambda split: cifar.CifarSource(files[str(split)], name, split)
         )
-    if folders.has_images(folder):
-        splits = list(folders.split_folders(folder, name))
+    if images := idx.idx_splits(folder, name):
+        return _Kind(name=name, splits=list(images), open=lambda split: idx.IdxSource(images[str(split)], name, split))
+    if has_images(folder):
+        splits = folders.folder_splits(folder, name)
         return _Kind(name=name, splits=splits, open=lambda split: folders.open_folder(folder, name, split))
     if parquet := tables.parquet_splits(folder):
         return _Kind(

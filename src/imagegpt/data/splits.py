@@ -3,18 +3,38 @@
 Axis letters: N images.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-_MEANINGS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+_MEANINGS = {
+    "train": "train", "training": "train", "trainset": "train",
+    "validation": "validation", "val": "validation", "valid": "validation", "valset": "validation",
+    "test": "test", "testing": "test", "testset": "test",
+}  # fmt: skip
 _ORDER = ("train", "validation", "test")
+# Words that say nothing of which split it is: train_images, test-set.
+_FILLERS = {
+    "data", "dataset", "folder", "image", "images", "img", "imgs", "jpeg", "jpg", "photos", "pictures", "png", "set",
+    "split",
+}  # fmt: skip
 
 
 def canonical(name: str) -> str | None:
-    """The meaning of a name, "train", "validation" or "test", in any case of its letters; None if it has none."""
-    return _MEANINGS.get(name.lower())
+    """The meaning of a split's name, "train", "validation" or "test"; None if it has none.
+
+    Case, numbers and words such as "images" do not count: "Training", "val2017" and "test_images" have one.
+    """
+    words = words_of(name) if re.fullmatch(r"[\w .-]*", name) else []
+    telling = [word for word in words if word not in _FILLERS]
+    return _MEANINGS.get(telling[0]) if len(telling) == 1 else None
+
+
+def words_of(name: str) -> list[str]:
+    """The words in a name, in lower case, without its numbers and what is between them."""
+    return re.findall(r"[^\W\d_]+", name.lower())
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
@@ -28,7 +48,7 @@ def in_order(splits: Iterable[str]) -> list[str]:
 
 
 def choose_split(source: str, available: Sequence[str], wanted: str | None) -> str | None:
-    """The split of a source that was asked for, by its name there; "val" and "valid" mean "validation".
+    """The split of a source that was asked for, by its name there or its meaning: "val" is "validation".
 
     Args:
         source: its name, for the error.
@@ -46,7 +66,7 @@ def choose_split(source: str, available: Sequence[str], wanted: str | None) -> s
         raise ValueError(f"{source} has no splits and {wanted!r} was asked for: leave the split out")
     if wanted in available:
         return wanted
-    meaning = canonical(wanted)
+    meaning = _MEANINGS.get(wanted.lower())
     alike = [split for split in available if meaning is not None and canonical(split) == meaning]
     if len(alike) != 1:
         raise ValueError(f"{source} has no split {wanted!r}: choose one of {known}")

@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from imagegpt.data.examples import UNLABELED, Example, ImageSource, in_one_line, missing_library
 from imagegpt.data.splits import canonical, in_order
-from imagegpt.images import open_picture
+from imagegpt.image_files import open_picture
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, DataType, Schema, Table
@@ -204,8 +204,8 @@ def _hub_errors(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # requests', huggingface_hub's and datasets' own
         raise ConnectionError(
-            f"the data set {name} cannot be had from the hub ({in_one_line(error)}): check the name and the network, "
-            "or give a folder"
+            f"{name} does not exist here, nor can a data set of that name be had from the hub ({in_one_line(error)}): "
+            "check the name and the network, or give a folder"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Whether the weights that were loaded have the shapes that a configuration asks for."""
+"""Checks around transformers' loader: what the files may not ask for, and whether the weights fit the configuration."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+from imagegpt.untrusted_files import check_model_files
 
 HEAD = "lm_head.weight"
 
@@ -18,9 +20,13 @@ class ShapeError(ValueError, RuntimeError):
 def load_with_checked_shapes(from_pretrained: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call transformers' `from_pretrained`, and say in one sentence which weights do not fit.
 
-    Raises: ShapeError if weights have other shapes, unless `ignore_mismatched_sizes` asks to draw them anew.
+    Raises: ShapeError if weights have other shapes, unless `ignore_mismatched_sizes` asks to draw them anew; ValueError
+        if files ask for code from elsewhere, which the arguments do not ask for.
     """
     name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+    for source in (name, kwargs.get("config")):
+        if isinstance(source, (str, os.PathLike)):
+            check_model_files(source, kwargs)
     ignores = kwargs.pop("ignore_mismatched_sizes", False)
     wants_report = kwargs.pop("output_loading_info", False)
     model, report = from_pretrained(*args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs)

@@ -1,11 +1,15 @@
 """The end of a run: scores of the best model, on images that nothing was chosen with if there are any, and its card."""
 
+import re
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from imagegpt.checkpoints.loading import load_config
 from imagegpt.commands import command as command_to_type
@@ -15,6 +19,7 @@ from imagegpt.files import atomic_write
 from imagegpt.model.cost import num_parameters
 from imagegpt.runs.run import Run
 from imagegpt.runs.scores import Progress, classify, masked_nats, parts_of, score_folder, silent
+from imagegpt.text import printable
 
 CARD_FILE, CONFUSION_FILE = "README.md", "confusion.png"
 
@@ -29,7 +34,7 @@ library_name: imagegpt
 
 ## How it was made
 
-- Command: `{command}`,
+- Command: {command},
   {hours} on {machine} in {training.precision} (torch {torch}, {date}); all settings are in `recipe.yaml`.
 - Architecture: blocks {config.n_layer}, width {config.n_embd}, heads {config.n_head}, {biases} biases,
   {parameters:,} parameters; {pixels} pixels in {colors} colours.
@@ -92,7 +97,7 @@ def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> En
         assert data.classes is not None
         counts = np.zeros((len(data.classes), len(data.classes)), np.int64)
         np.add.at(counts, (right, said), 1)
-        atomic_write(out / CONFUSION_FILE, confusion_picture(counts, data.classes), "the confusion picture")
+        _draw_confusion(counts, data.classes, out / CONFUSION_FILE)
     ending = Ending(
         scores=scores,
         accuracy=accuracy,
@@ -100,8 +105,17 @@ def finish(run: Run, out: Path, command: str, progress: Progress = silent) -> En
         which=data.describe(part),
         next_command=command_to_type(*(("sample", "--model") if objective == "autoregressive" else ("info",)), out),
     )
-    atomic_write(out / CARD_FILE, _card(run, ending, command).encode(), "the card")
+    card = "\n".join(map(printable, _card(run, ending, command).split("\n")))
+    atomic_write(out / CARD_FILE, card.encode(), "the card")
     return ending
+
+
+def _draw_confusion(counts: Int64[np.ndarray, "k k"], classes: Sequence[str], path: Path) -> None:
+    """Draw which classes are confused; a failure is a warning, since the run is worth as much without the picture."""
+    try:
+        atomic_write(path, confusion_picture(counts, classes), "the confusion picture")
+    except Exception as error:  # noqa: BLE001 - matplotlib has errors of many kinds
+        warnings.warn(f"there is no confusion picture ({' '.join(str(error).split())})", stacklevel=2)
 
 
 def _card(run: Run, ending: Ending, command: str) -> str:
@@ -113,7 +127,7 @@ def _card(run: Run, ending: Ending, command: str) -> str:
         title=about.title or f"ImageGPT trained on {run.data.name}",
         description=about.description or "An ImageGPT: it models images pixel by pixel.",
         scores=_table(ending),
-        command=command,
+        command=_as_code(command),
         hours=_duration(progress.trained_s),
         machine="a CPU" if run.device.type == "cpu" else torch.cuda.get_device_name(run.device),
         torch=torch.__version__,
@@ -149,6 +163,13 @@ def _table(ending: Ending) -> str:
     rows = [f"| {one.name} ({one.note}) | {one.nats:.4f} |" for one in ending.scores]
     head = [f"| predicted by | nats per pixel of {ending.num_images:,} images ({ending.which}) |", "|---|---|"]
     return "\n".join([*head, *rows])
+
+
+def _as_code(text: str) -> str:
+    """Text as Markdown's code, whatever backticks are in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {text} {fence}" if longest else f"`{text}`"
 
 
 def _duration(seconds: float) -> str:

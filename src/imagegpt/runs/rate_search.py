@@ -11,24 +11,28 @@ with the warm-up and the cosine shortened alike.
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from imagegpt import ranges
 from imagegpt.curves import rate_picture
 from imagegpt.data.identity import RECORD_FILE, DataRecord
-from imagegpt.files import FORMAT_KEY, atomic_write, check_format
+from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, check_format, locked
 from imagegpt.precision import Precision
+from imagegpt.runs.folder import check_place, defining_changes, remove_run_folder
 from imagegpt.runs.precision import precision_in_text, with_precision
 from imagegpt.runs.run import Run, Told
+from imagegpt.training.reading import recipe_from_text
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.world import World
 
 RATES_FORMAT = 1  # of rates.json
 
 TRIALS_FILE, PICTURE_FILE, _TRIAL = "rates.json", "rates.png", "trial"
+_DOING = "looks for a learning rate in"
 HARM = 0.005  # a validation loss worse than the best by more than this share of it
 _MOST_TRIALS = 12
 _LEAST_STEPS = 100
@@ -42,8 +46,9 @@ class RateSearch:
         out: the folder.
         world: the processes that do it.
         num_steps: of each trial; None is a tenth of the recipe's, at least 100 if it has so many.
-        force: begin anew if the folder holds a search, of whatever recipe.
-    Raises: ValueError or OSError, in one sentence, if the folder has no place for it, or the trial cannot be so short.
+        force: start over if the folder holds a search, of whatever recipe. Files that no search wrote stay.
+    Raises: ValueError or OSError, in one sentence, if the folder has no place for it, another process is at work in it,
+        or the trial cannot be so short.
     """
 
     def __init__(
@@ -110,6 +115,10 @@ class RateSearch:
             on_step: called in the main process after each step.
             should_stop: asked after each step.
         """
+        with self._locked():
+            return self._trained(rate, on_step, should_stop)
+
+    def _trained(self, rate: float, on_step: Callable[[Told], None], should_stop: Callable[[], bool]) -> float | None:
         recipe = self.recipe_for(rate)
         run = Run(recipe, self._out / _TRIAL, self._world, on_step=on_step, should_stop=should_stop)
         self._check_data(run.data.record)
@@ -123,30 +132,41 @@ class RateSearch:
         self._world.wait()
         if self._world.is_main:
             self._write()
-            shutil.rmtree(self._out / _TRIAL)
+            remove_run_folder(self._out / _TRIAL)
         self._world.wait()
         return loss
 
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self._out, _DOING) if self._world.is_main else nullcontext()
+
     def _claim_folder(self, force: bool) -> None:
         out, file = self._out, self._out / TRIALS_FILE
-        if not out.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {out.parent}: make it, or choose another place")
-        if out.exists() and not out.is_dir():
-            raise FileExistsError(f"{out} is a file: choose another place")
+        check_place(out)
         if out.is_dir() and not file.is_file() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise FileExistsError(f"{out} exists and holds no search for a rate: choose another place")
-        there = _read(file) if file.is_file() and not force else None
-        if there is not None and there["recipe"] != self._identity():
+        there = None
+        if not force and file.is_file():
+            there = _read(file)
+        elif file.is_file() and not (out / LOCK_FILE).is_file():  # people may call a file of their own so
+            raise FileExistsError(f"{out} exists and holds no search for a rate: choose another place")
+        if there is not None and not self._goes_on_with(recipe_from_text(there["recipe"], str(file))):
             raise ValueError(f"{out} holds the search of another recipe: choose another place, or --force")
         self._world.wait()  # until all have looked at it
         if there is not None:
             self.losses = {float(rate): float(loss) for rate, loss in there["losses"].items()}
         if self._world.is_main:
             out.mkdir(exist_ok=True)
-            if force and (out / _TRIAL).exists():
-                shutil.rmtree(out / _TRIAL)
-            self._write()
+            with self._locked():
+                if force:
+                    remove_run_folder(out / _TRIAL)
+                if there is None:
+                    self._write()
         self._world.wait()
+
+    def _goes_on_with(self, there: Recipe) -> bool:
+        now = self.recipe_for(self._recipe.training.learning_rate)
+        same_length = now.training.num_steps == there.training.num_steps
+        return same_length and not any(defining_changes(there, now))
 
     def _check_data(self, record: DataRecord) -> None:
         """See that all rates are tried with the same images."""
@@ -203,11 +223,11 @@ def _recorded_precision(file: Path) -> Precision | None:
         return None
 
 
-def _read(file: Path) -> dict[str, dict[str, str]]:
+def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         _ = content["recipe"], {float(rate): float(loss) for rate, loss in content["losses"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: choose another place, or begin anew with --force") from error
-    check_format(content, RATES_FORMAT, what=str(file), remedy="choose another place, or begin anew with --force")
+        raise ValueError(f"{file} is damaged: choose another place, or start over with --force") from error
+    check_format(content, RATES_FORMAT, what=str(file), remedy="choose another place, or start over with --force")
     return content

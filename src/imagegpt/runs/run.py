@@ -8,13 +8,17 @@
     OUT/samples/step-00000500.png                                  what the model drew
     OUT/checkpoints/step-00000500/                                 what the run can go on from
 
-The same recipe and data in the same folder go on; others are refused.
+The same recipe and data in the same folder resume the run; others are refused. Only what defines a run has to be the
+same: `folder` says which fields may change, and `training.num_steps` may grow. Only one process at a time, or one group
+of them, trains in a folder.
 """
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +28,10 @@ import torch
 from torch import Tensor
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.files import atomic_write
+from imagegpt.files import atomic_write, lock_folder, remove_if_unused
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.model.modes import evaluating
-from imagegpt.runs.folder import RECIPE_FILE, check_data, check_folder, remove_leftovers
+from imagegpt.runs.folder import RECIPE_FILE, check_data, check_folder, remove_leftovers, remove_run
 from imagegpt.runs.precision import precision_in_file, with_precision
 from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_samples
 from imagegpt.training import order
@@ -67,12 +71,13 @@ class Run:
 
     Args:
         recipe: what to do.
-        out: the folder; made, or gone on in if it holds a run of the same recipe and data.
+        out: the folder; made if it is not there. A run of the same recipe and data in it is resumed.
         world: the processes that do it.
-        force: begin anew if the folder holds a run, of whatever recipe.
+        force: start over if the folder holds a run, of whatever recipe. Files that no run wrote stay, with a warning.
         on_step: called in the main process after each step.
         should_stop: asked after each step.
-    Raises: ValueError or OSError, in one sentence, if something does not fit together, before anything is written.
+    Raises: ValueError or OSError, in one sentence, if something does not fit together or another process trains in the
+        folder, before anything is written.
     """
 
     def __init__(
@@ -101,7 +106,13 @@ class Run:
         check_training(self._loss.model, self.config, recipe, world)
         hides = recipe.objective.hides_pixels
         self._mask_probability = recipe.objective.mask_probability if hides else None
-        self._claim_folder(force)
+        with self._locked():
+            self._claim_folder(force)
+            self._prepare(should_stop)
+
+    def _prepare(self, should_stop: Callable[[], bool]) -> None:
+        """Build what trains, and resume it if there is a checkpoint."""
+        recipe, out, world, training = self.recipe, self.out, self._world, self.recipe.training
         self._checkpoints = Checkpoints(out / "checkpoints", world, recipe.watch.keep_checkpoints)
         self._trainer = Trainer(
             self._loss,
@@ -148,10 +159,14 @@ class Run:
     def train(self) -> Outcome:
         """Train to the end, or until it is stopped.
 
-        Raises: FloatingPointError if the loss is no longer finite.
+        Raises: FloatingPointError if loss, gradients or weights are no longer finite; ValueError if another process
+            trains in the folder, or another run was started in it since this one was prepared.
         """
         try:
-            return self._trainer.run()
+            with self._locked():
+                if (self.out / RECIPE_FILE).read_bytes() != self.recipe.resolved().encode():
+                    raise ValueError(f"another run was started in {self.out} meanwhile: choose another place")
+                return self._trainer.run()
         finally:
             self._trackers.close()
 
@@ -198,17 +213,50 @@ class Run:
             line = {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
             with (self.out / LOG_FILE).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
+                if step.step % self.recipe.watch.checkpoint_every == 0:  # a power cut costs nothing before a checkpoint
+                    log.flush()
+                    os.fsync(log.fileno())
             self._trackers.log(step)
             if step.validation is not None:
                 draw_curve(self.out / LOG_FILE, self.out / CURVE_FILE)
             self._tell(Told(step=step, num_steps=self.recipe.training.num_steps, best=self._trainer.progress.best))
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The folder, made if need be, kept from other runs; the main process does so for all of this one.
+
+        Raises: ValueError or OSError, in all processes, if that cannot be.
+        """
+        lock, refusal = None, None
+        if self._world.is_main:
+            is_new = not self.out.exists()
+            try:
+                self.out.mkdir(exist_ok=True)
+                lock = lock_folder(self.out, "trains in")
+            except (ValueError, OSError) as error:
+                refusal = error
+                if is_new:
+                    remove_if_unused(self.out)
+        refusal = self._world.told(refusal)
+        if refusal is not None:
+            raise refusal
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
     def _claim_folder(self, force: bool) -> None:
+        """Make the folder this run's; nobody else may be at work there."""
+        check_folder(self.out, self.recipe, force=force)  # once more: another process may have had it meanwhile
+        if not force:
+            check_data(self.out, self.data.record)
         self._world.wait()  # until all have looked at it
         if self._world.is_main:
-            if force and self.out.exists():
-                shutil.rmtree(self.out)
-            self.out.mkdir(exist_ok=True)
+            if force and (others := remove_run(self.out)):
+                more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+                told = f"{', '.join(others[:3])}{more}"
+                warnings.warn(f"{self.out} also holds {told}, which no run wrote and which stays", stacklevel=4)
             remove_leftovers(self.out)
             self.data.record.write(self.out)
             atomic_write(self.out / RECIPE_FILE, self.recipe.resolved().encode(), "the recipe")

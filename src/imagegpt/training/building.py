@@ -1,15 +1,16 @@
 """Making the model that a recipe asks for, and turning what became of it into files."""
 
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from imagegpt.checkpoints.loading import check_fit, find_folder, load_config, load_model, load_processor
+from imagegpt.checkpoints.saving import save_folder
 from imagegpt.config import ImageGPTConfig
+from imagegpt.files import sync
 from imagegpt.model.base import ImageGPTPreTrainedModel
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.model.waves import start_as_waves
@@ -20,6 +21,8 @@ from imagegpt.training.footprint import check_weights
 from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert, Loss
 from imagegpt.training.recipes import ObjectiveRecipe, Recipe
 from imagegpt.training.two_heads import GeneratorAndClassifier
+
+SAVING = ".imagegpt.saving"  # a folder in that of a model, for the files of a new one until all are written
 
 _OBJECTIVES = {
     "autoregressive": Autoregressive,
@@ -88,20 +91,25 @@ def save_model(weights: dict[str, Tensor], model: nn.Module, processor: ImageGPT
         weights: of the model, by its names.
         model: see `rebuilt`.
         processor: goes along.
-        folder: is there.
+        folder: is there; one process at a time may save into it.
+    Raises: OSError if it cannot be written; the files that are there stay.
     """
-    with tempfile.TemporaryDirectory(prefix=".saving.", dir=folder) as temporary:
-        making = Path(temporary)
-        try:
-            rebuilt(weights, model).save_pretrained(making)
-        except SafetensorError as error:  # a full disk
-            raise OSError(f"the model cannot be written to {folder} ({error}): make room there") from error
-        processor.save_pretrained(making)
+    making = folder / SAVING
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir()
+    try:
+        save_folder(rebuilt(weights, model), processor, making)
         mode = (making / "config.json").stat().st_mode  # safetensors alone writes files that only their owner may read
         # The weights come last: where they are, everything that belongs to them is.
-        for file in sorted(making.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        files = sorted(making.iterdir(), key=lambda path: path.suffix == ".safetensors")
+        for file in files:
             file.chmod(mode)
+            sync(file)
+        for file in files:
             file.replace(folder / file.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def _generator(recipe: Recipe, data: Data) -> ImageGPTForCausalImageModeling:

@@ -1,8 +1,13 @@
 """Checkpoints of a run: whole or not there, checked before they are believed, readable by any number of processes.
 
-Each is a folder in the format of `torch.distributed.checkpoint`, to which every process writes its own shards, with
-`progress.json`, what is not a tensor and the version of the format, and `manifest.json`, the size and SHA-256 of all
-other files. It is written under a temporary name and renamed when it is complete.
+Each is a folder that holds data only, nothing that could run:
+
+    shard-00001-model-00001-of-00001.safetensors    the shards of the first process, by torch.distributed.checkpoint
+    progress.json                                   what is not a tensor, and the version of the format
+    manifest.json                                   size and SHA-256 of all other files
+
+It is written under a temporary name and renamed when it is complete. Weights, the states of the optimisers and the
+averaged weights are saved; what the recipe says (learning rate, weight decay, ...) is not.
 """
 
 import hashlib
@@ -10,26 +15,29 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from imagegpt.files import FORMAT_KEY, atomic_write, check_format
+from imagegpt.files import FORMAT_KEY, atomic_write, check_format, sync
 from imagegpt.training.world import World
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2  # 1 had a pickle, which a foreign folder could have used to run anything
 
-_PROGRESS, _MANIFEST, _METADATA = "progress.json", "manifest.json", ".metadata"
+_PROGRESS, _MANIFEST = "progress.json", "manifest.json"
 _NAME = re.compile(r"step-[0-9]+")
 _HASHED_AT_ONCE = 1 << 22
+_FILE_BYTES = 1 << 30  # about; torch puts a file together in memory before it writes it
 
 
 class Checkpoints:
@@ -73,22 +81,30 @@ class Checkpoints:
         self._world.wait()
         try:
             with _quiet():
-                save(_state(model, optimizers, average), checkpoint_id=making)
+                tensors = {
+                    name: tensor.contiguous()
+                    for name, tensor in _tensors(*get_state_dict(model, optimizers), average).items()
+                }
+                save(tensors, storage_writer=_writer(making, tensors))
         except CheckpointException as error:  # no Exception to Python, and not to be mistaken for a mistake of ours
             reasons = sorted({" ".join(str(failure).split()) for failure, _ in error.failures.values()})
             raise OSError(
                 f"the checkpoint cannot be written to {self.folder} ({'; '.join(reasons)}): make room, then the same "
                 "command goes on from the last one"
             ) from error
-        mine = [path for path in sorted(making.glob(f"__{self._world.rank}_*")) if path.is_file()]
+        mine = sorted(making.glob(f"shard-{self._world.rank + 1:05d}-*"))
+        for path in mine:  # a power cut leaves the checkpoint whole, or the one before it
+            sync(path)
         hashes = [pair for pairs in self._world.gathered([(p.name, _described(p)) for p in mine]) for pair in pairs]
         if self._world.is_main:
             content = {FORMAT_KEY: CHECKPOINT_FORMAT, **progress}
             atomic_write(making / _PROGRESS, json.dumps(content).encode(), "the progress")
-            hashes += [(name, _described(making / name)) for name in (_METADATA, _PROGRESS)]
+            hashes.append((_PROGRESS, _described(making / _PROGRESS)))
             atomic_write(making / _MANIFEST, json.dumps(dict(hashes), indent=1).encode(), "the manifest")
+            sync(making)
             shutil.rmtree(final, ignore_errors=True)
             making.rename(final)
+            sync(final.parent)
             self._remove_others(step)
         self._world.wait()
         return final
@@ -118,14 +134,14 @@ class Checkpoints:
         Raises: ValueError if it is of another model or version.
         """
         content = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
-        check_format(content, CHECKPOINT_FORMAT, what=f"the checkpoint {path}", remedy="train it anew with --force")
-        state = _state(model, optimizers, average)
+        check_format(content, CHECKPOINT_FORMAT, what=f"the checkpoint {path}", remedy="start over with --force")
         try:
             with _quiet():
-                load(state, checkpoint_id=path)
+                weights, states = get_state_dict(model, optimizers)
+                load(_tensors(weights, states, average), storage_reader=HuggingFaceStorageReader(str(path)))
         except (RuntimeError, CheckpointException) as error:
-            raise ValueError(f"{path} is no checkpoint of this model: train it anew with --force") from error
-        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+            raise ValueError(f"{path} is no checkpoint of this model: start over with --force") from error
+        set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=states)
         return {name: value for name, value in content.items() if name != FORMAT_KEY}
 
     def _all(self) -> list[Path]:
@@ -149,14 +165,20 @@ def damage_of(path: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words, or None."""
     try:
         expected = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        missing = [name for name in (_METADATA, _PROGRESS) if name not in expected]
+        there = {file.name for file in path.iterdir()}
+        missing = sorted({_PROGRESS, *expected} - there)
+        unlisted = sorted(
+            name for name in there - expected.keys() if name == _PROGRESS or name.endswith(".safetensors")
+        )
+        if missing:
+            return f"{missing[0]} is missing"
+        if unlisted:
+            return f"{_MANIFEST} does not list {unlisted[0]}"
         wrong = [name for name, described in expected.items() if _described(path / name) != described]
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{_MANIFEST} or what it lists cannot be read: {error}"
-    if missing:
-        return f"{_MANIFEST} does not list {missing[0]}"
     return f"{wrong[0]} is not what was written" if wrong else None
 
 
@@ -168,9 +190,18 @@ def _described(path: Path) -> list[Any]:
     return [path.stat().st_size, digest.hexdigest()]
 
 
-def _state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: dict[str, Tensor]) -> dict[str, Any]:
-    weights, updates = get_state_dict(model, optimizers)
-    return {"model": weights, "optimizer": updates, "average": average}
+def _tensors(weights: Mapping[str, Any], states: Mapping[str, Any], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Everything to save, each under one name, as torch's `get_state_dict` gives it; nothing is copied."""
+    moments = {f"{name}.{kind}": one for name, state in states["state"].items() for kind, one in state.items()}
+    kinds = {"model": weights, "optimizer": moments, "average": average}
+    return {f"{kind}.{name}": tensor for kind, several in kinds.items() for name, tensor in several.items()}
+
+
+def _writer(folder: Path, tensors: Mapping[str, Tensor]) -> HuggingFaceStorageWriter:
+    """Writes safetensors without a pickle beside them, each process its own shards."""
+    ends = accumulate(tensor.nbytes for tensor in tensors.values())
+    files = {name: 1 + end // _FILE_BYTES for name, end in zip(tensors, ends, strict=True)}
+    return HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
 
 
 @contextmanager

@@ -17,7 +17,11 @@ from imagegpt.training.recipes import TrainingRecipe
 
 
 def learning_rate(step: int, recipe: TrainingRecipe) -> float:
-    """The rate of step 0, 1, ...: up a line to the highest, then down half a cosine that ends at 0, or level."""
+    """The rate of step 0, 1, ...: up a line to the highest, then down half a cosine that ends at 0, or level.
+
+    A run that is resumed with more steps takes the rates of the longer run from there on. With a constant rate it is
+    the longer run, bit for bit; a cosine that had come down rises to the curve of the longer one, and ends at 0 again.
+    """
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     if recipe.schedule == "constant":

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +41,6 @@ _EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
-def find_recipe(name: str) -> Path:
-    """A recipe's file, from its path or the name of one that ships with the package.
-
-    Raises: ValueError if there is none.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ValueError(f"there is no recipe {path}: check the path")
-        return path
-    known = known_recipes()
-    if name not in known:
-        raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(known)}, or give a .yaml file")
-    return known[name]
-
-
-def known_recipes() -> dict[str, Path]:
-    """The recipes that ship with the package, by name."""
-    folder = Path(str(resources.files("imagegpt") / "configs"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def read_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -73,14 +50,26 @@ def read_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:
     Raises: ValueError, in one sentence that names the field, for anything that cannot be; OSError for a file that
         cannot be read.
     """
+    return recipe_from_text(path.read_bytes(), str(path), changes)
+
+
+def recipe_from_text(text: bytes | str, what: str, changes: Iterable[str] = ()) -> Recipe:
+    """A recipe from its YAML.
+
+    Args:
+        text: as `Recipe.resolved` or people write it; bytes are UTF-8.
+        what: where it is from, for the error.
+        changes: as in `read_recipe`.
+    Raises: ValueError as `read_recipe`.
+    """
     try:
-        content = _parse_yaml(path.read_text(encoding="utf-8"))
+        content = _parse_yaml(text if isinstance(text, str) else text.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())}): check it") from error
+        raise ValueError(f"{what} is no YAML ({' '.join(str(error).split())}): check it") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{path} holds no recipe: it must have the keys {', '.join(_fields())}")
+        raise ValueError(f"{what} holds no recipe: it must have the keys {', '.join(_fields())}")
     if FORMAT_KEY in content:  # those that people write need not have one
-        check_format(content, RECIPE_FORMAT, what=str(path), remedy="take the imagegpt that wrote it")
+        check_format(content, RECIPE_FORMAT, what=what, remedy="take the imagegpt that wrote it")
         content = {name: value for name, value in content.items() if name != FORMAT_KEY}
     for change in changes:
         _apply(content, change)

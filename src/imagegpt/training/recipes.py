@@ -219,7 +219,7 @@ class TrainingRecipe:
     """How the weights are updated. Where nothing is said, the paper's value, or what suits a small data set.
 
     Args:
-        num_steps: updates.
+        num_steps: updates. May grow when a run is resumed, also after its end: see `optimization.learning_rate`.
         batch_size: images in a step, of all processes together.
         micro_batch: images a process works on at a time, gradients being accumulated; None is all of its share.
         optimizer: "adamw" as in the paper; "muon" updates the projections by Muon and the rest by AdamW, which learns
@@ -291,8 +291,9 @@ class WatchRecipe:
         patience: validations without a new best after which the run ends; None never ends it early.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: how many of them are kept; with two, a damaged one does no harm.
-        spike_nats: a loss this much above the mean of the last 100 steps takes the run back to the last checkpoint
-            that is older than the trouble, and on with other images; None never does.
+        spike_nats: a loss this much above the mean of the last 100 steps, or one that is not finite, or whose gradients
+            are not, rolls the run back to its last checkpoint, and it goes on with other images. None never does: a
+            loss or gradients that are not finite end the run.
         max_rollbacks: after which the run ends.
         samples: images drawn at each validation; 0 draws none.
         trackers: where numbers go beside log.jsonl, by accelerate's names: tensorboard, wandb, mlflow ...

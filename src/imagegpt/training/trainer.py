@@ -3,6 +3,9 @@
 What is random in step s is a function of (seed, s), see `order`; everything else that a run is made of is in its
 checkpoints. So a run that is killed and started again ends in the same bits, on a CPU and with one number of processes.
 
+A step whose loss or gradients are not finite never reaches the weights: the run ends, or is rolled back to its last
+checkpoint and goes on with other images if `watch.spike_nats` is set. Weights that are not finite are never saved.
+
 Axis letters: B images of a step.
 """
 
@@ -21,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from imagegpt.training.checkpoints import Checkpoints
 from imagegpt.training.feed import Steps, feed
 from imagegpt.training.objectives import Batch, Loss
-from imagegpt.training.optimization import AveragedWeights, build_optimizers, learning_rate, whole
+from imagegpt.training.optimization import AveragedWeights, build_optimizers, learning_rate, local, whole
 from imagegpt.training.order import dropout_seed
 from imagegpt.training.parallelism import autocast, prepare, synchronised
 from imagegpt.training.recipes import Recipe
@@ -65,7 +68,7 @@ class Progress:
         best: what it was then; "total" is infinite before the first.
         last: the last validation.
         worse: validations since.
-        skipped: by how many steps the order of the images is ahead, because spikes were stepped over.
+        skipped: by how many steps the order of the images is ahead, because spikes were skipped.
         rollbacks: spikes so far.
         recent: losses of the last steps.
         trained_s: seconds that all processes before this one trained.
@@ -108,7 +111,7 @@ class Trainer:
         world: the processes that do it.
         steps: the batches of each step.
         validate: metrics of the model as it is, from all processes; called with the averaged weights in place.
-        checkpoints: where they go; None saves none, and cannot step over spikes.
+        checkpoints: where they go; None saves none, so that a spike ends the run.
         on_validation: called after each validation, on every process, the averaged weights still in place, with
             the metrics and whether they are the best so far.
         on_step: called after each step, on every process.
@@ -139,21 +142,20 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the newest checkpoint that is whole; False if there is none."""
         path = None if self._checkpoints is None else self._checkpoints.newest()
-        if path is None:
-            return False
-        self._load(path)
-        return True
+        if path is not None:
+            self._load(path)
+        return path is not None
 
     def run(self) -> Outcome:
         """Train to the end, or until there is a reason to stop; then the last checkpoint is where it ended.
 
-        Raises: FloatingPointError if the loss is no longer finite, or spikes too often.
+        Raises: FloatingPointError if loss, gradients or weights are no longer finite, or the loss spikes too often.
         """
         watch, num_steps, progress = self._recipe.watch, self._recipe.training.num_steps, self.progress
         started, before_s, first = time.perf_counter(), progress.trained_s, progress.step
         how = self._reason_to_stop()  # a run that ended early does not go on when it is started again
         if how == "done" and watch.spike_nats is not None and progress.step == 0:
-            self._save()  # what a spike may lead back to
+            self._save()  # what a spike may roll back to
         with torch.random.fork_rng():
             batches = self._batches()
             while self.progress.step < num_steps and how == "done":
@@ -163,39 +165,37 @@ class Trainer:
                     continue
                 elapsed_s = time.perf_counter() - started
                 self.progress.trained_s = before_s + elapsed_s
-                self._on_step(replace(step, elapsed_s=elapsed_s, images=self._images_since(first)))
+                images = self._recipe.training.batch_size * (step.step - first)
+                self._on_step(replace(step, elapsed_s=elapsed_s, images=images))
                 how = self._reason_to_stop()
-                if how != "done" or step.step % watch.checkpoint_every == 0 or step.step == num_steps:
-                    self._save()
+                is_due = how != "done" or step.step % watch.checkpoint_every == 0 or step.step == num_steps
+                if is_due and not self._save():
+                    batches = self._batches()
         self._model.eval()
         return Outcome(how=how, progress=self.progress)
 
     def _step(self, parts: Sequence[Batch]) -> Step | None:
-        """One update and what belongs to it; None if the loss spiked, and the run was taken back."""
+        """One update and what belongs to it; None if the run was rolled back instead."""
         recipe, number = self._recipe, self.progress.step
         metrics = self._gradients(parts)
         if self._is_spike(metrics["total"]):
-            self._step_over(metrics["total"])
+            self._roll_back(f"the loss of step {number + 1} is {metrics['total']:.4g}", self._order() + 1)
+            return None
+        grad_norm = float(whole(clip_grad_norm_(self._model.parameters(), recipe.training.max_grad_norm)))
+        if not math.isfinite(grad_norm):  # the loss may be finite all the same; one update would spoil every weight
+            self._roll_back(f"the gradients of step {number + 1} are not finite", self._order() + 1)
             return None
         rate = learning_rate(number, recipe.training)
         for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        grad_norm = clip_grad_norm_(self._model.parameters(), recipe.training.max_grad_norm)
         for optimizer in self._optimizers:
             optimizer.step()
         self.average.update(number)
-        self.progress.step = number + 1
+        self.progress.step = done = number + 1
         self.progress.recent.append(metrics["total"])
-        validates = (
-            self.progress.step % recipe.watch.validate_every == 0 or self.progress.step == recipe.training.num_steps
-        )
-        return Step(
-            step=self.progress.step,
-            metrics=metrics,
-            validation=self._validation() if validates else None,
-            learning_rate=rate,
-            grad_norm=float(whole(grad_norm)),
-        )
+        validates = done % recipe.watch.validate_every == 0 or done == recipe.training.num_steps
+        validation = self._validation() if validates else None
+        return Step(step=done, metrics=metrics, validation=validation, learning_rate=rate, grad_norm=grad_norm)
 
     def _gradients(self, parts: Sequence[Batch]) -> Metrics:
         """The gradients of a step, summed up in the weights, and the metrics of all its images."""
@@ -236,25 +236,35 @@ class Trainer:
 
     def _is_spike(self, loss: float) -> bool:
         limit, recent = self._recipe.watch.spike_nats, self.progress.recent
-        if limit is None:
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of step {self.progress.step + 1} is {loss}: lower training.learning_rate, or set "
-                    "watch.spike_nats to step over such images"
-                )
-            return False
-        full = len(recent) == recent.maxlen
-        return not math.isfinite(loss) or (full and loss > sum(recent) / len(recent) + limit)
+        if not math.isfinite(loss):
+            return True
+        return limit is not None and len(recent) == recent.maxlen and loss > sum(recent) / len(recent) + limit
 
-    def _step_over(self, loss: float) -> None:
-        """Go back to the last checkpoint, and on with the images that come after those of the spike."""
-        spiked, rollbacks = self.progress.step, self.progress.rollbacks + 1
-        ahead = self.progress.skipped + spiked + 1
-        path = None if self._checkpoints is None else self._checkpoints.newest()
-        if rollbacks > self._recipe.watch.max_rollbacks or path is None:
+    def _is_finite(self) -> bool:
+        """Whether everything that a checkpoint holds is, on all processes."""
+        moments = (value for one in self._optimizers for state in one.state.values() for value in state.values())
+        tensors = [*self._model.parameters(), *self.average.weights.values(), *filter(torch.is_tensor, moments)]
+        finite = torch.stack([local(one.detach()).isfinite().all() for one in tensors])
+        return not self._world.any(not bool(finite.all()))
+
+    def _roll_back(self, trouble: str, ahead: int) -> None:
+        """Go back to the last checkpoint, and on with other images.
+
+        Args:
+            trouble: what happened, for the error.
+            ahead: the number, in the order of the images, of the step whose images come next.
+        Raises: FloatingPointError if the recipe does not ask for that, or not so often.
+        """
+        watch, rollbacks = self._recipe.watch, self.progress.rollbacks + 1
+        if watch.spike_nats is None:
             raise FloatingPointError(
-                f"the loss of step {spiked + 1} is {loss:.4g}, spike number {rollbacks}, of which "
-                f"watch.max_rollbacks allows {self._recipe.watch.max_rollbacks}: lower training.learning_rate"
+                f"{trouble}: lower training.learning_rate, or set watch.spike_nats to skip such images"
+            )
+        path = None if self._checkpoints is None else self._checkpoints.newest()
+        if rollbacks > watch.max_rollbacks or path is None:
+            raise FloatingPointError(
+                f"{trouble}, spike number {rollbacks}, of which watch.max_rollbacks allows {watch.max_rollbacks}: "
+                "lower training.learning_rate"
             )
         best, best_step = self.progress.best, self.progress.best_step
         self._load(path)
@@ -271,13 +281,15 @@ class Trainer:
         workers = self._recipe.data.num_workers
         return feed(self._steps, self._order(), last, num_workers=workers, pin_memory=self._world.device.type == "cuda")
 
-    def _images_since(self, step: int) -> int:
-        return (self.progress.step - step) * self._recipe.training.batch_size
-
-    def _save(self) -> None:
+    def _save(self) -> bool:
+        """Save a checkpoint; False if there was something in it that is not finite, and the run was rolled back."""
+        if not self._is_finite():
+            self._roll_back(f"the weights after step {self.progress.step} are not finite", self._order())
+            return False
         if self._checkpoints is not None:
             progress = self.progress.as_json()
             self._checkpoints.save(self.progress.step, self._model, self._optimizers, self.average.weights, progress)
+        return True
 
     def _load(self, path: Path) -> None:
         assert self._checkpoints is not None, "it is where the path comes from"

@@ -1,0 +1,100 @@
+"""Started by `test_booby_traps`: opens files, and tells what happened meanwhile that data should not cause.
+
+opening.py JOBS, a JSON list of (kind, a file or folder as it should be, the same with a trap).
+
+Of each, the first is opened before anybody watches. What Python loads for it is there when the second is opened.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from helpers import tiny_model
+from imagegpt import ColorPalette, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
+from imagegpt.checkpoints.listing import list_tensors
+from imagegpt.checkpoints.loading import load_config, load_model, load_processor
+from imagegpt.data.sources import open_images
+from imagegpt.training.checkpoints import Checkpoints
+from imagegpt.training.optimization import AveragedWeights, build_optimizers
+from imagegpt.training.reading import parse_recipe, read_recipe
+from imagegpt.training.world import World
+
+ALONE = World(torch.device("cpu"))
+RECIPE = (
+    "model: {n_layer: 2, n_embd: 32, n_head: 4}\ndata: {train: digits}\ntraining: {num_steps: 5, warmup_steps: 1}\n"
+)
+WATCHED = (
+    "import", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "pty.spawn",
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "urllib.Request", "ctypes.dlopen",
+    "cpython.run_file", "cpython.run_command", "webbrowser.open",
+)  # fmt: skip
+seen: list[str] = []
+is_watching = False
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """The audit hook, which Python calls before it does something."""
+    if is_watching and event in WATCHED:
+        seen.append(f"{event} {arguments[:1]}")
+
+
+def run() -> tuple[Any, ...]:
+    """What a checkpoint of a run holds."""
+    model = tiny_model()
+    optimizers = build_optimizers(model, parse_recipe(yaml.safe_load(RECIPE)).training)
+    return model, optimizers, AveragedWeights(model, 0.5).weights
+
+
+def resume(path: Path) -> None:
+    """The newest checkpoint of a run."""
+    checkpoints = Checkpoints(path, ALONE, 1)
+    newest = checkpoints.newest()
+    assert newest is not None
+    checkpoints.load(newest, *run())
+
+
+def load(path: Path) -> None:
+    """A model and its processor, strictly."""
+    load_processor(path, load_config(path))
+    load_model(path)
+
+
+OPENERS = {
+    "checkpoint": resume,
+    "images": lambda path: open_images(path)[0],
+    "list": lambda path: list_tensors(str(path)),
+    "model": load,
+    "palette": ColorPalette.load,
+    "processor": ImageGPTImageProcessor.from_pretrained,
+    "recipe": read_recipe,
+    "transformers": ImageGPTForCausalImageModeling.from_pretrained,
+}
+
+
+def opened(kind: str, path: Path) -> str:
+    """Open something; what went wrong, or nothing."""
+    try:
+        OPENERS[kind](path)
+    except Exception as error:  # noqa: BLE001 - the test looks at what it is
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def main() -> None:
+    global is_watching
+    sys.addaudithook(watch)
+    for kind, clean, trapped in json.loads(sys.argv[1]):
+        told = {"clean": opened(kind, Path(clean))}
+        seen.clear()
+        is_watching = True
+        told["trapped"] = opened(kind, Path(trapped))
+        is_watching = False
+        sys.stdout.write(f"TOLD {json.dumps({**told, 'seen': seen})}\n")
+
+
+if __name__ == "__main__":
+    main()
