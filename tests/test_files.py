@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from imagegpt.files import BusyError, atomic_write, final_name, lock_folder, locked
+from imagegpt.checkpoints.listing import list_tensors
+from imagegpt.checkpoints.registry import resolve
+from imagegpt.data.sources import open_images
+from imagegpt.files import BusyError, atomic_write, expand_home, final_name, lock_folder, locked
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -96,3 +99,13 @@ def test_where_nothing_can_be_locked_one_sentence(tmp_path, monkeypatch, error):
     told = rf"^{tmp_path} cannot be locked against other processes \(No locks available|no flock here\): choose another"
     with pytest.raises(OSError, match=told):
         lock_folder(tmp_path, "trains in")
+
+
+def test_a_home_that_nobody_knows_is_one_sentence(tmp_path, monkeypatch):
+    """In the library it was a RuntimeError of pathlib's."""
+    monkeypatch.chdir(tmp_path)
+    for opens in (resolve, open_images, list_tensors):
+        with pytest.raises(ValueError, match="nobody knows which folder ~nosuchuser is: give the path without it"):
+            opens("~nosuchuser/x")
+    (tmp_path / "~nosuchuser").touch()
+    assert expand_home("~nosuchuser") == "./~nosuchuser"

@@ -55,6 +55,22 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"imagegpt-{owner}"
 
 
+def expand_home(text: str) -> str:
+    """A path with `~` or `~name` at its start replaced by that home.
+
+    Raises: ValueError if there is no such home.
+    """
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:  # no such user, or nobody knows where this one is at home
+        if Path(text).exists():  # a file that is called so
+            return f"./{text}"
+        home = text.partition("/")[0]
+        raise ValueError(f"nobody knows which folder {home} is: give the path without it") from None
+
+
 def atomic_write(path: Path, content: bytes, what: str, *, durable: bool = True) -> None:
     """Write a file whole or not at all: under a temporary name beside it, then renamed over it.
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from imagegpt.checkpoints.loading import find_folder
 from imagegpt.checkpoints.tensor_bundle import read_bundle
+from imagegpt.files import expand_home
 
 _SAFETENSORS_BITS = {"BOOL": 8}  # the other names end in their bits
 
@@ -36,7 +37,7 @@ def list_tensors(source: str) -> list[ListedTensor]:
         source: the prefix of a TensorFlow checkpoint, a folder with weights, or a model's name.
     Raises: ValueError or OSError, in one sentence, if there is none, or it is damaged.
     """
-    prefix = Path(source.removesuffix(".index")).expanduser()
+    prefix = Path(expand_home(source.removesuffix(".index")))
     if prefix.with_name(prefix.name + ".index").is_file():
         bundle = read_bundle(prefix)
         entries = (bundle.entry(name) for name in sorted(bundle))

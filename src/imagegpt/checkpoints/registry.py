@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from imagegpt.files import expand_home
+
 CONFIG_FILE = "config.json"
 MODEL_CARD = "README.md"
 
@@ -76,7 +78,7 @@ def resolve(name: str | os.PathLike[str]) -> ModelSource:
     bundled = {model.name: model.folder for model in bundled_models()}
     if said in bundled:
         return ModelSource(name=said, kind="bundled", folder=bundled[said])
-    folder = Path(said).expanduser()
+    folder = Path(expand_home(said))
     if said and folder.is_dir():
         return ModelSource(name=said, kind="folder", folder=folder)
     if folder.is_file():

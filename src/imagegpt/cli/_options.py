@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from imagegpt import ranges
+from imagegpt import files, ranges
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -67,15 +67,10 @@ def expand_home(text: str) -> str:
     """
     if not text:
         raise typer.BadParameter("it is empty: give a name or a path")
-    if not text.startswith("~"):
-        return text
     try:
-        return str(Path(text).expanduser())
-    except RuntimeError:  # no such user, or nobody knows where this one is at home
-        if Path(text).exists():  # a file that is called so
-            return f"./{text}"
-        home = text.partition("/")[0]
-        raise typer.BadParameter(f"nobody knows which folder {home} is: give the path without it") from None
+        return files.expand_home(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def read_path(text: str | Path) -> Path:

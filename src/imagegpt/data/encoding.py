@@ -27,7 +27,7 @@ from imagegpt.data.examples import ImageSource
 from imagegpt.data.hashing import source_fingerprint, source_stamp
 from imagegpt.data.palettes import checked_palette
 from imagegpt.data.sources import list_splits, open_images
-from imagegpt.files import atomic_write, remove_if_unused
+from imagegpt.files import atomic_write, expand_home, remove_if_unused
 from imagegpt.processing import ImageGPTImageProcessor
 
 Progress = Callable[[int, int], None]
@@ -302,7 +302,7 @@ def _part(source: ImageSource, processor: ImageGPTImageProcessor, folder: Path, 
 
 def _settings(source: ImageSource, processor: ImageGPTImageProcessor, shard_size: int | None) -> EncodingSettings:
     palette = checked_palette(processor)
-    path = Path(source.name).expanduser()
+    path = Path(expand_home(source.name))
     options = processor.to_dict()
     return EncodingSettings(
         source=str(path.resolve()) if path.exists() and source.name != "digits" else source.name,

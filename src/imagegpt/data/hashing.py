@@ -22,7 +22,7 @@ from jaxtyping import Bool, UInt64
 
 from imagegpt.data.examples import ImageSource, no_warnings
 from imagegpt.data.identity import pixel_hash
-from imagegpt.files import atomic_write, cache_folder
+from imagegpt.files import atomic_write, cache_folder, expand_home
 
 CACHE_FORMAT = 2  # goes up, too, when pictures are read as other pixels than before
 
@@ -127,7 +127,7 @@ class _Cache:
 
 
 def _place(source: ImageSource) -> str:
-    path = Path(source.name).expanduser()
+    path = Path(expand_home(source.name))
     return f"{path.resolve() if path.exists() else source.name}\0{source.split}"
 
 

@@ -14,6 +14,7 @@ from imagegpt.data import arrays, cifar, folders, idx, tables
 from imagegpt.data.examples import Example, ImageSource, name_of
 from imagegpt.data.listing import has_images
 from imagegpt.data.splits import canonical, choose_split, in_order
+from imagegpt.files import expand_home
 
 __all__ = ["Example", "ImageSource", "list_splits", "open_images"]
 
@@ -101,7 +102,7 @@ def _recognised(src: str | os.PathLike[str]) -> _Kind:
     if name == _BUNDLED:
         splits = ["train", "validation", "test"]
         return _Kind(name=name, splits=splits, open=lambda split: DigitsSource(str(split)))
-    path = Path(name).expanduser()
+    path = Path(expand_home(name))
     if name and path.is_dir():
         return _recognised_folder(path, name)
     if name and path.is_file():
