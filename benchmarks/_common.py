@@ -54,15 +54,17 @@ def print_ratio(text: str, result: Mapping[str, float]) -> None:
 
 
 def print_ratios(seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Both libraries in both precisions against each other; prints and returns the ratios."""
-    ratios = {
-        "float32": timing.ratio(seconds, "transformers float32", "imagegpt float32"),
-        "bfloat16": timing.ratio(seconds, "transformers bfloat16", "imagegpt bfloat16"),
-        "bfloat16_against_float32": timing.ratio(seconds, "transformers float32", "imagegpt bfloat16"),
+    """Both libraries in both precisions against each other, as far as they ran; prints and returns the ratios."""
+    pairs = {
+        "float32": ("float32 to float32", "transformers float32", "imagegpt float32"),
+        "bfloat16": ("bfloat16 to bfloat16", "transformers bfloat16", "imagegpt bfloat16"),
+        "bfloat16_against_float32": ("our bfloat16 to their float32", "transformers float32", "imagegpt bfloat16"),
     }
-    print_ratio("float32 to float32", ratios["float32"])
-    print_ratio("bfloat16 to bfloat16", ratios["bfloat16"])
-    print_ratio("our bfloat16 to their float32", ratios["bfloat16_against_float32"])
+    ratios = {}
+    for name, (text, theirs, ours) in pairs.items():
+        if theirs in seconds and ours in seconds:
+            ratios[name] = timing.ratio(seconds, theirs, ours)
+            print_ratio(text, ratios[name])
     return ratios
 
 

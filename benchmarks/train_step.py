@@ -1,6 +1,7 @@
 """How long does a training step take, and in what memory, beside transformers' ImageGPT on the same weights?
 
     python benchmarks/train_step.py                       # iGPT-S, 2 images of 1,024 pixels
+    python benchmarks/train_step.py --precisions float32  # for processors that compute slowly in bfloat16
     python benchmarks/train_step.py --size medium --batch 1 --repeats 3 --no-memory
 
 A step is what `imagegpt train` does: forward, the loss over all pixels, backward, clipping, AdamW. Both models train
@@ -37,6 +38,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--size", default="small", help="small, medium or large")
     options.add_argument("--batch", type=int, default=2, help="images")
+    options.add_argument("--precisions", default=",".join(PRECISIONS), help="some of float32,bfloat16")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--no-memory", action="store_true", help="do not measure memory")
     options.add_argument("--alone", help="run one contestant and print its memory; for the benchmark itself")
@@ -51,9 +53,10 @@ def main() -> None:
         _prepare(model)
     batch = _batch(options, models["imagegpt"])
     difference = _compare(models, batch)
-    contestants = {f"{who} {name}": _step(models[who], name, batch) for name in PRECISIONS for who in models}
+    precisions = options.precisions.split(",")
+    contestants = {f"{who} {name}": _step(models[who], name, batch) for name in precisions for who in models}
     contestants |= {
-        f"imagegpt {name} recomputed": _step(models["imagegpt"], name, batch, recomputed=True) for name in PRECISIONS
+        f"imagegpt {name} recomputed": _step(models["imagegpt"], name, batch, recomputed=True) for name in precisions
     }
     seconds = measure(contestants, options.repeats)
     print(f"{options.size}, {options.batch} images, {options.device}")
@@ -137,7 +140,7 @@ def _print_memory(options: argparse.Namespace, names: list[str]) -> dict[str, in
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         taken[name] = json.loads(done.stdout.splitlines()[-1])
         print(f"{name:<22} {taken[name] / 1e6:9,.0f} MB at most")
-    for precision in PRECISIONS:
+    for precision in options.precisions.split(","):
         theirs = taken[f"transformers {precision}"]
         shares = [f"{taken[name] / theirs:.0%} ({name})" for name in names if name.startswith(f"imagegpt {precision}")]
         print(f"{precision}, our memory as a share of theirs: {', '.join(shares)}")

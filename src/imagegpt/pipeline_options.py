@@ -41,17 +41,20 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        if chosen.type == "mps":
-            raise ValueError("Apple's GPUs (mps) lack float64, which sampling needs: choose cpu")
-        torch.empty(0, device=chosen)
-        if chosen.type == "meta":
-            raise NotImplementedError("tensors without numbers")
-    except (RuntimeError, AssertionError, NotImplementedError):
+    if str(device).partition(":")[0] == "mps":
+        raise ValueError("Apple's GPUs (mps) lack float64, which sampling needs: choose cpu")
+    if not _is_usable(device):
         there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise ValueError(f"there is no device {str(device)!r} here: choose from {', '.join(there)}") from None
-    return chosen
+        raise ValueError(f"there is no device {str(device)!r} here: choose from {', '.join(there)}")
+    return torch.device(device)
+
+
+def _is_usable(device: torch.device | str) -> bool:
+    """Whether tensors can be made there, and hold numbers; torch finds out only by making one."""
+    try:
+        return torch.empty(0, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
 
 
 def choose_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

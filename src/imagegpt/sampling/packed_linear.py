@@ -174,7 +174,7 @@ def stored_bytes(model: nn.Module) -> int:
 
 
 def prepared_bytes(model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, layout: Layout) -> int:
-    """What `stored_bytes` will be once a model is prepared."""
+    """What `stored_bytes` will be once a model is prepared: a copy without numbers (device "meta") is, and tells."""
     if weight_format is None:
         return stored_bytes(model)
     empty = {id(one): nn.Parameter(one.detach().to("meta"), requires_grad=False) for one in model.parameters()}
