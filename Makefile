@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check lint format parity slow gpu lowest bench clean
+.PHONY: demo test check lint format parity slow gpu fuzz lowest bench clean
 
 demo: $(VENV)/.installed  ## complete photographs with the bundled model and write demo.png
 	$(BIN)/imagegpt complete examples/photos/*.png --model cifar10 --keep 0.5 --num 8 --seed 0 --out demo.png --force
@@ -35,6 +35,9 @@ slow: $(VENV)/.installed-dev  ## real training, whole models, exports
 
 gpu: $(VENV)/.installed-dev  ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+fuzz: $(VENV)/.installed-dev  ## damaged files and odd command lines, some minutes; more with FUZZ="--hours 2", see tests/fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 lowest: $(LOWEST)/.installed  ## the tests with the lowest versions that pyproject.toml declares, torch excepted
 	$(LOWEST)/bin/python -m pytest $(PARALLEL)

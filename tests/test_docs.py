@@ -5,85 +5,37 @@ folder that holds the repository's `examples`, and a user's `photos`. `make` tar
 must exist.
 """
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
-BLOCK = re.compile(r"^```(bash|python)( slow)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(language):
-    for page in PAGES:
-        for number, match in enumerate(BLOCK.finditer(page.read_text()), start=1):
-            if match[1] == language:
-                name = f"{page.relative_to(ROOT)}:{number}"
-                yield pytest.param(match[3], id=name, marks=[pytest.mark.slow] if match[2] else [])
+from documented import COMMANDS, PAGES, ROOT, blocks, check, is_for_a_checkout, lay_out, lines, run
 
 
 @pytest.fixture
 def workplace(tmp_path):
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    take_photos(tmp_path / "photos")
+    lay_out(tmp_path)
     return tmp_path
-
-
-def take_photos(folder):
-    """200 files as people have them: JPEG and PNG, some grey, some see-through, one broken, one gigantic."""
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for index in range(198):
-        height, width = random.integers(20, 60, 2)
-        down, across = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
-        first, second, third = random.integers(0, 256, (3, 3))
-        photo = Image.fromarray(
-            (first + (second - first) * down * (1 - across) + (third - first) * across * down).astype(np.uint8)
-        )
-        ImageDraw.Draw(photo).ellipse((5, 5, width - 8, height - 8), fill=tuple(map(int, second)))
-        photo = photo.convert(("RGB", "RGB", "L", "RGBA")[index % 4])
-        photo.save(folder / f"{index}.{'png' if index % 4 == 3 or index % 3 == 0 else 'jpg'}")
-    whole = (folder / "0.png").read_bytes()
-    (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
-    Image.new("1", (20_000, 10_000)).save(folder / "huge.png")
-
-
-def run(command, cwd):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", "-euc", command],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("block", list(blocks("bash")))
 @pytest.mark.timeout(1800)  # a machine may be twice as slow as ours
 def test_commands_run(block, workplace):
     targets = re.findall(r"^([\w./-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for line in filter(None, (line.split("#")[0].strip() for line in block.replace("\\\n", " ").splitlines())):
+    for line in lines(block):
         words = shlex.split(line)
         if words[0] == "make":
             assert words[1] in targets, f"there is no target {words[1]}"
-        elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        elif words[0] == "python" and is_for_a_checkout(line):
             assert (ROOT / words[1]).is_file(), line  # benchmarks are run by `make bench`
         elif words[0] == "git":
             assert words[1] == "clone", line
         elif words[0] != "cd":
-            assert words[0] in ("imagegpt", "python", "torchrun", "export"), f"who runs {words[0]}?"
-            done = run(line, workplace)
-            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            assert words[0] in COMMANDS, f"who runs {words[0]}?"
+            check(run(line, workplace), line)
 
 
 @pytest.mark.parametrize("block", list(blocks("python")))

@@ -8,10 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.data.examples import trouble_with
+from imagegpt.data.broken_images import trouble_with
 from imagegpt.image_files import decoded, open_picture
 from imagegpt.images import read_image
 
@@ -228,6 +228,7 @@ def test_heic_is_read_where_the_library_is(tmp_path, monkeypatch):
             self.im = Image.fromarray(RGB).im
 
     register = lambda: Image.register_open("HEIF", Opener, lambda start: start[4:12] == b"ftypheic")  # noqa: E731
+    Image.init()  # or the formats that Pillow learns meanwhile are forgotten with the patch
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
@@ -244,3 +245,75 @@ def test_avif_is_read_or_says_what_to_install(tmp_path, monkeypatch):
         ValueError, match=r"a\.avif is an AVIF image, which this Pillow was built without: pip install -U"
     ):
         read_image(tmp_path / "a.avif", WHITE)
+
+
+def tiff_bytes(compression=None, orientation=6):
+    """A TIFF file with a description, a resolution, XMP and a colour profile."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[274], tags[270], tags[282], tags[700], tags[315] = orientation, "a description", 72.0, b"<x/>" * 9, "somebody"
+    content = io.BytesIO()
+    Image.fromarray(RGB).save(content, "TIFF", compression=compression, tiffinfo=tags, icc_profile=bytes(200))
+    return content.getvalue()
+
+
+def with_entry(content, tag, changed):
+    """A TIFF file with the entry of a tag changed: its tag, type, number of values, and value or place."""
+    (start,) = struct.unpack_from("<I", content, 4)
+    (num_entries,) = struct.unpack_from("<H", content, start)
+    for place in range(start + 2, start + 2 + 12 * num_entries, 12):
+        entry = struct.unpack_from("<HHII", content, place)
+        if entry[0] == tag:
+            return content[:place] + struct.pack("<HHII", *changed(*entry)) + content[place + 12 :]
+    raise AssertionError(f"there is no tag {tag}")
+
+
+TIFF_CHANGES = {
+    "a place behind the end": lambda tag, kind, num, _: (tag, kind, num, 1 << 31),
+    "a place at the end": lambda tag, kind, num, _: (tag, kind, num, 600),
+    "too many values": lambda tag, kind, _, value: (tag, kind, (1 << 32) - 1, value),
+    "places of directories": lambda tag, _, num, value: (tag, 13, num, value),
+    "fractions": lambda tag, _, num, value: (tag, 5, num, value),
+    "an unknown type": lambda tag, _, num, value: (tag, 99, num, value),
+    "the tag of EXIF data": lambda _, *others: (34665, *others),
+    "nothing but ones": lambda tag, *_: (tag, (1 << 16) - 1, (1 << 32) - 1, (1 << 32) - 1),
+}
+
+
+@pytest.mark.parametrize("change", TIFF_CHANGES.values(), ids=TIFF_CHANGES)
+@pytest.mark.parametrize("tag", [270, 282, 315, 700, 34675])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_broken_tags_of_tiff_leave_pixels_and_orientation(tmp_path, compression, tag, change):
+    """Pillow stops reading tags at one whose value is cut off: a description in front cost the picture."""
+    content = with_entry(tiff_bytes(compression), tag, change)
+    assert np.array_equal(read(content, tmp_path), TURNED)
+
+
+@pytest.mark.parametrize(("orientation", "wanted"), [(1, RGB), (2, RGB[:, ::-1]), (3, RGB[::-1, ::-1]), (6, TURNED)])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_tiff_is_turned_upright(tmp_path, compression, orientation, wanted):
+    assert np.array_equal(read(tiff_bytes(compression, orientation), tmp_path), wanted)
+
+
+def test_an_orientation_that_is_none_leaves_a_tiff_as_it_is(tmp_path):
+    for change in ((274, 3, 1, 9), (274, 2, 2, 6), (274, 3, 1 << 20, 1 << 31)):
+        assert np.array_equal(read(with_entry(tiff_bytes(), 274, lambda *_: change), tmp_path), RGB)  # noqa: B023
+
+
+def test_damaged_pixels_of_tiff_are_still_refused(tmp_path):
+    for tag in (256, 258, 273, 279):
+        content = with_entry(tiff_bytes("tiff_lzw"), tag, TIFF_CHANGES["a place behind the end"])
+        (tmp_path / "a").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a (cannot be decoded|is not an image that Pillow can|has more pixels)"):
+            read_image(tmp_path / "a", WHITE)
+
+
+@pytest.mark.parametrize("place", ["behind the pixels", "nowhere"])
+def test_a_png_file_without_its_palette_is_refused(tmp_path, place):
+    """Pillow opens it, and stumbles over an assertion when it is converted."""
+    header = struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0)
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(6))), chunk(b"IEND", b"")]
+    if place != "nowhere":
+        chunks.insert(2, chunk(b"PLTE", bytes(768)))
+    (tmp_path / "a").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(ValueError, match=r"a cannot be decoded, .* \(it has no palette in front of its pixels\)"):
+        read_image(tmp_path / "a", WHITE)

@@ -133,7 +133,7 @@ def test_another_architectures_weights_are_noticed(tmp_path, transformers_log):
 # --- Hub ---
 
 
-def test_push_to_hub_uploads_config_and_weights(monkeypatch):
+def test_push_to_hub_uploads_config_and_weights(monkeypatch, tmp_path):
     """Without a network: what would be sent is loaded again from what was captured."""
     from huggingface_hub import HfApi
 
@@ -148,6 +148,7 @@ def test_push_to_hub_uploads_config_and_weights(monkeypatch):
     class Url(str):
         repo_id = "someone/digits"
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # the tests' user may have no home
     monkeypatch.setattr(HfApi, "create_repo", lambda self, *args, **kwargs: Url("https://example.org/someone/digits"))
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
     for name in ("create_commit", "create_repo"):  # transformers holds bound methods of its own

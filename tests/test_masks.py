@@ -1,8 +1,11 @@
 """Masks of every kind and size keep what is not black."""
 
 import io
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -108,3 +111,74 @@ def test_the_command_line_says_it_too(tmp_path):
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "the mask is 40 x 80 pixels, the model's images are 8 x 8: it was cropped and resized" in done.stderr
+
+
+def png16(values):
+    """A PNG file of 16 bits: grey with transparency, RGB or RGBA."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff16(values, order):
+    """A TIFF file of 16 bits: RGB, or RGBA with transparency of its own."""
+    height, width, channels = values.shape
+    tags = [
+        *((256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, None), (259, 3, 1, 1), (262, 3, 1, 2)),
+        *((273, 4, 1, None), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, values.size * 2)),
+        *([(338, 3, 1, 2)] if channels == 4 else []),
+    ]
+    behind = 8 + 2 + 12 * len(tags) + 4
+    entries = []
+    for tag, kind, num, value in tags:
+        place = {258: behind, 273: behind + 8}.get(tag, value)
+        packed = struct.pack(f"{order}I" if kind == 4 or num > 1 else f"{order}Hxx", place)
+        entries.append(struct.pack(f"{order}HHI", tag, kind, num) + packed)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    bits = struct.pack(f"{order}4H", 16, 16, 16, 16)
+    return head + b"".join(entries) + bytes(4) + bits + values.astype(f"{order}u2").tobytes()
+
+
+@pytest.mark.parametrize("level", [1, 128, 255, 256, 65_535])
+@pytest.mark.parametrize("kind", ["grey and alpha", "RGB", "RGBA", "TIFF <", "TIFF >", "TIFF RGBA <"])
+def test_every_level_of_16_bit_colours_but_0_keeps(tmp_path, kind, level):
+    """Pillow reads them with 8 bits, in which levels below 256 are 0."""
+    channels = 2 if kind.startswith("grey") else 4 if "RGBA" in kind else 3
+    values = np.zeros((8, 8, channels), np.uint16)
+    values[:4, :, 0 if channels == 2 else 1] = level
+    if channels != 3:
+        values[..., -1] = 65_535
+        values[0, 0, -1] = 0  # transparent: black, whatever its colour
+    path = tmp_path / ("a.tiff" if "TIFF" in kind else "a.png")
+    path.write_bytes(tiff16(values, ">" if ">" in kind else "<") if "TIFF" in kind else png16(values))
+    wanted = HALF.copy()
+    wanted[0, 0] = channels == 3
+    assert np.array_equal(read_mask(path, 8, 8), wanted)
+    with Image.open(path) as picture:
+        assert np.array_equal(read_mask(picture, 8, 8), wanted)
+
+
+def test_the_lower_halves_are_turned_as_the_picture_is(tmp_path):
+    values = np.zeros((8, 8, 3), np.uint16)
+    values[:, :4] = 5
+    content = png16(values)
+    exif = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    assert np.array_equal(read_mask(tmp_path / "a.png", 8, 8), HALF)
+
+
+def test_a_long_narrow_mask_takes_no_memory_beyond_its_own():
+    """To see whether its blocks became pixels, it was compared with 8,000 x 8,000; taller ones took gigabytes."""
+    mask = np.zeros((8_000, 8), np.uint8)
+    tracemalloc.start()
+    try:
+        assert not read_mask(mask, 8, 8).any()
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()

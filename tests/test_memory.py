@@ -155,7 +155,7 @@ class Large:
         return 20
 
     def __getitem__(self, index):
-        return type("Example", (), {"image": np.full((2, 2, 3), 10 * index, np.uint8)})
+        return type("Example", (), {"name": "", "image": np.full((2, 2, 3), 10 * index, np.uint8)})
 
 
 def test_a_palette_is_fitted_in_bounded_memory_whatever_the_size(monkeypatch):

@@ -30,9 +30,9 @@ from imagegpt.data.palettes import fit_palette
 from imagegpt.data.sources import open_images
 from imagegpt.evaluation.likelihood import mean_nll, pixel_nll
 from imagegpt.figures import sample_grid
+from imagegpt.number_fields import Within
 from imagegpt.processing_options import ImageGPTImageProcessorKwargs, ProcessingOptions
 from imagegpt.sampling import FillSchedule, Sampler, SamplingRules, fill, image_seed
-from imagegpt.training.number_fields import Within
 from imagegpt.training.reading import parse_recipe
 from imagegpt.training.recipes import Recipe
 
@@ -295,7 +295,10 @@ DOORS = {
         ),
     ),
     fit_palette: (
-        {"num_colors": ranges.COLORS, "seed": ranges.FITTING_SEED, "max_images": ranges.SOME_IMAGES},
+        {
+            "num_colors": ranges.COLORS, "seed": ranges.FITTING_SEED, "max_images": ranges.SOME_IMAGES,
+            "max_broken": ranges.BROKEN_SHARE,
+        },
         lambda made, **number: fit_palette(
             open_images("digits", split="test"),
             processor=ImageGPTImageProcessor(size=4),

@@ -49,6 +49,12 @@ KEYS = [
     ("quantization_config", {"quant_method": "bitsandbytes"}, CODE.format("quantization_config")),
     ("auto_map", {"AutoModel": "evil--code.Model"}, CODE.format("trust_remote_code")),
     ("trust_remote_code", True, CODE.format("trust_remote_code")),
+    ("fusion_config", {"patch_embeddings": True}, "fusion_config is nothing that ImageGPT has: remove the key"),
+    ("kernel_config", {"kernel_mapping": {}}, "kernel_config is nothing that ImageGPT has: remove the key"),
+    ("experts_implementation", "evil/kernel", "experts_implementation is nothing that ImageGPT has: remove the key"),
+    ("per_layer_config", {"0": {"n_inner": 8}}, "per_layer_config is nothing that ImageGPT has: remove the key"),
+    ("distributed_config", {"tp_plan": "auto"}, "distributed_config is nothing that ImageGPT has: remove the key"),
+    ("configuration_files", ["config.4.0.0.json"], "configuration_files leads to other files, which are not read"),
     ("transformers_weights", "../model.safetensors", "transformers_weights is .*: only files of the folder are read"),
 ]
 

@@ -7,6 +7,7 @@ would compute differently, without an error, is written with a `model_type` that
 
 import functools
 import os
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from huggingface_hub.dataclasses import strict
@@ -15,6 +16,9 @@ from transformers.activations import ACT2CLS
 from transformers.configuration_utils import PreTrainedConfig
 
 from imagegpt import ranges
+from imagegpt.config_checks import check_fields, check_pruned_heads, read_config
+from imagegpt.schemas import naming
+from imagegpt.text import printable, shortened
 from imagegpt.untrusted_files import check_attention
 
 _RANGES: dict[str, ranges.Range[Any]] = {
@@ -44,6 +48,8 @@ NAMED_SIZES: dict[str, dict[str, int]] = {
     "xl": {"n_layer": 60, "n_embd": 3072, "n_head": 16, "n_positions": 64 * 64},
 }
 
+_LONGEST_MESSAGE = 300  # characters; the validator repeats values whole
+
 # In a config.json, in place of "imagegpt", for models that transformers' ImageGPT cannot compute.
 EXTENDED_MODEL_TYPE = "imagegpt_extended"
 
@@ -53,7 +59,7 @@ def _checked_number(field: str, value: Any) -> Any:
 
     Raises: ValueError unless it is in the field's range, if it has one.
     """
-    if isinstance(value, list):
+    if isinstance(value, list) and (field == "eos_token_id" or field not in _RANGES):
         return [_checked_number(field, one) for one in value]
     if field in _RANGES and not (value is None and field in _MAY_BE_NONE):
         _RANGES[field].check(field, value)
@@ -72,7 +78,7 @@ def _one_sentence(cls: ConfigClass) -> ConfigClass:
         try:
             checked_init(self, *args, **{name: _checked_number(name, value) for name, value in kwargs.items()})
         except StrictDataclassError as error:
-            raise ValueError(str(error.__cause__ or error)) from None
+            raise ValueError(shortened(printable(str(error.__cause__ or error)), _LONGEST_MESSAGE)) from None
 
     cls.__init__ = init
     return cls
@@ -208,6 +214,21 @@ class ImageGPTConfig(PreTrainedConfig):
         return {**fields, "model_type": EXTENDED_MODEL_TYPE} if self.is_extended else fields
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As in transformers.
+
+        Raises: ValueError, which begins with the folder or name, if its `config.json` is damaged or makes no sense.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        with naming(name):
+            return super().from_pretrained(name, *args, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        """What transformers reads every `config.json` with, here with a limit."""
+        return cls._decode_special_floats(read_config(Path(json_file)))
+
+    @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, which would warn of the extended model type."""
         fields, unused = super().get_config_dict(*args, **kwargs)
@@ -217,9 +238,11 @@ class ImageGPTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Build from the contents of a `config.json`, of either model type.
 
-        Raises: ValueError if they choose an attention that has to be fetched; `kwargs` may.
+        Raises: ValueError if they choose an attention that has to be fetched, which `kwargs` may, or have fields of
+            another kind than ImageGPT's.
         """
         check_attention(config_dict, kwargs)
+        check_fields(config_dict, cls)
         return super().from_dict(_with_own_model_type(config_dict), **kwargs)
 
     @classmethod
@@ -254,19 +277,7 @@ class ImageGPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"activation_function is {self.activation_function!r}: choose one of {', '.join(sorted(ACT2CLS))}"
             )
-        self._validate_pruned_heads()
-
-    def _validate_pruned_heads(self) -> None:
-        for layer_idx, heads in (self.pruned_heads or {}).items():
-            if not 0 <= int(layer_idx) < self.n_layer:
-                raise ValueError(f"pruned_heads names block {layer_idx}: this model has blocks 0 to {self.n_layer - 1}")
-            wrong = [head for head in heads if not 0 <= head < self.n_head]
-            if wrong:
-                raise ValueError(
-                    f"pruned_heads names head {wrong[0]} in block {layer_idx}: heads are 0 to {self.n_head - 1}"
-                )
-            if len(set(heads)) >= self.n_head:
-                raise ValueError(f"pruned_heads leaves no head in block {layer_idx}: keep one of {self.n_head}")
+        check_pruned_heads(self.pruned_heads or {}, self.n_layer, self.n_head)
 
 
 def _with_own_model_type(fields: dict[str, Any]) -> dict[str, Any]:

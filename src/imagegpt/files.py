@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import re
@@ -9,7 +10,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -18,8 +19,11 @@ from imagegpt.text import printable
 if TYPE_CHECKING:
     from PIL import Image
 
+Content = TypeVar("Content")
+
 FORMAT_KEY = "format_version"  # in every JSON and YAML file of ours; what is written changes, the number goes up
 LOCK_FILE = ".imagegpt.lock"
+FETCHING = ".imagegpt.fetching"  # a folder in that of a download, for what is not whole and checked yet
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_write` calls them
 
@@ -37,6 +41,43 @@ def check_format(content: Mapping[str, Any], version: int, *, what: str, remedy:
     found = content.get(FORMAT_KEY, "an older one")
     if type(found) is not int or found != version:
         raise ValueError(f"{what} has format version {found}, this imagegpt reads {version}: {remedy}")
+
+
+def read_own(
+    path: Path,
+    schema: type[Content],
+    version: int,
+    *,
+    remedy: str,
+    kind: str | None = None,
+    max_bytes: int | None = None,
+) -> Content:
+    """The content of a JSON file that imagegpt wrote, or that says so.
+
+    Args:
+        path: of the file.
+        schema: as in `validate`.
+        version: of its format.
+        remedy: what the user can do if it is none, or of another version.
+        kind: what the file must say of itself under "kind".
+        max_bytes: of the file; None is what `read_json` allows.
+    Raises: OSError if it cannot be read; ValueError, which names the file and ends with the remedy, if it is not such a
+        file.
+    """
+    from imagegpt.schemas import MAX_JSON_BYTES, read_json, validate  # pydantic takes a third of a second to import
+
+    damaged = f"{path} was not written by imagegpt or is damaged"
+    try:
+        content = read_json(path, max_bytes=max_bytes or MAX_JSON_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{damaged}: {remedy}") from error
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise ValueError(f"{damaged}: {remedy}")
+    check_format(content, version, what=str(path), remedy=remedy)
+    try:
+        return validate(content, schema, damaged)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
 
 
 def cache_folder() -> Path:
@@ -91,12 +132,23 @@ def atomic_write(path: Path, content: bytes, what: str, *, durable: bool = True)
         if durable:
             sync(target.parent)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "make room there, or choose another place" if is_full else "choose another place"
-        raise OSError(f"{what} cannot be written to {path} ({error.strerror or error}): {advice}") from error
+        raise cannot_write(what, path, error) from error
     finally:
         with contextlib.suppress(OSError):  # where it could not be made, it cannot be removed
             temporary.unlink()
+
+
+def cannot_write(what: str, path: Path, error: OSError) -> OSError:
+    """The sentence for something that the system cannot write.
+
+    Args:
+        what: its name, for example "the palette".
+        path: where it was to go.
+        error: the system's.
+    """
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "make room there, or choose another place" if is_full else "choose another place"
+    return OSError(f"{what} cannot be written to {path} ({error.strerror or error}): {advice}")
 
 
 def sync(path: Path) -> None:
@@ -113,6 +165,12 @@ def sync(path: Path) -> None:
         return
     with path.open("r+b") as file:  # Windows wants the file open for writing
         os.fsync(file.fileno())
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits; a gigabyte takes about a second."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def final_name(name: str) -> str:
@@ -157,6 +215,21 @@ def locked(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: float = 0
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def locked_name(path: Path) -> Iterator[None]:
+    """Keep other processes from making a file or folder of this name; the lock is a file beside it, removed at the end.
+
+    Raises: BusyError if another process makes it; OSError if nothing can be locked there.
+    """
+    name = f".{path.name}.lock"
+    with locked(path.parent, f"makes {path.name} in", name=name):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows does not remove what is open
+                (path.parent / name).unlink()
 
 
 def remove_if_unused(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Many images become one array: bytes for the palette, or floats for whoever wants `pixel_values`.
+"""Many images become one array: bytes for the palette, or floats for whoever wants `pixel_values`; so do ids of images.
 
 Axis letters: B images, H height, W width.
 """
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
+import torch
 from jaxtyping import Float32, UInt8
 
 from imagegpt.image_files import out_of_memory
@@ -74,3 +75,31 @@ def _is_ready(images: Any, options: ProcessingOptions) -> TypeGuard[np.ndarray]:
         and len(images) > 0
         and options.input_data_format in (None, "channels_last")
     )
+
+
+def id_rows(ids: Any, height: int, width: int, num_colors: int) -> np.ndarray:
+    """Ids of images, however they are given, as an array of a row an image.
+
+    Args:
+        ids: (B, T) or, for one image, (T,), an array, tensor or nested lists; a start token (id V) in front of H * W
+            pixels is dropped.
+        height: of the images, in pixels.
+        width: likewise.
+        num_colors: V.
+    Raises: ValueError if T is not H * W, or the rows differ in length.
+    """
+    try:
+        rows = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+    except ValueError as error:
+        raise ValueError("the rows of ids differ in length: every image must have the same number") from error
+    if rows.ndim not in (1, 2):
+        raise ValueError(f"ids have shape {rows.shape}: they must be (images, pixels) or (pixels,)")
+    rows = np.atleast_2d(rows)
+    if rows.shape[1] == height * width + 1 and (rows[:, 0] == num_colors).all():
+        rows = rows[:, 1:]
+    if rows.shape[1] != height * width:
+        raise ValueError(
+            f"each image has {rows.shape[1]} ids, {height}x{width} pixels are {height * width}: "
+            "give that many, or the size they have"
+        )
+    return rows

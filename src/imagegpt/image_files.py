@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import warnings
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +19,15 @@ PHONE_SUFFIXES = (".avif", ".heic", ".heif")  # of pictures that Pillow reads on
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _GREY_SCALES = {"L": 255, "L;4": 15, "L;2": 3}  # the highest level in a PNG file, by what Pillow calls its pixels
-_SIXTEEN_BIT_RGB = "RGB;16B"
-_SECOND_BYTES = "RGB;16L"  # of each such value; read in the wrong byte order, on purpose
+_SIXTEEN_BIT_RGB, _GREY_WITH_ALPHA = "RGB;16B", "LA;16B"
+# What to call 16-bit values so that Pillow keeps the second byte of each: the wrong byte order. As four channels of
+# 8 bits, grey with transparency has its second bytes in the second and the fourth one.
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_SECOND_BYTES = {
+    f"{kind};16{order}": f"{kind.upper()};16{other}"
+    for kind in ("RGB", "RGBA", "RGBX", "RGBa")
+    for order, other in _OTHER_ORDER.items()
+} | {_GREY_WITH_ALPHA: "RGBA"}
 
 
 def open_picture(file: Path | IO[bytes], name: str) -> Image.Image:
@@ -81,33 +89,44 @@ def out_of_memory(name: str) -> ValueError:
     return ValueError(f"{name} needs more memory than there is: shrink the image first")
 
 
-def second_bytes(picture: Image.Image) -> np.ndarray | None:
-    """The lower halves of the values of a PNG file of 16-bit RGB, uint8 (H, W, 3), of which Pillow keeps the upper.
+def second_bytes(picture: Image.Image) -> Image.Image | None:
+    """The lower halves of 16-bit values in a PNG or TIFF file, RGB or RGBA, of which Pillow keeps the upper ones.
 
     Args:
         picture: opened, and not decoded yet.
-    Returns: None for all other pictures.
+    Returns: None for all other pictures, and if the file is damaged.
     """
-    if _raw_mode(picture) != _SIXTEEN_BIT_RGB:
+    raw_mode = _raw_mode(picture)
+    if raw_mode not in _SECOND_BYTES or not isinstance(picture, ImageFile) or picture.fp is None:
         return None
-    assert isinstance(picture, ImageFile), "only what was opened from a file has a raw mode"
-    assert picture.fp is not None, "it is closed once the pixels are decoded"
-    other = Image.open(io.BytesIO(_content(picture.fp)))
-    other.tile = [tile._replace(args=_SECOND_BYTES) for tile in other.tile]
-    return np.asarray(other)
+    try:
+        other = _opened(io.BytesIO(_content(picture.fp)))
+        other.tile = [tile._replace(args=_with_raw_mode(tile.args, _SECOND_BYTES[raw_mode])) for tile in other.tile]
+        other.load()
+    except Exception:  # noqa: BLE001 - whatever Pillow stumbles over: decoding the picture itself tells what
+        return None
+    if raw_mode == _GREY_WITH_ALPHA:
+        grey, alpha = other.getchannel(1), other.getchannel(3)
+        return Image.merge("RGBA", (grey, grey, grey, alpha))
+    return other
 
 
 def _opened(file: Path | IO[bytes]) -> ImageFile:
     # Pillow's limit against decompression bombs is a mere warning up to twice its value.
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(file)
+        picture = Image.open(file)
+    if picture.format == "EPS":
+        if isinstance(file, Path):  # otherwise it is the caller's
+            picture.close()
+        raise UnidentifiedImageError("it is PostScript, a program, for which Pillow would start Ghostscript")
+    return picture
 
 
 def _loaded(picture: Image.Image) -> Image.Image:
     """Decode the pixels, and bring the transparent colour of a PNG file, which is in the file's own bits, to theirs."""
     key, raw_mode = picture.info.get("transparency"), _raw_mode(picture)
-    if raw_mode == _SIXTEEN_BIT_RGB and isinstance(key, tuple):
+    if raw_mode == _SIXTEEN_BIT_RGB and picture.format == "PNG" and isinstance(key, tuple):
         return _with_sixteen_bit_key(picture, np.array(key, np.uint16))
     if raw_mode in _GREY_SCALES and isinstance(key, int):
         highest = _GREY_SCALES[raw_mode]
@@ -115,6 +134,8 @@ def _loaded(picture: Image.Image) -> Image.Image:
     elif raw_mode == "RGB" and isinstance(key, tuple):
         picture.info["transparency"] = tuple(value & 255 for value in key)
     picture.load()
+    if picture.mode == "P" and picture.palette is None:  # a PNG file may lack it, or have it behind the pixels
+        raise ValueError("it has no palette in front of its pixels")
     return picture
 
 
@@ -126,7 +147,7 @@ def _with_sixteen_bit_key(picture: Image.Image, key: np.ndarray) -> Image.Image:
     for channel in range(3):
         is_key &= np.asarray(picture.getchannel(channel)) == key[channel] >> 8
         if lower is not None:
-            is_key &= lower[..., channel] == key[channel] & 255
+            is_key &= np.asarray(lower.getchannel(channel)) == key[channel] & 255
     opaque = picture.copy()
     del opaque.info["transparency"]
     opaque.putalpha(Image.fromarray(np.where(is_key, 0, 255).astype(np.uint8)))
@@ -134,12 +155,16 @@ def _with_sixteen_bit_key(picture: Image.Image, key: np.ndarray) -> Image.Image:
 
 
 def _raw_mode(picture: Image.Image) -> str | None:
-    """What Pillow calls the pixels in a PNG file that is not decoded yet, such as "L;2"; None for all else."""
+    """What Pillow calls the pixels in a PNG or TIFF file not decoded yet, such as "L;2"; None for all else."""
     tiles = getattr(picture, "tile", None)
-    if picture.format != "PNG" or not tiles:
+    if picture.format not in ("PNG", "TIFF") or not tiles:
         return None
     args: Any = tiles[0][3]
     return args if isinstance(args, str) else args[0]
+
+
+def _with_raw_mode(args: Any, raw_mode: str) -> Any:
+    return raw_mode if isinstance(args, str) else (raw_mode, *args[1:])
 
 
 def _without_what_is_broken(file: Path | IO[bytes]) -> Image.Image | None:
@@ -191,7 +216,7 @@ def _can_learn_to_read(start: bytes, name: str) -> bool:
         import pillow_heif  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise _MissingDecoderError(
-            f"{name} is a HEIC image, which Pillow reads only with pillow-heif: pip install pillow-heif, "
+            f"{name} is a HEIC image, which Pillow reads only with pillow-heif: pip install 'imagegpt[heif]', "
             "or convert it, for example to PNG"
         ) from None
     pillow_heif.register_heif_opener()

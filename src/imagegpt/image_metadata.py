@@ -1,7 +1,7 @@
 """What an image file says beside its pixels, read so that nothing broken in it costs the pixels.
 
 Pillow gives up a whole picture for a bad checksum in a comment, or for EXIF data that are none. Here the orientation is
-looked for wherever a file may state it, and PNG, JPEG and WebP files are rewritten without what breaks them.
+looked for wherever a file may state it, and PNG, JPEG, WebP and TIFF files are rewritten without what breaks them.
 """
 
 import re
@@ -27,8 +27,16 @@ _STATED_IN = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # ke
 _WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I"}  # EXIF's types, as `struct` calls them
 
 _PNG, _JPEG, _WEBP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"
-REPAIRABLE = (_PNG, _JPEG, _WEBP)  # how files begin that `without_metadata` knows
+_TIFF = {b"II*\0": "<", b"MM\0*": ">"}  # and the byte order
+REPAIRABLE = (_PNG, _JPEG, _WEBP, *_TIFF)  # how files begin that `without_metadata` knows
 _TEXTS = ("tEXt", "zTXt", "iTXt")  # kinds of PNG's chunks
+# The tags of TIFF that say how pixels are stored: their size, bits, compression, colours and places.
+_TIFF_PIXELS = {
+    *range(254, 260), 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326), 332, 338, 339, 347,
+    *range(512, 522), *range(529, 533),
+}  # fmt: skip
+_TIFF_PROFILE = 34_675
+_TIFF_SIZES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), start=1))  # bytes of a value of each type
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -86,14 +94,14 @@ def _bytes_of_hex(profile: str) -> bytes:
     return bytes.fromhex(digits[0]) if digits else b""
 
 
-def _in_xmp(xmp: str | bytes | None) -> int | None:
-    text = xmp.decode("latin-1") if isinstance(xmp, bytes) else xmp or ""
+def _in_xmp(xmp: object) -> int | None:
+    text = xmp.decode("latin-1") if isinstance(xmp, bytes) else xmp if isinstance(xmp, str) else ""
     found = re.search(r'tiff:Orientation(?:="|>)([1-8])', text)
     return int(found[1]) if found else None
 
 
 def without_metadata(content: bytes) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-    """A PNG, JPEG or WebP file with ever less of what is not needed for its pixels; nothing for files of another kind.
+    """A PNG, JPEG, WebP or TIFF file with ever less of what its pixels do not need; nothing for files of another kind.
 
     Of PNG, first everything goes that is broken or mere text; then the colour profile, the texts that can tell the
     orientation, and the transparent colour.
@@ -108,6 +116,9 @@ def without_metadata(content: bytes) -> Iterator[tuple[bytes, dict[str, bytes]]]
         yield _jpeg_with(content, lambda *_: False)
     elif content.startswith(_WEBP):
         yield _webp_pixels(content)
+    elif content[:4] in _TIFF:
+        for more in ({_ORIENTATION, _TIFF_PROFILE}, {_ORIENTATION}, set[int]()):
+            yield _tiff_with(content, more), {}
 
 
 def _png_with(content: bytes, kinds: tuple[str, ...]) -> bytes:
@@ -159,3 +170,25 @@ def _webp_pixels(content: bytes) -> tuple[bytes, dict[str, bytes]]:
             kept.append(chunk + bytes(len(chunk) % 2))
     body = b"WEBP" + b"".join(kept)
     return _WEBP + struct.pack("<I", len(body)) + body, info
+
+
+def _tiff_with(content: bytes, more: set[int]) -> bytes:
+    """A TIFF file whose first directory has the tags of its pixels, and some more if their values are in the file.
+
+    The values stay where they are. Further pages are gone.
+    """
+    order = _TIFF[content[:4]]
+    start = int.from_bytes(content[4:8], "little" if order == "<" else "big")
+    kept = []
+    try:
+        (num_entries,) = struct.unpack_from(f"{order}H", content, start)
+        for place in range(start + 2, start + 2 + 12 * num_entries, 12):
+            tag, kind, num_values, value = struct.unpack_from(f"{order}HHII", content, place)
+            num_bytes = num_values * _TIFF_SIZES.get(kind, 0)
+            fits = 0 < num_bytes <= 4 or (num_bytes and value + num_bytes <= len(content))
+            if tag in _TIFF_PIXELS or (tag in more and fits):
+                kept.append(content[place : place + 12])
+    except struct.error:  # the file ends within its directory
+        pass
+    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)
+    return content[:start] + directory + content[start + len(directory) :]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from imagegpt import ranges
 from imagegpt.image_colors import picture_to_rgb
-from imagegpt.image_files import decoded
+from imagegpt.image_files import decoded, second_bytes
+from imagegpt.image_metadata import turned_upright
 from imagegpt.images import open_file, read_image, resize_image
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ def read_mask(mask: Any, height: int, width: int, resize_mode: str = "crop") -> 
     size = {"height": height, "width": width}
     kept = resize_image(Image.fromarray(given.astype(np.uint8)), size, resize_mode, Image.Resampling.NEAREST) > 0
     factor = max(1, given.shape[0] // height)
-    if not np.array_equal(kept.repeat(factor, axis=0).repeat(factor, axis=1), given):
+    # If it is no multiple, a long narrow mask would be repeated to a huge one.
+    fits = given.shape == (factor * height, factor * width)
+    if not fits or not np.array_equal(kept.repeat(factor, axis=0).repeat(factor, axis=1), given):
         logger.warning(
             "the mask is %s x %s pixels, the model's images are %s x %s: it was %sresized, to the nearest pixel",
             *(given.shape[1], given.shape[0], width, height),
@@ -93,11 +96,26 @@ def _not_black(mask: Any) -> Bool[np.ndarray, "h w"]:
 
 def _not_black_in(picture: Image.Image, name: str) -> Bool[np.ndarray, "h w"]:
     lowest = 128 if picture.format in _LOSSY_FORMATS else 1
+    lower = second_bytes(picture)
     picture = decoded(picture, name)
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # in 8 bits the lower levels would be black
         values = np.asarray(picture)
         return (values != 0) & (values != picture.info.get("transparency", 0))
-    return np.asarray(picture_to_rgb(picture, _BLACK)).max(axis=-1) >= lowest
+    kept = np.asarray(picture_to_rgb(picture, _BLACK)).max(axis=-1) >= lowest
+    if lower is not None:  # of 16 bits
+        kept |= _visible_in_second_bytes(turned_upright(lower), picture)
+    return kept
+
+
+def _visible_in_second_bytes(lower: Image.Image, picture: Image.Image) -> Bool[np.ndarray, "h w"]:
+    """Where a picture of 16 bits is not black in its lower halves, and not quite transparent."""
+    shown = np.asarray(lower.convert("RGB")).max(axis=-1) > 0
+    if picture.mode == "RGBA":
+        opaque = np.asarray(picture.getchannel("A")) > 0
+        if lower.mode == "RGBA":
+            opaque |= np.asarray(lower.getchannel("A")) > 0
+        shown &= opaque
+    return shown
 
 
 def pixels_of_mask(kept: Bool[np.ndarray, "h w"]) -> int:

@@ -3,7 +3,8 @@
 Axis letters: V palette colours.
 """
 
-import json
+import math
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from jaxtyping import Float32, Float64
 from numpy.typing import ArrayLike
 
 from imagegpt import ranges
+from imagegpt.schemas import read_json, validate
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MOST_BYTES = 4 * 2**20  # of an `.npy`; the largest palette, in float64, has 1.5 MB
 
 
 def check_pixels(rgb: Any) -> None:
@@ -32,7 +37,7 @@ def real_array(values: ArrayLike, name: str) -> Float64[np.ndarray, "..."]:
             raise ValueError(f"values of type {array.dtype}")
         return array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no table of numbers ({error}): give rows of three") from error
+        raise ValueError(f"{name} is no table of numbers ({str(error)[:200]}): give rows of three") from error
 
 
 def value_range(values: np.ndarray) -> str:
@@ -66,19 +71,29 @@ def checked_clusters(clusters: ArrayLike) -> Float32[np.ndarray, "v 3"]:
 def clusters_in_npy(path: Path) -> Any:
     """The array in an `.npy` file; ValueError if there is none, or it would have to be unpickled."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        size = path.stat().st_size
+        if size > _MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes, and no palette has more than {_MOST_BYTES:,}")
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version not in _HEADERS:
+                raise ValueError(f"its header is of version {version}, which is for names of columns")
+            shape, _, dtype = _HEADERS[version](file)
+            if dtype.hasobject:
+                raise ValueError("Object arrays would have to be unpickled, which runs code")
+            needed = math.prod(shape) * dtype.itemsize
+            if min(shape, default=1) < 0 or needed != size - file.tell():
+                raise ValueError(f"its header announces {shape} of {dtype}, and {size - file.tell():,} bytes follow")
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, TypeError, RecursionError, SyntaxError, tokenize.TokenError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
         raise ValueError(f"{path} is no readable .npy palette ({reason}): save it again") from error
 
 
 def clusters_in_json(path: Path) -> Any:
     """The "clusters" of a `preprocessor_config.json`; ValueError if there are none."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no readable JSON ({error}): save it again") from error
-    clusters = config.get("clusters") if isinstance(config, dict) else None
+    clusters = validate(read_json(path), dict[str, Any], str(path)).get("clusters")
     if clusters is None:
         raise ValueError(f'{path} has no "clusters": it does not hold a palette')
     return clusters

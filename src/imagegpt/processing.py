@@ -22,7 +22,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from imagegpt.files import atomic_write
-from imagegpt.image_batches import pixel_values, read_batch
+from imagegpt.image_batches import id_rows, pixel_values, read_batch
 from imagegpt.images import ImageLike
 from imagegpt.palette import ColorPalette
 from imagegpt.processing_options import (
@@ -32,6 +32,8 @@ from imagegpt.processing_options import (
     check_foreign_options,
     size_dict,
 )
+from imagegpt.schemas import naming
+from imagegpt.untrusted_files import check_processor_files
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,27 @@ class ImageGPTImageProcessor(BaseImageProcessor):
         return None if self._palette is None else self._palette.clusters
 
     @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers.
+
+        Raises: ValueError, in one sentence that names the file, if it is damaged.
+        """
+        check_processor_files(pretrained_model_name_or_path, kwargs)
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises: ValueError, which begins with the folder or name, for options that make no sense.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        with naming(name):
+            return super().from_pretrained(name, *args, **kwargs)
+
+    @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from the contents of a `preprocessor_config.json`; without `resize_mode` there, it is "squash".
 
@@ -157,8 +180,7 @@ class ImageGPTImageProcessor(BaseImageProcessor):
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> "ImageGPTImageProcessor":
         """Build from a `preprocessor_config.json` by its path."""
-        config, _ = cls.get_image_processor_dict(json_file, local_files_only=True)
-        return cls.from_dict(config)
+        return cls.from_pretrained(json_file, local_files_only=True)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Write `preprocessor_config.json` into a folder, made if need be; transformers' base class has the options.
@@ -254,17 +276,7 @@ class ImageGPTImageProcessor(BaseImageProcessor):
             raise ValueError("this processor has no palette: give it one to decode ids")
         target = self.size if size is None else size_dict(size)
         height, width = target["height"], target["width"]
-        rows = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else _id_array(ids)
-        if rows.ndim not in (1, 2):
-            raise ValueError(f"ids have shape {rows.shape}: they must be (images, pixels) or (pixels,)")
-        rows = np.atleast_2d(rows)
-        if rows.shape[1] == height * width + 1 and (rows[:, 0] == self._palette.num_colors).all():
-            rows = rows[:, 1:]
-        if rows.shape[1] != height * width:
-            raise ValueError(
-                f"each image has {rows.shape[1]} ids, {height}x{width} pixels are {height * width}: "
-                "give that many, or the size they have"
-            )
+        rows = id_rows(ids, height, width, self._palette.num_colors)
         rgb = self._palette.decode(rows).reshape(len(rows), height, width, 3)
         return [Image.fromarray(image[..., 0] if self._palette.is_grey else image) for image in rgb]
 
@@ -285,10 +297,3 @@ def _palette_of(palette: Any, clusters: Any) -> ColorPalette | None:
     if palette is not None and not isinstance(palette, ColorPalette):
         raise ValueError(f"palette is a {type(palette).__name__}: give a ColorPalette, or the colours as clusters")
     return palette
-
-
-def _id_array(ids: Any) -> np.ndarray:
-    try:
-        return np.asarray(ids)
-    except ValueError as error:
-        raise ValueError("the rows of ids differ in length: every image must have the same number") from error

@@ -68,12 +68,12 @@ class ProcessingOptions:
         for name in ("do_convert_rgb", "do_resize", "do_color_quantize", "do_rescale", "do_normalize"):
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_ | int) or value not in (True, False):
-                raise ValueError(f"{name} is {value!r}: it must be True or False")
+                raise ValueError(f"{name} is {value!r:.80}: it must be True or False")
             self._set(name, bool(value))
         _check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
         _check_choice("data_format", self.data_format, OUTPUT_FORMATS)
-        if self.resample not in set(Image.Resampling):
-            raise ValueError(f"resample is {self.resample!r}: choose one of Pillow's filters, 0 to 5")
+        if self.resample not in list(Image.Resampling):
+            raise ValueError(f"resample is {self.resample!r:.80}: choose one of Pillow's filters, 0 to 5")
         if self.input_data_format is not None:
             _check_choice("input_data_format", self.input_data_format, INPUT_FORMATS)
         if self.return_tensors is not None:
@@ -114,9 +114,9 @@ class ProcessingOptions:
         try:
             device = torch.device(self.device)
             torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError, OverflowError):
             raise ValueError(
-                f"there is no device {str(self.device)!r} here: give cpu, or a GPU that is there"
+                f"there is no device {str(self.device)!r:.80} here: give cpu, or a GPU that is there"
             ) from None
         if self.return_tensors != "pt" and device.type != "cpu":
             raise ValueError(
@@ -135,9 +135,9 @@ def check_foreign_options(options: dict[str, Any]) -> None:
     """
     for key, value in options.items():
         if key in _FIXED and value not in _FIXED[key]:
-            raise ValueError(f"{key} is {value!r}: this processor only takes {_FIXED[key][-1]!r}, leave it out")
+            raise ValueError(f"{key} is {value!r:.80}: this processor only takes {_FIXED[key][-1]!r}, leave it out")
         if key not in _FIXED and key not in _IGNORED:
-            raise ValueError(f"there is no option {key!r}: see the arguments of ImageGPTImageProcessor")
+            raise ValueError(f"there is no option {key!r:.80}: see the arguments of ImageGPTImageProcessor")
 
 
 def size_dict(size: Any) -> dict[str, int]:
@@ -153,7 +153,7 @@ def size_dict(size: Any) -> dict[str, int]:
         sides = (named["height"], named["width"]) if set(named) == {"height", "width"} else ()
     if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(map(ranges.SIDE.holds, sides))):
         raise ValueError(
-            f"size is {size!r}: each side must be {ranges.SIDE}, give them as 32, (32, 48) or "
+            f"size is {size!r:.80}: each side must be {ranges.SIDE}, give them as 32, (32, 48) or "
             '{"height": 32, "width": 48}'
         )
     return {"height": int(sides[0]), "width": int(sides[1])}
@@ -168,22 +168,22 @@ def _not_the_palettes(name: str, value: Any, usual: Any) -> ValueError:
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+        raise ValueError(f"{name} is {value!r:.80}: choose one of {', '.join(choices)}")
 
 
 def _color(color: Any) -> tuple[int, int, int]:
     try:
         rgb = ImageColor.getrgb(color) if isinstance(color, str) else tuple(int(value) for value in color)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rgb = ()
     if len(rgb) != 3 or not all(0 <= value <= 255 for value in rgb):
-        raise ValueError(f'background is {color!r}: give (red, green, blue), 0 to 255, or a name such as "white"')
+        raise ValueError(f'background is {color!r:.80}: give (red, green, blue), 0 to 255, or a name such as "white"')
     return rgb[0], rgb[1], rgb[2]
 
 
 def _three_numbers(name: str, value: Any, allowed: ranges.Real) -> tuple[float, float, float]:
     values = [value] * 3 if np.ndim(value) == 0 else list(value)
     if len(values) != 3:
-        raise ValueError(f"{name} is {value!r}: give one number, or three, one per colour")
+        raise ValueError(f"{name} is {value!r:.80}: give one number, or three, one per colour")
     red, green, blue = (allowed.check(name, each) for each in values)
     return red, green, blue

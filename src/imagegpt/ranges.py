@@ -218,6 +218,7 @@ WIDTH = Whole(lowest=1, highest=1 << 16)
 INNER_WIDTH = Whole(lowest=1, highest=1 << 20)
 HEADS = Whole(lowest=1, highest=1024, unit="heads")
 VOCABULARY = Whole(lowest=3, highest=(1 << 16) + 1, unit="tokens")  # two colours and the start token
+CLASSES = Whole(lowest=1, highest=1 << 16, unit="classes")
 TOKEN = Whole(lowest=0, highest=(1 << 31) - 1)
 LORA_RANK = Whole(lowest=1, highest=1 << 12)
 LORA_RANK_OR_NONE = Whole(lowest=0, highest=1 << 12)

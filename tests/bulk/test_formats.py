@@ -1,12 +1,16 @@
 """What is in the files of a run."""
 
+import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 
-from imagegpt.bulk import count_images
+from imagegpt.bulk import Workers, count_images
+from imagegpt.bulk.formats import damage_of
 from imagegpt.sampling import SamplingRules
 
 
@@ -59,13 +63,53 @@ def test_arrow_without_datasets_is_one_sentence(many, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file_format", ["png", "npz", "arrow"])
-@pytest.mark.parametrize("content", [b"", b"cut"])
+@pytest.mark.parametrize("content", [b"", b"cut", 0.9])
 def test_files_that_are_not_whole_are_made_again(many, contents, tmp_path, file_format, content):
     many(6, file_format=file_format)
     whole = contents()
     path = tmp_path / "run" / sorted(whole)[1]
-    path.write_bytes(content)
-    is_noticed = content == b"" or file_format != "png"  # nobody but a power cut cuts files, and that to nothing
-    assert count_images(tmp_path / "run")[0] == (6 if not is_noticed else 5 if file_format == "png" else 4)
+    written = path.read_bytes()
+    path.write_bytes(written[: int(content * len(written))] if isinstance(content, float) else content)
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged \(.+\) and is drawn again$"):
+        assert many(6, file_format=file_format) == (1 if file_format == "png" else 2)
+    assert contents() == whole
+
+
+def images_in(path):
+    """What somebody sees who opens a file."""
+    if path.suffix == ".png":
+        return np.asarray(Image.open(path)).tolist()
+    if path.suffix == ".npz":
+        with np.load(path) as shard:
+            return [shard[name].tolist() for name in ("ids", "indices", "palette", "size")]
+    with pyarrow.ipc.open_stream(path.read_bytes()) as stream:
+        return stream.read_all().to_pylist()
+
+
+@pytest.mark.parametrize("file_format", ["png", "npz", "arrow"])
+def test_a_changed_byte_is_never_another_image(many, contents, tmp_path, file_format):
+    """Files have bytes that mean nothing, such as the time of day in a zip: those may change."""
     many(6, file_format=file_format)
-    assert (contents() == whole) == is_noticed
+    path = tmp_path / "run" / sorted(contents())[1]
+    content, images = path.read_bytes(), images_in(path)
+    assert damage_of(path) is None
+    noticed = 0
+    for at in random.Random(0).sample(range(len(content)), 150):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        damage = damage_of(path)
+        assert damage is not None or images_in(path) == images, at
+        assert damage is None or "\n" not in damage
+        noticed += damage is not None
+    assert noticed > 75
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_damage_in_the_share_of_others_is_waited_for(many, contents, tmp_path):
+    many(6, file_format="npz")
+    whole = contents()
+    (tmp_path / "run" / "00000004.npz").write_bytes(b"cut")
+    assert count_images(tmp_path / "run") == (4, 6)
+    workers = [Workers(rank=rank, world_size=2, wait_s=60) for rank in range(2)]
+    with ThreadPoolExecutor() as threads:
+        drawn = list(threads.map(lambda one: many(6, file_format="npz", workers=one), workers))
+    assert (drawn, contents()) == ([0, 2], whole)

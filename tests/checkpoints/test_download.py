@@ -1,85 +1,19 @@
 """Files are fetched from a server that behaves badly, and only whole and right ones take their places."""
 
-import base64
-import hashlib
-import http.server
 import random
-import re
-import threading
 import urllib.request
-from functools import partial
 
 import pytest
 
 from imagegpt.checkpoints import fetching
 from imagegpt.checkpoints.download import addresses, download, largest_bytes
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
+from imagegpt.files import FETCHING, LOCK_FILE, BusyError, locked
 from imagegpt.palette import ColorPalette
+from misbehaving_server import Server
 from openai_oracle import random_variables
 
 BUNDLE = "checkpoints/igpt-s/131000"
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves files, and does to its answers what `mischief` says.
-
-    Attributes:
-        files: path to content.
-        mischief: called with the path, the answer's headers and its body; gives both again.
-        redirects: path to address.
-        asked: (path, range) of every request.
-    """
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.has_md5, self.has_etag = {}, [], True, True
-        self.status, self.mischief = None, lambda path, headers, body: (headers, body)
-        self.redirects = {}
-        threading.Thread(target=partial(self.serve_forever, poll_interval=0.01), daemon=True).start()
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, path = self.server, self.path.lstrip("/")
-        wanted = self.headers.get("Range")
-        server.asked.append((path, wanted))
-        if path in server.redirects:
-            self.send_response(302)
-            self.send_header("Location", server.redirects[path])
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        if server.status is not None or path not in server.files:
-            return self.send_error(server.status or 404)
-        content = server.files[path]
-        tag = '"' + hashlib.sha256(content).hexdigest()[:16] + '"'
-        begin, status = 0, 200
-        if wanted and self.headers.get("If-Range", tag) == tag:  # a range that nothing restrains is given (RFC 9110)
-            begin, status = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]), 206
-            if begin >= len(content):
-                return self.send_error(416)
-        headers = {"Content-Length": str(len(content) - begin)}
-        if status == 206:
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        if server.has_etag:
-            headers["ETag"] = tag
-        if server.has_md5:
-            headers["Content-MD5"] = base64.b64encode(hashlib.md5(content).digest()).decode()
-        headers, body = server.mischief(path, headers, content[begin:])
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        return None
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -103,13 +37,15 @@ def fetch(server, tmp_path):
 
 
 def assert_complete(server, out):
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != LOCK_FILE} == {
         path.rpartition("/")[2]: content for path, content in server.files.items()
     }
 
 
 def placed(out):
-    return sorted(path.name for path in out.iterdir() if path.name != ".fetching")
+    if not out.exists():  # nothing came
+        return []
+    return sorted(path.name for path in out.iterdir() if path.name not in (FETCHING, LOCK_FILE))
 
 
 def only_once(name, num_bytes):
@@ -325,7 +261,7 @@ def test_a_data_file_is_no_larger_than_the_index_says(server, fetch, tmp_path):
 def test_an_index_asks_for_no_more_than_the_model_needs(server, tmp_path):
     """One of a few kilobytes may list any number of gigabytes; another server may have a better one."""
     files = addresses("s", 131_000, base=server.address)
-    with pytest.raises(ValueError, match=r"index came damaged \(it asks for [\d,]+ bytes, and such a model has 999 at"):
+    with pytest.raises(ValueError, match=r"index is damaged \(it asks for [\d,]+ bytes, and such a model has 999 at"):
         download(files, tmp_path / "out", most_bytes=999)
     assert [path for path, _ in server.asked] == [f"{BUNDLE}/model.ckpt-131000.index"]
     download(files, tmp_path / "out", most_bytes=largest_bytes("s"))
@@ -335,6 +271,56 @@ def test_an_index_asks_for_no_more_than_the_model_needs(server, tmp_path):
 def test_an_index_of_other_files_is_damaged(server, fetch, tmp_path):
     write_bundle(tmp_path / "other", random_variables(), num_shards=40)
     server.files[f"{BUNDLE}/model.ckpt-131000.index"] = (tmp_path / "other.index").read_bytes()
-    with pytest.raises(ValueError, match=r"index came damaged \(it lists 40 data files, and there are 32\)"):
+    with pytest.raises(ValueError, match=r"index is damaged \(it lists 40 data files, and there are 32\)"):
         fetch()
     assert len(server.asked) == 1
+
+
+def test_two_in_one_folder(server, fetch, tmp_path):
+    """Each wrote into the other's files."""
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", "downloads into"), pytest.raises(BusyError, match="another process downloads into"):
+        fetch()
+    assert not server.asked
+    fetch()
+    assert_complete(server, tmp_path / "out")
+
+
+def test_nothing_is_left_where_nothing_came(server, fetch, tmp_path):
+    """An empty folder for what is being fetched stayed, and kept --force from replacing the folder."""
+    server.status = 404
+    with pytest.raises(ConnectionError):
+        fetch()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConnectionError):
+        fetch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
+
+
+def test_a_full_disk_is_no_fault_of_the_network(server, fetch, tmp_path, monkeypatch):
+    opened = fetching.Path.open
+
+    def open_full(path, *arguments, **options):
+        if path.name.endswith("00003-of-00032.part"):
+            raise OSError(28, "No space left on device", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(fetching.Path, "open", open_full)
+    told = r"^the checkpoint cannot be written to .*out \(No space left on device\): make room there, or choose another"
+    with pytest.raises(OSError, match=told) as caught:
+        fetch()
+    assert not isinstance(caught.value, ConnectionError)
+    monkeypatch.undo()
+    fetch()
+    assert_complete(server, tmp_path / "out")
+
+
+def test_what_is_damaged_in_its_place_is_not_fetched_over(server, fetch, tmp_path):
+    """It was said that the same command fetches it again, which it did not."""
+    fetch()
+    (tmp_path / "out" / "kmeans_centers.npy").write_bytes(b"mine")
+    told = "kmeans_centers.npy is damaged .*; remove it, then the same command"
+    with pytest.raises(ValueError, match=told):
+        fetch()
+    assert (tmp_path / "out" / "kmeans_centers.npy").read_bytes() == b"mine"

@@ -97,7 +97,16 @@ def fetched(folder, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", "/home/somebody/.cache")  # also where the tests' user has no home
     return calls
+
+
+def test_without_a_home_files_are_kept_beside_our_own(folder, fetched, monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    find_folder(NAME)
+    find_folder(NAME, cache_dir="here")
+    assert [options["cache_dir"] for *_, options in fetched] == [tmp_path / "imagegpt" / "huggingface", "here"]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -152,6 +161,7 @@ def answer(status):
         (RevisionNotFoundError("x", response=answer(404)), ValueError, "give an existing branch, tag or commit"),
         (HFValidationError("odd"), ValueError, r"'owner/tiny' is no name on the hub \(odd\)"),
         (HfHubHTTPError("x", response=answer(500)), ConnectionError, "huggingface.co cannot be reached: connect to"),
+        (OSError(28, "No space left on device"), OSError, r"kept on this machine \(No space left .*\): make room"),
         (ConnectionError("x"), ConnectionError, "huggingface.co cannot be reached: connect to the internet, or give"),
     ],
 )

@@ -89,6 +89,12 @@ def test_what_is_no_weight_is_left_out():
         (lambda v: v.update({"model/h2/mlp/c_proj/w": np.zeros((32, 9))}), "where the other variables want (32, 8)"),
         (lambda v: v.update({"model/wte": np.zeros(8)}), "must have 2, 2, 3 and 2 axes"),
         (lambda v: v.update({"model/clf/wclf": np.zeros((3, 9))}), "model/clf/wclf has the shape (3, 9)"),
+        # A name alone made a list of as many blocks as it says, and of other names.
+        (lambda v: v.update({"model/h99999999/ln_1/g": np.zeros(8)}), "it has model/h99999999/ln_1/g, which are not"),
+        (lambda v: v.update({f"model/h{'9' * 5000}/ln_1/g": np.zeros(8)}), "it has model/h999"),
+        (lambda v: v.update({"model/ln_f/g": np.ones(8, np.int32)}), "model/ln_f/g is of type int32: weights must be"),
+        (lambda v: v.update({"model/wpe": v["model/wpe"].astype("c8")}), "model/wpe is of type complex64: weights"),
+        (lambda v: v.update({"global_step": np.zeros(3)}), "global_step is float64 of the shape (3,): it must be one"),
         (lambda v: v.clear(), "this is no checkpoint of OpenAI's ImageGPT: it lacks model/h0/attn/c_proj"),
     ],
 )

@@ -162,14 +162,17 @@ DAMAGES = {
     ),
     "weights are cut short": (
         lambda f: truncate(f / "model.safetensors", 5000),
-        r"^the weights in \S*tiny are damaged or cut short \(.*\): get the file again$",
+        r"^\S*model\.safetensors is damaged or cut short \(.*\): get the file again$",
     ),
-    "weights are empty": (lambda f: truncate(f / "model.safetensors", 0), "are damaged or cut short"),
-    "weights are garbage": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 4000), "are damaged or cut short"),
+    "weights are empty": (lambda f: truncate(f / "model.safetensors", 0), "is damaged or cut short"),
+    "weights are garbage": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 4000), "is damaged or cut short"),
     "there are no weights": (lambda f: (f / "model.safetensors").unlink(), "tiny holds no weights: expected model.saf"),
     "there is no config": (lambda f: (f / "config.json").unlink(), r"tiny holds no config\.json: give a folder that"),
     "the config is cut short": (lambda f: truncate(f / "config.json", 40), r"config\.json is not JSON \("),
-    "the config is no mapping": (lambda f: (f / "config.json").write_text("[1]"), "a model of type None: this package"),
+    "the config is no mapping": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        r"the content is \[1\]: it must be an object",
+    ),
     "the config is of another type": (
         lambda f: edit_json(f / "config.json", model_type="gpt2"),
         "describes a model of type 'gpt2': this package loads 'imagegpt' only",

@@ -12,6 +12,7 @@ from imagegpt.checkpoints import sorted_table
 from imagegpt.checkpoints.slice_names import encoded_slice_name
 from imagegpt.checkpoints.sorted_table import masked_crc32c, read_table, write_table
 from imagegpt.checkpoints.tensor_bundle import read_bundle, shard_path, write_bundle
+from imagegpt.checkpoints.wire import varint
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "tf-checkpoints"
 TYPES = [
@@ -256,4 +257,34 @@ def test_variables_that_share_their_bytes_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"x.index is no index .*, or damaged \(its variables lie one over the other\)"
     ):
+        read_bundle(tmp_path / "x")
+
+
+def test_variables_that_overlap_behind_a_gap_are_refused(tmp_path):
+    """One entry that claims a place far behind made room, on paper, for any number over each other."""
+    write_bundle(tmp_path / "x", {name: np.zeros(100, np.float32) for name in "abcd"})
+    path = tmp_path / "x.index"
+    table = read_table(path.read_bytes())
+    far = table[b"d"].replace(b"\x20\xb0\x09", b"\x20" + varint(1 << 50))  # field 4, the offset, from 1,200
+    assert far != table[b"d"]
+    path.write_bytes(write_table({**table, b"b": table[b"a"], b"c": table[b"a"], b"d": far}))
+    with pytest.raises(ValueError, match=r"damaged \(its variables lie one over the other\)"):
+        read_bundle(tmp_path / "x")
+
+
+def test_an_index_of_terabytes_is_not_read(tmp_path):
+    with (tmp_path / "x.index").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"damaged \(it has 1,099,511,627,776 bytes, more than 67,108,864\)"):
+        read_bundle(tmp_path / "x")
+
+
+def test_a_variable_of_very_many_parts_is_refused(tmp_path):
+    """Each is compared with every other."""
+    write_bundle(tmp_path / "x", {"a": np.zeros((), np.float32)})
+    path = tmp_path / "x.index"
+    table = read_table(path.read_bytes())
+    table[b"a"] += b"\x3a\x00" * 50_000
+    path.write_bytes(write_table(table))
+    with pytest.raises(ValueError, match=r"damaged \('a' has 50,000 parts, more than 1,000\)"):
         read_bundle(tmp_path / "x")

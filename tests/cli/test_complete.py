@@ -170,7 +170,10 @@ BAD_INPUTS = {
     "a folder for an image": (["tiny"], "there is no image tiny: check the path"),
     "not an image": (["notes.txt"], "notes.txt is not an image that Pillow can read"),
     "a truncated image": (["cut.png"], "cut.png cannot be decoded, it may be truncated"),
-    "the second image of two": (["cat.png", "notes.txt"], "image 1 of 2: notes.txt is not an image"),
+    "the second image of two": (
+        ["cat.png", "notes.txt"],
+        "1 of 2 images are broken and 5 % may be (notes.txt is unreadable)",
+    ),
     "no such model": (["cat.png", "--model", "digitz"], "there is no model 'digitz': "),
     "no such folder": (["cat.png", "--model", "./nowhere"], "there is no folder ./nowhere: check the path"),
     "a folder without a model": (["cat.png", "--model", "./notes"], "notes holds no config.json: give a folder"),

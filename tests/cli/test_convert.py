@@ -88,6 +88,10 @@ def test_inspecting(run, bundles, source):
         (["export", "openai", "./tiny", "ar"], "ar.index exists already: give --force to overwrite it"),
         (["export", "openai", "./tiny", "no/x"], "there is no folder no"),
         (["inspect", "none"], "there is no model 'none'"),
+        (["inspect", "."], "holds no weights: expected model.safetensors or pytorch_model.bin in it"),
+        (["inspect", "/"], "/ holds no weights: expected model.safetensors or pytorch_model.bin in it"),
+        (["convert", "openai", ".", "model"], ". is a folder: give what its files' names begin with"),
+        (["convert", "openai", "/", "model"], "/ is a folder: give what its files' names begin with"),
         (
             ["download", "s", "--step", "200000", "--out", "igpt"],
             "--step is 200000: there are 131000, 262000, 524000, 1000000",

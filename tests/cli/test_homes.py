@@ -95,3 +95,23 @@ def test_a_tilde_without_a_home_is_one_sentence(call):
     assert done.stdout == "status 2\n"
     assert "nobody knows which folder ~ is: give the path without it" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+LOADING = """
+from imagegpt import ImageGPTModel
+try:
+    ImageGPTModel.from_pretrained("owner/other", local_files_only=True)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_the_hub_without_a_home(call, place):
+    done = call([["sample", "--model", "openai/imagegpt-small", "--num", "1", "--out", "x.png"]])
+    assert done.stdout == "status 2\n", done.stderr
+    assert "'openai/imagegpt-small' is not on this machine" in done.stderr
+    kept = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "TMPDIR": str(place)}
+    done = subprocess.run(
+        [*BECOME_NOBODY, sys.executable, "-c", LOADING], cwd=place, env=kept, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("give cache_dir, or set HF_HOME\n"), done.stderr

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from imagegpt.cli._output import new_folder
+from imagegpt.files import FETCHING, LOCK_FILE, BusyError
 
 
 def fill(out, content, force=False):
@@ -35,3 +36,51 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     fill(out, "new", force=True)
     assert (out / "model").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    """It stayed for ever, as large as a model each; what only looks alike is the user's."""
+    out = tmp_path / "out"
+    fill(out, "first")
+    for name in (".out.0123abcd.making", ".out.0123abcd.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".tmpXy").write_text("half")
+    users = [".other.0123abcd.making", ".out.0123abcd.making.txt", ".out.notes.old"]
+    for name in users:
+        (tmp_path / name).mkdir()
+    fill(out, "second", force=True)
+    assert (out / "model").read_text() == "second"
+    assert names(tmp_path) == [*users, "out"]
+
+
+def test_a_folder_that_a_killed_process_was_replacing_is_put_back(tmp_path):
+    """Between two renames there is none of this name; it was left under another one that nobody looks for."""
+    out = tmp_path / "out"
+    fill(out, "first")
+    out.rename(tmp_path / ".out.0123abcd.old")
+    with pytest.raises(ValueError, match="out exists: choose another place, or replace it with --force"):
+        fill(out, "second")
+    assert (out / "model").read_text() == "first"
+    assert names(tmp_path) == ["out"]
+
+
+def test_two_make_one_folder(tmp_path):
+    with (
+        new_folder(tmp_path / "out", force=False, replaceable={"model"}),
+        pytest.raises(BusyError, match=r"another process makes out in .*: wait for it, or end it first"),
+    ):
+        fill(tmp_path / "out", "other")
+    assert names(tmp_path) == ["out"]
+
+
+def test_locks_and_what_a_download_left_do_not_block_force(tmp_path):
+    out = tmp_path / "out"
+    fill(out, "first")
+    (out / LOCK_FILE).touch()
+    (out / FETCHING).mkdir()
+    fill(out, "second", force=True)
+    assert names(out) == ["model"]

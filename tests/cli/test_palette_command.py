@@ -48,10 +48,19 @@ def test_grey_levels_of_a_sample(run, workplace, pictures):
 
 def test_broken_images_are_told(run, workplace, pictures):
     (workplace / "src" / "00.png").write_bytes(b"x")
-    status, out, _ = run("palette", "fit", "src", "--out", "pal", "--colors", 4)
-    assert status == 0
-    assert out.splitlines()[0] == "4 colours from 11 images: pal"
-    assert out.splitlines()[2].startswith("1 images could not be read, for one: src/00.png is not an image")
+    command = ["palette", "fit", "src", "--out", "pal", "--colors", 4]
+    status, out, err = run(*command)
+    assert (status, out) == (2, "")
+    assert "error: 1 of 12 images of src are broken and 5 % may be (00.png is unreadable): repair or remove" in err
+    status, out, err = run(*command, "--max-broken", 0.1)
+    assert (status, out.splitlines()[0]) == (1, "4 colours from 11 images: pal")
+    assert "left out (unreadable): src/00.png is not an image" in err
+    assert "1 broken image left out: see pal/broken-images.txt\n" in err
+    listed = (workplace / "pal" / "broken-images.txt").read_text()
+    assert listed.startswith("00.png\tunreadable\tsrc/00.png is not an image")
+    (workplace / "src" / "00.png").unlink()
+    assert run(*command, "--force")[0] == 0
+    assert not (workplace / "pal" / "broken-images.txt").exists()
 
 
 def test_a_split_of_the_digits(run, workplace):

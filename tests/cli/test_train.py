@@ -16,7 +16,7 @@ from imagegpt.cli import main
 from imagegpt.data.digits import load_digits
 from imagegpt.data.encoding import encode_images
 from imagegpt.evaluation.likelihood import mean_nll
-from imagegpt.files import locked
+from imagegpt.files import BusyError, locked
 from imagegpt.training.datasets import open_data
 from imagegpt.training.recipes import DataRecipe
 from imagegpt.training.trainer import Trainer
@@ -199,6 +199,25 @@ def test_two_commands_do_not_train_in_one_folder(trained, run):
         code, _, err = run("train", "digits", "--out", trained[0], "--force", *changes())
     assert (code, contents(trained[0])) == (2, before)
     assert f"another process trains in {trained[0]}: wait for it, or end it first" in one_line(err)
+
+
+def test_the_folder_is_locked_until_the_card_is_there(tmp_path, run, monkeypatch):
+    """It was free while the model was scored: another command could begin anew below the card."""
+    from imagegpt.runs import card
+
+    finish, out, refused = card.finish, tmp_path / "model", []
+
+    def try_to_enter(*arguments):
+        with pytest.raises(BusyError, match="another process trains in"), locked(out, "trains in"):
+            pass
+        refused.append(True)
+        return finish(*arguments)
+
+    monkeypatch.setattr(card, "finish", try_to_enter)
+    code, _, err = run("train", "digits", "--out", out, *changes())
+    assert (code, refused) == (0, [True]), err
+    with locked(out, "trains in"):  # and free again
+        assert (out / "README.md").is_file()
 
 
 def test_a_mistake_with_force_costs_nothing(trained, run):

@@ -129,7 +129,10 @@ def cut(out):
         (lambda out: (out / "encoding.json").unlink(), "OUT holds no encoded images, or not all of them: (re)start"),
         (rewrite("encoding.json", finished=False), "encoding into OUT was stopped before its end: give the same"),
         (rewrite("encoding.json", kind="cake"), "OUT/encoding.json was not written by imagegpt or is damaged"),
-        (rewrite("encoding.json", shard_size=0), "OUT/encoding.json was not written by imagegpt or is damaged"),
+        (
+            rewrite("encoding.json", shard_size=0),
+            "OUT/encoding.json is damaged: shard_size is 0: it must be a whole number",
+        ),
         (
             lambda out: (out / "preprocessor_config.json").unlink(),
             "there is no palette at OUT/preprocessor_config.json",
@@ -141,10 +144,10 @@ def cut(out):
             "OUT/data-00003-of-00005.arrow is damaged (",
         ),
         (cut, "OUT/data-00001-of-00005.arrow is damaged ("),
-        (swap, "OUT/data-00001-of-00005.arrow holds 2 images, not what encoding.json says: encode again"),
+        (swap, "OUT/data-00001-of-00005.arrow is damaged (its SHA-256 is not the one that was written down): give the"),
         (
             rewrite("encoding.json", processor={"size": {"height": 8, "width": 9}}),
-            "an image has 64 ids, not 72: encode the images again",
+            "OUT/data-00000-of-00005.arrow is damaged (its columns are not those of this encoding), ",
         ),
     ],
 )
@@ -154,3 +157,9 @@ def test_what_does_not_belong_together_is_one_sentence(copy, spoil, message):
         EncodedImages.load(copy)
     assert str(caught.value).replace(str(copy), "OUT").startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_fingerprint_is_not_repeated_whole(copy):
+    rewrite("encoding.json", palette="a" * 10_000)(copy)
+    with pytest.raises(ValueError, match=f"were encoded with {'a' * 40}: put the former file back"):
+        EncodedImages.load(copy)

@@ -120,6 +120,19 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, rgb, save, monkeypatch
     assert source_fingerprint(open_images(tmp_path / "src")) != before[1]
 
 
+def test_what_a_killed_process_left_in_the_cache_goes(tmp_path, rgb, save, cache):
+    """It stayed for ever."""
+    save(src={"a.png": rgb[0]})
+    pixel_hashes(open_images(tmp_path / "src"))
+    (kept,) = cache.iterdir()
+    left, other = cache / f".{kept.name}.0123abcd.tmp", cache / ".other-pixels.0123abcd.tmp"
+    left.touch()
+    other.touch()  # another process may be writing it
+    save(src={"a.png": rgb[1]})
+    pixel_hashes(open_images(tmp_path / "src"))
+    assert sorted(cache.iterdir()) == [other, kept]
+
+
 @pytest.mark.parametrize("spoil", ["absent", "empty", "cut", "flipped", "read-only", "a folder"])
 def test_the_cache_does_no_harm(tmp_path, rgb, save, cache, spoil):
     save(src={f"{index}.png": image for index, image in enumerate(rgb[:5])})
@@ -215,9 +228,9 @@ def test_an_encoding_of_another_version_is_refused(tmp_path, rgb, processor):
     np.save(tmp_path / "a.npy", rgb)
     encode_images(tmp_path / "a.npy", tmp_path / "out", processor)
     manifest = tmp_path / "out" / "encoding.json"
-    manifest.write_text(manifest.read_text().replace('  "format_version": 2,\n', ""))
+    manifest.write_text(manifest.read_text().replace('  "format_version": 3,\n', ""))
     for use in (EncodedImages.load, lambda out: encode_images(tmp_path / "a.npy", out, processor)):
-        with pytest.raises(ValueError, match=r"encoding.json has format version an older one, this imagegpt reads 2"):
+        with pytest.raises(ValueError, match=r"encoding.json has format version an older one, this imagegpt reads 3"):
             use(tmp_path / "out")
 
 

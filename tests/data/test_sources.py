@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt.data.examples import trouble_with
+from imagegpt.data.broken_images import trouble_with
 from imagegpt.data.hashing import source_fingerprint
 from imagegpt.data.sources import list_splits, open_images
 from imagegpt.image_files import open_picture
@@ -46,7 +46,7 @@ def test_a_plain_folder_is_in_the_order_of_its_names(tmp_path, save):
 def test_subfolders_are_classes_in_their_order(tmp_path, save):
     """As text "a-b/x" comes before "a/x"; as a folder it comes after."""
     save(**{"all/a-b": colors(1), "all/a": colors(2), "all/c/deep": colors(4), "all/c": colors(3)})
-    (tmp_path / "all" / "empty").mkdir()
+    (tmp_path / "all" / ".empty").mkdir()
     source = open_images(tmp_path / "all")
     assert source.classes == ["a", "a-b", "c"]
     assert [(red, source[index].label) for index, red in enumerate(reds(source))] == [(2, 0), (1, 1), (3, 2), (4, 2)]

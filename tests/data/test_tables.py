@@ -178,7 +178,7 @@ BAD = {
     ),
     "half of it in splits": (mixed, "src", "src/more.parquet is of no split and other files in src are: call it"),
     "no state": (
-        saved_and(lambda p: (p / "state.json").write_text("{}")), "src", "src/state.json is damaged ('_data_files'): "
+        saved_and(lambda p: (p / "state.json").write_text("{}")), "src", "src/state.json is damaged (_data_files"
     ),
     "a shard cut short": (
         saved_and(lambda p: (p / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff\x10")),
@@ -212,3 +212,10 @@ def test_without_the_library_one_sentence(tmp_path, monkeypatch, cells):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"^parquet needs the library datasets: pip install 'imagegpt\[data\]'$"):
         tables.open_parquet([tmp_path / "a.parquet"], "a", None)
+
+
+@pytest.mark.parametrize("folder", ["a[1]", "a*b", "a?"])
+def test_parquet_in_a_folder_whose_name_looks_like_a_pattern(tmp_path, rgb, processor, cells, folder):
+    (tmp_path / folder).mkdir()
+    parquet.write_table(table(cells), tmp_path / folder / "a.parquet")
+    check(open_images(tmp_path / folder / "a.parquet"), processor, rgb[:6])

@@ -187,6 +187,7 @@ def test_drafts(num_colors, num_images, num_fed):
     assert torch.equal(drawn, StepBackend.redraw(backend, scores, fed, positions, influence))
 
 
+@pytest.mark.slow  # each compiles everything once more
 def test_other_processors(run_for_processor):
     """The tests above, at some of the sizes."""
     chosen = "rows or variants or sizes and (of_3 or of_33) or prompts or none or drafts"

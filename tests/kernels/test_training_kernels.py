@@ -203,6 +203,7 @@ def test_for_what_there_is_no_kernel(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
 
 
+@pytest.mark.slow  # each compiles everything once more
 def test_training_kernels_for_other_processors(run_for_processor):
     """The tests above, in float32."""
     without_bfloat16 = "    torch.cpu._is_avx512_bf16_supported = lambda: False\n"

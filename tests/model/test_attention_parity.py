@@ -44,11 +44,16 @@ def largest_error(logits, expected):
     return (logits.double() - torch.from_numpy(expected)).abs().max().item()
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("backend", [*OF_MODEL, *OF_SAMPLING])
+def backends_and_cases():
+    """Each backend with each case; flex_attention with some, since it compiles each for seconds."""
+    for backend in [*OF_MODEL, *OF_SAMPLING]:
+        is_flex = backend == "flex_attention"
+        for case in WITH_FLEX if is_flex else CASES:
+            yield pytest.param(backend, case, marks=[pytest.mark.slow] if is_flex else [])
+
+
+@pytest.mark.parametrize(("backend", "case"), list(backends_and_cases()))
 def test_logits_are_the_definitions(backend, case, with_training_kernels):
-    if backend == "flex_attention" and case not in WITH_FLEX:
-        pytest.skip("flex_attention is compiled anew for each case, which takes seconds")
     model = model_of(case)
     tokens = tokens_of(model)
     expected = oracle.logits(model, tokens)

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import naive_ids
 import pytest
 import torch
 
+import naive_ids
 from imagegpt import ImageGPTPipeline
 from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules
 from imagegpt.sampling.weight_formats import PrecisionOption
@@ -130,7 +130,7 @@ for precision in ("float32", "bfloat16", "int8"):
 """
 
 
-@pytest.mark.parametrize(("threads", "used"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("threads", "used"), [(2, True), pytest.param(1, False, marks=pytest.mark.slow)])
 def test_an_empty_and_a_filled_cache_folder_and_a_used_process(threads, used, tmp_path, digits):
     expected = [
         hashlib.sha256(Sampler(digits, precision=one).generate(seeds=range(5)).numpy().tobytes()).hexdigest()

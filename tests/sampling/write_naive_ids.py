@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 import torch
-from naive_ids import PATH, NaiveIds, hash_weights, load_bundled, write
 
 from imagegpt.sampling import SamplingRules, image_seed
 from imagegpt.sampling.rules import gumbel_noise, score, seed_tensor
+from naive_ids import PATH, NaiveIds, hash_weights, load_bundled, write
 
 NUM_IMAGES = {"digits": 300, "cifar10": 40}
 GREEDY = SamplingRules(temperature=0)  # for one image of each model: its greedy images are all the same

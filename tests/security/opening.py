@@ -17,7 +17,9 @@ from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 from imagegpt.checkpoints.listing import list_tensors
 from imagegpt.checkpoints.loading import load_config, load_model, load_processor
+from imagegpt.data.encoded import EncodedImages
 from imagegpt.data.sources import open_images
+from imagegpt.images import read_image
 from imagegpt.training.checkpoints import Checkpoints
 from imagegpt.training.optimization import AveragedWeights, build_optimizers
 from imagegpt.training.reading import parse_recipe, read_recipe
@@ -65,6 +67,8 @@ def load(path: Path) -> None:
 
 OPENERS = {
     "checkpoint": resume,
+    "encoded": lambda path: EncodedImages.load(path).ids([0]),
+    "pictures": lambda path: read_image(open_images(path)[0].image, (255, 255, 255)),
     "images": lambda path: open_images(path)[0],
     "list": lambda path: list_tensors(str(path)),
     "model": load,

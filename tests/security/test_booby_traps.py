@@ -5,6 +5,7 @@ the files make a file `sprung` when they run. `pytorch_model.bin`, which torch u
 test of its own, because torch looks up the classes of tensors.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,14 +14,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pyarrow import parquet
 
 from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.checkpoints.openai import to_openai
 from imagegpt.checkpoints.tensor_bundle import write_bundle
+from imagegpt.data.encoding import encode_images
 from imagegpt.training.checkpoints import Checkpoints
 from opening import ALONE, RECIPE, run
 
@@ -94,6 +101,19 @@ def add_models(traps):
     traps.add_model("kernel", fields(config, attn_implementation="evil/kernel"))
     traps.add_model("kernel-2", fields(config, _attn_implementation="evil/kernel:run"))
     traps.add_model("flash", fields(config, attn_implementation="flash_attention_3"))
+    traps.add_model("fusion", fields(config, fusion_config={"patch_embeddings": True}))
+    traps.add_model("kernels", fields(config, kernel_config={"kernel_mapping": {"Block": "evil/kernel:run"}}))
+    traps.add_model("experts", fields(config, experts_implementation="evil/kernel"))
+    traps.add_model("layers", fields(config, per_layer_config={"0": {"n_inner": 8}}))
+    traps.add_model("distribution", fields(config, distributed_config={"tp_plan": "auto"}))
+
+    def second(folder):  # which transformers reads in place of config.json
+        asked = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+        content = json.loads((folder / config).read_text())
+        (folder / "config.4.0.0.json").write_text(json.dumps(content | asked))
+        fields(config, configuration_files=["config.4.0.0.json"])(folder)
+
+    traps.add_model("second", second)
     for method in ("bitsandbytes", "gptq", "awq", "quanto", "torchao"):
         traps.add_model(method, fields(config, quantization_config={"quant_method": method, "load_in_8bit": True}))
     traps.add_model(
@@ -176,11 +196,127 @@ def add_others(traps):
     traps.add("safetensors", "list", traps.model, lambda path: (path / "model.safetensors").write_bytes(trap))
 
 
+def png(folder, name="a.png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(folder / name)
+    return (folder / name).read_bytes()
+
+
+def add_pictures(traps):
+    """Image files with something in their metadata, and one that is a program."""
+    folder, trap = traps.folder / "photos", traps.trap
+    for suffix in ("png", "webp", "tiff", "jpg"):
+        png(folder / suffix, f"a.{suffix}")
+
+    def save(suffix, **options):
+        def change(place):
+            Image.open(place / f"a.{suffix}").save(place / f"a.{suffix}", **options)
+
+        traps.add(f"photo-{suffix}-{'-'.join(options)}", "pictures", folder / suffix, change)
+
+    info = PngInfo()
+    info.add(b"eXIf", trap)
+    info.add(b"piCk", trap)
+    info.add_text("Raw profile type exif", f"\nexif\n{len(trap)}\n{trap.hex()}\n")
+    save("png", pnginfo=info)
+    save("png", icc_profile=trap)
+    for suffix in ("webp", "jpg"):
+        save(suffix, exif=b"Exif\0\0" + trap)
+        save(suffix, icc_profile=trap)
+    save("webp", xmp=trap)
+    save("tiff", tiffinfo={270: traps.code, 700: trap, 34377: trap, 65000: trap})
+    program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({folder}/sprung) (w) file closefile\n"
+    for suffix in ("png", "jpg"):
+        traps.add(
+            f"postscript-{suffix}", "pictures", folder / suffix,
+            lambda place: next(place.iterdir()).write_text(program),
+        )  # fmt: skip
+
+
+def add_tables(traps):
+    """Tables whose columns and descriptions name code, and those that lead elsewhere."""
+    folder, trap = traps.folder / "tables", traps.trap
+    cells = [{"bytes": png(traps.folder / "cell"), "path": "a.png"}] * 2
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    made = datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features)
+    made.save_to_disk(folder / "saved")
+    (folder / "parquet").mkdir()
+    made.to_parquet(folder / "parquet" / "a.parquet")
+    shard = "data-00000-of-00001.arrow"
+    evil = {
+        "image": {"_type": "evil.Image", "_target_": "os.system"},
+        "label": {"_type": "subprocess.Popen", "args": "x"},
+    }
+    described = json.dumps({"info": {"features": evil}}).encode()
+    descriptions = {"features": {b"huggingface": described}, "pandas": {b"pandas": trap, b"imagegpt": trap}}
+
+    def rewritten(change, suffix):
+        def rewrite(place):
+            with pyarrow.ipc.open_stream((folder / "saved" / shard).read_bytes()) as stream:
+                table = change(stream.read_all())
+            if suffix == "parquet":
+                parquet.write_table(table, place / "a.parquet")
+                return
+            with pyarrow.OSFile(str(place / shard), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table)
+
+        return rewrite
+
+    def with_extension(table):
+        """As pyarrow once wrote the types of users, and unpickled them."""
+        about = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": trap}
+        fields = [field.with_metadata(about) for field in table.schema]
+        return table.cast(pyarrow.schema(fields, table.schema.metadata))
+
+    def with_path(table):
+        cell = {"bytes": None, "path": "/dev/zero"}
+        return table.set_column(0, "image", pyarrow.array([cell, cell], table.schema.field("image").type))
+
+    def with_program(table):
+        cell = {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "path": "a.png"}
+        return table.set_column(0, "image", pyarrow.array([cell, cell], table.schema.field("image").type))
+
+    changes = {
+        name: lambda table, about=about: table.replace_schema_metadata(about) for name, about in descriptions.items()
+    }
+    changes |= {"extension": with_extension, "device": with_path, "postscript": with_program}
+    for kind, clean in (("arrow", folder / "saved"), ("parquet", folder / "parquet")):
+        for name, change in changes.items():
+            traps.add(f"{kind}-{name}", "pictures", clean, rewritten(change, kind))
+
+    def with_code(place):
+        for name in ("saved.py", "dataset.py", "loading.py"):
+            (place / name).write_text(traps.code)
+        fields("dataset_info.json", features=evil, builder_name="evil", download_checksums={"http://evil": 1})(place)
+
+    traps.add("arrow-info", "pictures", folder / "saved", with_code)
+    for name in ("../../saved/" + shard, str(folder / "saved" / shard)):
+        listed = [{"filename": name}]
+        traps.add(f"arrow-state-{name[0]}", "pictures", folder / "saved", fields("state.json", _data_files=listed))
+
+    np.savez(folder / "a.npz", images=np.zeros((2, 4, 4), np.uint8))
+    encode_images(folder / "a.npz", folder / "encoded", ImageGPTImageProcessor(ColorPalette.grey(16), size=4))
+
+    def with_pickle(place):
+        path = place / shard
+        with pyarrow.ipc.open_stream(path.read_bytes()) as stream:
+            table = with_extension(stream.read_all())
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+        fields("encoding.json", checksums={shard: hashlib.sha256(path.read_bytes()).hexdigest()})(place)
+
+    traps.add("encoded-extension", "encoded", folder / "encoded", with_pickle)
+    traps.add("encoded-info", "encoded", folder / "encoded", with_code)
+    traps.add("encoded-shard", "encoded", folder / "encoded", lambda place: (place / shard).write_bytes(trap))
+
+
 @pytest.fixture(scope="module")
 def traps(tmp_path_factory):
     made = Traps(tmp_path_factory.mktemp("traps"))
     add_models(made)
     add_others(made)
+    add_pictures(made)
+    add_tables(made)
     return made
 
 
@@ -220,7 +356,10 @@ def test_what_is_refused_is_refused_in_a_sentence(told):
     ignored = {name for name, one in told.items() if not one["trapped"]}  # which were never read
     assert ignored == {
         f"{name}-{kind}" for name in ("beside", "processor", "generation") for kind in ("model", "transformers")
-    } | {"checkpoint", "distributed-transformers"}
+    } | {name for name in told if name.startswith("photo-")} | {
+        "checkpoint", "distributed-transformers", "arrow-features", "arrow-pandas", "arrow-extension", "arrow-info",
+        "parquet-pandas", "parquet-extension", "encoded-extension", "encoded-info",
+    }  # fmt: skip
 
 
 def test_pickled_weights_run_nothing(traps, tmp_path):

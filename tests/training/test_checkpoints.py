@@ -9,7 +9,7 @@ import torch
 
 from imagegpt.training.checkpoints import CHECKPOINT_FORMAT, Checkpoints, damage_of, step_of
 from imagegpt.training.optimization import AveragedWeights, build_optimizers
-from imagegpt.training.trainer import Progress
+from imagegpt.training.progress import Progress
 from stripes import ALONE, make_loss, make_recipe, make_trainer, same_weights, stop_after, weights_of
 
 RECIPE = make_recipe(watch={"checkpoint_every": 4})
@@ -270,3 +270,27 @@ def test_a_manifest_leads_nowhere_else(checkpoints):
     listed = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**listed, "../../../../../../../../dev/zero": [1, "x"]}))
     assert damage_of(path) == "../../../../../../../../dev/zero is missing"
+
+
+def test_a_state_that_was_loaded_is_saved_in_the_same_order(checkpoints):
+    """The tensors came in another one, so that nobody could compare the checkpoints of two runs by their bytes."""
+    before, after = State(), State(updates=1)
+    first = checkpoints.save(7, *before.all, {})
+    checkpoints.load(first, *after.all)
+    second = checkpoints.save(8, *after.all, {})
+    one, other = ((path / SHARD).read_bytes() for path in (first, second))
+    end = 8 + int.from_bytes(one[:8], "little")
+    assert json.loads(one[8:end]) == json.loads(other[8:end])
+    assert one[end:] == other[end:]
+
+
+def test_what_a_killed_process_left_of_an_old_one_goes(checkpoints):
+    """It stayed for ever if it was left by the last checkpoint of a run."""
+    for step in (1, 2):
+        checkpoints.save(step, *State(0).all, {})
+    half = checkpoints.folder / "step-00000000"
+    half.mkdir()
+    (half / "manifest.json").touch()
+    (checkpoints.folder / "step-00000003").mkdir()  # of more steps: it may be a disk that could not be read for once
+    checkpoints.remove_old(2)
+    assert names(checkpoints) == ["step-00000001", "step-00000002", "step-00000003"]

@@ -7,7 +7,7 @@ import torch
 from imagegpt.training import trainer as module
 from imagegpt.training.objectives import Loss, autoregressive_loss
 from imagegpt.training.order import batch_indices
-from imagegpt.training.trainer import Progress
+from imagegpt.training.progress import Progress
 from stripes import (
     STRIPES,
     make_loss,

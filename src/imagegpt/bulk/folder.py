@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from imagegpt import ranges
 from imagegpt.bulk.workers import Workers
-from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, check_format, final_name, lock_folder, locked
+from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, final_name, lock_folder, locked, read_own
 from imagegpt.sampling import SamplingRules
+from imagegpt.schemas import validate
 
 RUN_FORMAT = 2  # of run.json
 FILE_FORMATS = ("png", "npz", "arrow")
@@ -62,21 +64,12 @@ class RunSettings:
         fields = {"kind": _KIND, FORMAT_KEY: RUN_FORMAT, **dataclasses.asdict(self)}
         return json.dumps(fields, indent=2) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The settings that `to_json` wrote.
-
-        Raises: ValueError or TypeError if it did not.
-        """
-        fields = _fields_of(text)
-        fields = {name: value for name, value in fields.items() if name not in ("kind", FORMAT_KEY)}
-        settings = cls(**{**fields, "rules": SamplingRules(**fields["rules"])})
-        for field in dataclasses.fields(cls):
-            if not isinstance(getattr(settings, field.name), field.type):  # pyright: ignore[reportArgumentType]
-                raise TypeError(f"{field.name} is no {field.type}")
-        if min(settings.num, settings.batch_size) < 1:
-            raise ValueError("it is an empty run")
-        return settings
+    def __post_init__(self) -> None:
+        ranges.SEED.check("seed", self.seed)
+        ranges.BATCH.check("batch_size", self.batch_size)
+        ranges.NUM_IMAGES.check("num", self.num)
+        if self.file_format not in FILE_FORMATS:
+            raise ValueError(f"file_format is {self.file_format!r}: it must be one of {', '.join(FILE_FORMATS)}")
 
     @property
     def num_blocks(self) -> int:
@@ -127,31 +120,19 @@ def read_settings(folder: Path) -> RunSettings | None:
 
     Raises: ValueError if there is a `run.json` that is not ours, or of another version.
     """
-    path = folder / MANIFEST
-    damaged = f"{path} was not written by imagegpt or is damaged: choose another folder"
+    path, remedy = folder / MANIFEST, "choose another folder"
     try:
-        text = path.read_text(encoding="utf-8")
-        fields = _fields_of(text)
+        fields = read_own(path, dict[str, Any], RUN_FORMAT, kind=_KIND, remedy=remedy)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise ValueError(damaged) from error
-    check_format(fields, RUN_FORMAT, what=str(path), remedy="choose another folder")
+    damaged = f"{path} was not written by imagegpt or is damaged"
     try:
-        return RunSettings.from_json(text)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(damaged) from error
-
-
-def _fields_of(text: str) -> dict[str, Any]:
-    """What `run.json` says, of whatever version.
-
-    Raises: ValueError if it is of another kind.
-    """
-    fields = json.loads(text)
-    if not isinstance(fields, dict) or fields.get("kind") != _KIND:
-        raise ValueError("it is of another kind")
-    return fields
+        settings = validate(fields, RunSettings, damaged)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
+    if json.loads(settings.to_json()) != fields:  # "0" for 0, for example, or more fields than there are
+        raise ValueError(f"{damaged}: {remedy}")
+    return settings
 
 
 def check_folder(folder: Path) -> RunSettings | None:

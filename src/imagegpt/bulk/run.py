@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import imagegpt
 from imagegpt import ranges
 from imagegpt.bulk import folder as places
 from imagegpt.bulk.folder import RunSettings
-from imagegpt.bulk.formats import check_format, count_images, encoder, missing_files
+from imagegpt.bulk.formats import check_format, count_images, damage_of, encoder, missing_files
 from imagegpt.bulk.workers import Workers
 from imagegpt.config import ImageGPTConfig
 from imagegpt.files import atomic_write, remove_if_unused
@@ -53,7 +54,7 @@ def sample_many(
     """Draw images into a folder, those that are not there yet; see the top of the package for what it then holds.
 
     The same call goes on after a kill, and the files are those of an undisturbed run, byte for byte on the same
-    kind of machine. Memory holds one block.
+    kind of machine. Files that are damaged are named in a warning and drawn again. Memory holds one block.
 
     Args:
         pipe: draws them; image k is `pipe.sample`'s image k for this seed.
@@ -223,6 +224,9 @@ class _Run:
             files = missing_files(self.folder, self.settings, number)
             if not files:
                 continue
+            for path, damage in ((path, damage_of(path)) for path, _ in files):
+                if damage is not None:
+                    warnings.warn(f"{path} is damaged ({damage}) and is drawn again", stacklevel=2)
             start = time.monotonic()
             num_missing = sum(len(indices) for _, indices in files)
             self._write(files, self._draw_block(number, num_missing), number * self.settings.batch_size)
@@ -260,6 +264,11 @@ class _Run:
             self._recount()
         self.progress(min(self._done + more, self.settings.num), self.settings.num)
 
+    def _others_have_to_draw(self) -> bool:
+        """Whether files that are there are damaged, in the share of another process."""
+        others = (number for number in range(self.settings.num_blocks) if not self.workers.owns(number))
+        return any(missing_files(self.folder, self.settings, number) for number in others)
+
     def _recount(self) -> None:
         """Count what is there, the other processes' images too; not more often than it is worth."""
         start = time.monotonic()
@@ -273,7 +282,7 @@ class _Run:
         """
         limit = max(self.workers.wait_s, 4 * self._longest_block_s)
         end, before = time.monotonic() + limit, -1
-        while self._done < self.settings.num:
+        while self._done < self.settings.num or self._others_have_to_draw():
             if self._done > before:
                 end, before = time.monotonic() + limit, self._done
             if time.monotonic() > end:

@@ -1,6 +1,6 @@
 """Folders as transformers writes them from OpenAI's checkpoints and from older folders, and back."""
 
-import hashlib
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,12 @@ from imagegpt.checkpoints.registry import MODEL_CARD
 from imagegpt.checkpoints.saving import save_folder
 from imagegpt.checkpoints.tensor_bundle import TensorBundle, read_bundle, shard_path, write_bundle
 from imagegpt.config import ImageGPTConfig
+from imagegpt.files import final_name, locked_name, sha256_of
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.palette import ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
 
 CLASSIFIER = "classifier"  # the folder beside the weights, where a checkpoint has a head for classes
-_HASHED_AT_ONCE = 1 << 22
 
 _CARD = """---
 library_name: imagegpt
@@ -137,11 +137,17 @@ def export_openai(folder: Path, prefix: Path, *, num_shards: int = 1) -> list[st
         prefix: of the files to write.
         num_shards: data files.
     Returns: the names of the variables.
-    Raises: ValueError, in one sentence, for what their code cannot compute; OSError if it cannot be written.
+    Raises: ValueError, in one sentence, for what their code cannot compute, or if another process writes the same;
+        OSError if it cannot be written.
     """
     model = load_model(folder)
     variables = to_openai(model.config, model.state_dict())
-    write_bundle(prefix, variables, num_shards)
+    own = re.compile(rf"{re.escape(prefix.name)}\.(index|data-\d{{5}}-of-\d{{5}})")
+    with locked_name(prefix):
+        for path in prefix.parent.iterdir():  # what a process that was killed left half written
+            if final_name(path.name) != path.name and own.fullmatch(final_name(path.name)):
+                path.unlink()
+        write_bundle(prefix, variables, num_shards)
     return sorted(variables)
 
 
@@ -167,7 +173,7 @@ def _card(bundle: TensorBundle, converted: Converted, command: str) -> str:
     prefix = bundle.prefix
     paths = [prefix.with_name(prefix.name + ".index")]
     paths += [shard_path(prefix, shard, bundle.num_shards) for shard in range(bundle.num_shards)]
-    rows = [f"| {path.name} | {path.stat().st_size:,} | {_sha256(path)} |" for path in paths]
+    rows = [f"| {path.name} | {path.stat().st_size:,} | {sha256_of(path)} |" for path in paths]
     causal = converted.config.is_causal
     return _CARD.format(
         title=f"ImageGPT from {prefix.name}",
@@ -180,11 +186,3 @@ def _card(bundle: TensorBundle, converted: Converted, command: str) -> str:
         biases="; the biases, which the original has not, are zero" if converted.config.use_bias else "",
         files="\n".join(rows),
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_HASHED_AT_ONCE):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -1,8 +1,10 @@
 """Fetching OpenAI's public files: resumed where it was cut, checked before a file takes its place.
 
-    OUT/.fetching/NAME.part    what has come so far
-    OUT/.fetching/NAME         a file that is complete, until all are
-    OUT/NAME                   when the checksums of all tensors were right
+    OUT/.imagegpt.fetching/NAME.part    what has come so far
+    OUT/.imagegpt.fetching/NAME         a file that is complete, until all are
+    OUT/NAME                            when the checksums of all tensors were right
+
+Only one process at a time fetches into a folder. What has come stays there when it fails, for the next call.
 
 No file may be larger than what the model needs: the index says how long each data file is, and the model's size how
 long all of them are.
@@ -10,13 +12,15 @@ long all of them are.
 Source of the addresses: download.py of the original repository.
 """
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from imagegpt.checkpoints.fetching import Progress, check_address, fetch
 from imagegpt.checkpoints.tensor_bundle import DamagedError, read_bundle, shard_path
+from imagegpt.files import FETCHING, cannot_write, locked, remove_if_unused, sync
 from imagegpt.palette import PALETTE_FILE, ColorPalette
 
 BASE = "https://openaipublic.blob.core.windows.net/image-gpt"
@@ -28,7 +32,6 @@ _WEIGHTS = {"s": 77_000_000, "m": 456_000_000, "l": 1_363_000_000}
 _WEIGHT_BYTES = 4 * 4  # float32, with the two moments of Adam and an average
 _INDEX_BYTES, _PALETTE_BYTES = 16 << 20, 1 << 20
 _SLACK_BYTES = 1 << 20  # of a data file beyond its last variable
-_FETCHING = ".fetching"
 
 
 def addresses(size: Size, step: int, *, bert: bool = False, base: str = BASE) -> dict[str, str]:
@@ -71,27 +74,54 @@ def download(
         most_bytes: of the data files together, see `largest_bytes`.
         pause_s: before an address is tried again, doubled each time.
     Returns: the prefix of the checkpoint.
-    Raises: ConnectionError if a server cannot be reached or sends something else; ValueError if what came is damaged;
-        OSError if it cannot be written. Good files stay as they are.
+    Raises: ConnectionError if a server cannot be reached or sends something else; ValueError if what came is damaged,
+        or another process fetches into the folder; OSError if it cannot be written. Good files stay as they are.
     """
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent}: make it first, or choose another place")
     (index,) = (name for name in files if name.endswith(".index"))
-    prefix = out / index.removesuffix(".index")
-    making = out / _FETCHING
-    making.mkdir(parents=True, exist_ok=True)
-    limits = {index: _INDEX_BYTES, PALETTE_FILE: _PALETTE_BYTES}
-    for name in sorted(files, key=lambda name: name != index):  # the index first, it says how long the others are
-        if not ((out / name).is_file() or (making / name).is_file()):
-            fetch(files[name], making / name, limits.get(name, 0), progress, pause_s)
-        if name == index:
-            limits |= _data_limits(making if (making / index).is_file() else out, files, making, most_bytes)
-    _check(files, out, making)
-    for name in sorted(files, key=lambda name: name.endswith(".index")):  # the index last: with it, all is there
-        if (making / name).is_file():
+    with _claimed(out) as making:
+        limits = {index: _INDEX_BYTES, PALETTE_FILE: _PALETTE_BYTES}
+        for name in sorted(files, key=lambda name: name != index):  # the index first, it says how long the others are
+            if not ((out / name).is_file() or (making / name).is_file()):
+                fetch(files[name], making / name, limits.get(name, 0), progress, pause_s)
+            if name == index:
+                limits |= _data_limits(making if (making / index).is_file() else out, files, making, most_bytes)
+        _check(files, out, making)
+        new = [name for name in files if (making / name).is_file()]
+        for name in new:
+            sync(making / name)
+        for name in sorted(new, key=lambda name: name == index):  # the index last: with it, all is there
             (making / name).replace(out / name)
-    shutil.rmtree(making)
-    return prefix
+        sync(out)
+        shutil.rmtree(making)
+    return out / index.removesuffix(".index")
+
+
+@contextlib.contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """The folder, made if need be and kept from other processes, with one in it for what is not done yet.
+
+    Gives: the inner one, which goes at the end if nothing has come into it.
+    Raises: OSError, in one sentence, for the system's own.
+    """
+    is_new, making = not out.exists(), out / FETCHING
+    try:
+        out.mkdir(exist_ok=True)
+        with locked(out, "downloads into"):
+            making.mkdir(exist_ok=True)
+            try:
+                yield making
+            finally:
+                with contextlib.suppress(OSError):
+                    making.rmdir()
+    except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError):  # a sentence of ours
+            raise
+        raise cannot_write("the checkpoint", out, error) from error
+    finally:
+        if is_new:
+            remove_if_unused(out)
 
 
 def _data_limits(folder: Path, files: dict[str, str], making: Path, most_bytes: int) -> dict[str, int]:
@@ -109,8 +139,7 @@ def _data_limits(folder: Path, files: dict[str, str], making: Path, most_bytes: 
         if sum(sizes) > most_bytes:
             raise ValueError(f"it asks for {sum(sizes):,} bytes, and such a model has {most_bytes:,} at most")
     except ValueError as error:
-        _remove_new(folder / index, making)
-        raise ValueError(f"{index} came damaged ({error}); the same command fetches it again") from error
+        raise ValueError(f"{index} is damaged ({error}); {_again(folder / index, making)}") from error
     return {name: size + _SLACK_BYTES for name, size in zip(names, sizes, strict=True)}
 
 
@@ -129,14 +158,15 @@ def _check(files: Sequence[str] | dict[str, str], out: Path, making: Path) -> No
                 bundle[name]
         ColorPalette.load(places[PALETTE_FILE])
     except DamagedError as error:
-        _remove_new(error.path, making)
-        raise ValueError(f"{error}; the same command fetches it again") from error
+        raise ValueError(f"{error}; {_again(error.path, making)}") from error
     except ValueError as error:
-        bad = index if PALETTE_FILE not in str(error) else PALETTE_FILE
-        _remove_new(places[bad], making)
-        raise ValueError(f"{places[bad].name} came damaged ({error}); the same command fetches it again") from error
+        bad = places[index if PALETTE_FILE not in str(error) else PALETTE_FILE]
+        raise ValueError(f"{bad.name} is damaged ({error}); {_again(bad, making)}") from error
 
 
-def _remove_new(path: Path, making: Path) -> None:
-    if path.parent == making:
-        path.unlink(missing_ok=True)
+def _again(path: Path, making: Path) -> str:
+    """How a damaged file can be had again; one that has just come is removed, others are the user's."""
+    if path.parent != making:
+        return "remove it, then the same command fetches it again"
+    path.unlink(missing_ok=True)
+    return "the same command fetches it again"

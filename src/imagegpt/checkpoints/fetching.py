@@ -47,7 +47,7 @@ def fetch(address: str, path: Path, limit: int, progress: Progress, pause_s: flo
         progress: called with the file's name, the bytes that are there and the bytes there will be.
         pause_s: before the address is tried again, doubled each time.
     Raises: ConnectionError if the server cannot be reached, sends something else or too much; ValueError if what came
-        is damaged; OSError if it cannot be written.
+        is damaged; OSError, the system's own, if it cannot be written.
     """
     tries = 0
     while True:
@@ -107,11 +107,11 @@ def _go_on(address: str, path: Path, limit: int, progress: Progress) -> None:
                 raise ConnectionError(
                     f"{address} has {total:,} bytes, and no more than {limit:,} are needed: use another --base"
                 )
-            _write_tag(part, answer.headers.get("ETag"))
             with part.open("r+b" if begin else "wb") as file:
                 file.seek(begin)
                 file.truncate()
-                while piece := answer.read(min(_PIECE, total - file.tell() + 1)):
+                _write_tag(part, answer.headers.get("ETag"))  # now that nothing of another version is there
+                while piece := _read(answer, min(_PIECE, total - file.tell() + 1)):
                     file.write(piece)
                     progress(path.name, file.tell(), total)
                     if file.tell() > total:
@@ -135,6 +135,14 @@ def _go_on(address: str, path: Path, limit: int, progress: Progress) -> None:
         raise ValueError(f"{address} came damaged, its checksum is wrong: the same command fetches it again")
     part.replace(path)
     _forget(part)
+
+
+def _read(answer: Any, num_bytes: int) -> bytes:
+    """Some bytes of an answer; the system's errors here are the network's, all others are the disk's."""
+    try:
+        return answer.read(num_bytes)
+    except OSError as error:
+        raise _CutError(error.strerror or type(error).__name__) from error
 
 
 def _announced(answer: Any, have: int, address: str) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Models on huggingface.co: fetching one into the hub's cache, and publishing one."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -18,8 +20,10 @@ from huggingface_hub.errors import (
 )
 
 from imagegpt.checkpoints.registry import HUB_MODELS, MODEL_CARD
+from imagegpt.files import cache_folder
 
 _SMALL_FILES = ["*.json", "*.npy", MODEL_CARD]
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -28,7 +32,8 @@ class HubOptions(TypedDict, total=False):
 
     Attributes:
         revision: branch, tag or commit; None is the newest.
-        cache_dir: where files are kept; None is the hub's own place, `~/.cache/huggingface/hub`.
+        cache_dir: where files are kept; None is the hub's own place, `~/.cache/huggingface/hub`, or, for a user without
+            a home, one beside our own cache.
         force_download: fetch again what is there already.
         local_files_only: use what is in the cache, and do not reach for the network.
         token: a token of huggingface.co, for private and gated models; True or None is the one that 'hf auth login'
@@ -51,7 +56,7 @@ def fetch(name: str, *, weights: bool = True, **options: Unpack[HubOptions]) -> 
         **options: see `HubOptions`; each is used for every file.
     Returns: the folder they are in, all of one commit.
     Raises: ValueError if there is no such model or revision, or permission for it; ConnectionError if a file is neither
-        here nor to be had.
+        here nor to be had; OSError if it cannot be written.
     """
     with _one_sentence(name, options):
         folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES, **_known(options)))
@@ -114,6 +119,8 @@ def publish(name: str, folder: Path, *, card: str | None, **options: Unpack[Publ
 def _known(options: HubOptions) -> HubOptions:
     """Without those that are None: the hub has its own words for their defaults."""
     given = {key: value for key, value in options.items() if value is not None}
+    if HF_HUB_CACHE.startswith("~"):  # nobody knows this user's home, without which the hub's functions fail
+        given.setdefault("cache_dir", cache_folder() / "huggingface")
     return HubOptions(**given)  # pyright: ignore[reportArgumentType]
 
 
@@ -155,6 +162,13 @@ def _one_sentence(name: str, options: HubOptions, *, publishing: bool = False) -
         raise ValueError(f"{what} is no name on the hub ({error}): {known}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
         raise _unreachable(what, options, error, publishing) from error
+    except OSError as error:
+        if error.errno not in _OF_DISKS:
+            raise
+        raise OSError(
+            f"{what} cannot be kept on this machine ({error.strerror}): make room in the hub's cache, or set HF_HOME "
+            "to another place"
+        ) from error
 
 
 _PERMISSION = "log in with 'hf auth login', or give a token, that may write there"

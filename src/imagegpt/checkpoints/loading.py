@@ -4,28 +4,23 @@ transformers' `from_pretrained` fills missing weights with random numbers and sa
 other way in which a folder can be wrong, is one sentence.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, cast
 
 import torch
-from safetensors import SafetensorError
 
 from imagegpt.checkpoints.hub import HubOptions, fetch
 from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
 from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig
+from imagegpt.config_checks import read_config
+from imagegpt.model.loading_checks import check_folder
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
+from imagegpt.model.weight_files import WEIGHT_FILES
 from imagegpt.palette import PALETTE_FILE, PROCESSOR_FILE, ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.schemas import naming
 from imagegpt.untrusted_files import check_config
-
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 Model = TypeVar("Model", bound=ImageGPTPreTrainedModel)
 
@@ -58,18 +53,13 @@ def load_config(folder: Path) -> ImageGPTConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {CONFIG_FILE}: give a folder that save_pretrained has written")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): get the file again") from error
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    fields = read_config(path)
+    model_type = fields.get("model_type")
     if model_type not in (ImageGPTConfig.model_type, EXTENDED_MODEL_TYPE):
-        raise ValueError(f"{path} describes a model of type {model_type!r}: this package loads 'imagegpt' only")
-    try:
+        raise ValueError(f"{path} describes a model of type {model_type!r:.80}: this package loads 'imagegpt' only")
+    with naming(str(path)):
         check_config(fields)
         return ImageGPTConfig.from_dict(fields)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def load_model(
@@ -97,22 +87,18 @@ def load_model(
         config.is_causal = is_causal
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise FileNotFoundError(f"{folder} holds no weights: expected {WEIGHT_FILES[0]} in it")
-    try:
-        model, report = cast(
-            tuple[Model, dict[str, Any]],
-            model_class.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are reported, and refused below
-            ),
-        )
-    except SafetensorError as error:
-        raise ValueError(f"the weights in {folder} are damaged or cut short ({error}): get the file again") from error
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"the weights in {folder} cannot be read ({error}): get the file again") from error
+    check_folder(folder, config)
+    model, report = cast(
+        tuple[Model, dict[str, Any]],
+        model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+        ),
+    )
     _check_report(folder, model_class, report)
     return cast(Model, model.to(cast(Any, device)).eval())
 
@@ -171,7 +157,7 @@ def _check_report(folder: Path, model_class: type, report: dict[str, Any]) -> No
         "of another shape": sorted(mismatched),
     }
     told = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {what} ({', '.join(f'{name:.80}' for name in names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in faults.items()
         if names
     ]

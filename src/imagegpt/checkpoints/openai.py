@@ -27,8 +27,9 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.text import printable
 
-_BLOCK = re.compile(r"model/h(\d+)/(.+)")
+_BLOCK = re.compile(r"model/h([0-9]{1,4})/(.+)")
 _IN_BLOCK = (
     "ln_1/g", "attn/q_proj", "attn/k_proj", "attn/v_proj", "attn/c_proj", "ln_2/g", "mlp/c_fc/w", "mlp/c_proj/w",
 )  # fmt: skip
@@ -38,6 +39,7 @@ _NOT_WEIGHTS = re.compile(
     r"(.*/)?(global_step|beta[12]_power|save_counter|_CHECKPOINTABLE_OBJECT_GRAPH)(/.*)?"
     r"|.*/(Adam|Adam_1|adam_[mv]|Momentum|AdamWeightDecayOptimizer(_1)?|ExponentialMovingAverage)"
 )
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SHOWN = 5  # names in an error
 
 
@@ -90,15 +92,15 @@ def from_openai(variables: Mapping[str, np.ndarray], *, biases: bool = False) ->
         array = variables[name]
         if array.shape != shapes[name]:
             raise ValueError(f"{name} has the shape {array.shape}, where the other variables want {shapes[name]}")
-        return _tensor(array)
+        return _tensor(name, array)
 
     weights = _ours(config, read)
     if biases:
         weights |= _zero_biases(weights)
-    classifier = _tensor(variables[_CLASSES]) if _CLASSES in names else None
+    classifier = _tensor(_CLASSES, variables[_CLASSES]) if _CLASSES in names else None
     if classifier is not None and (classifier.ndim != 2 or classifier.shape[1] != config.n_embd):
         raise ValueError(f"{_CLASSES} has the shape {tuple(classifier.shape)}: it must be (classes, {config.n_embd})")
-    step = int(variables[_STEP]) if _STEP in variables else None
+    step = _step(variables[_STEP]) if _STEP in variables else None
     return OpenAIModel(config=config, weights=weights, classifier=classifier, step=step, ignored=ignored)
 
 
@@ -190,7 +192,7 @@ def _check_names(names: set[str], num_layers: int) -> None:
     wanted = {*_OUTSIDE, *(f"model/h{layer}/{name}" for layer in range(max(1, num_layers)) for name in _IN_BLOCK)}
     for what, some in (("lacks", wanted - names), ("has", names - wanted - {_SOS, _CLASSES})):
         if some:
-            listed = ", ".join(sorted(some)[:_SHOWN]) + (
+            listed = ", ".join(printable(name[:80]) for name in sorted(some)[:_SHOWN]) + (
                 f" and {len(some) - _SHOWN} more" if len(some) > _SHOWN else ""
             )
             known = "" if what == "lacks" else ", which are not ImageGPT's"
@@ -215,8 +217,17 @@ def _check_exportable(config: ImageGPTConfig, weights: Mapping[str, Tensor]) -> 
         raise ValueError(f"OpenAI's code has no place for this model: it has {', '.join(reasons)}")
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def _step(counter: np.ndarray) -> int:
+    """The number of updates, which is a single whole number."""
+    if counter.size != 1 or counter.dtype.kind not in "iu":
+        raise ValueError(f"{_STEP} is {counter.dtype} of the shape {counter.shape}: it must be one whole number")
+    return int(counter.item())
+
+
+def _tensor(name: str, array: np.ndarray) -> Tensor:
     """A tensor of its own; bfloat16 of ml_dtypes as torch's."""
+    if array.dtype.name not in _FLOATS:
+        raise ValueError(f"{name} is of type {array.dtype}: weights must be one of {', '.join(_FLOATS)}")
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
     return torch.from_numpy(np.array(array))

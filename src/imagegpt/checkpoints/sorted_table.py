@@ -115,6 +115,8 @@ def _unsnapped(stored: bytes) -> bytes:
         raise ValueError(f"a block of {len(stored)} bytes claims to hold {size}")
     try:
         return bytes(snappy.decompress_raw(stored))
+    except MemoryError:
+        raise
     except Exception as error:  # a class of the library's own
         raise ValueError(f"a block cannot be decompressed ({error})") from error
 

@@ -10,8 +10,9 @@ Source: TensorFlow's core/util/tensor_bundle and core/protobuf/tensor_bundle.pro
 import math
 import mmap
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _TYPES = {
 _NUMBERS = {name: number for number, name in _TYPES.items()}
 _STRING = 7
 _MOST_AXES = 32  # numpy's own limit, nearly
+_MOST_PARTS = 1000  # of a variable; each is compared with every other
+_MOST_INDEX_BYTES = 64 * 2**20  # that of a model of a thousand variables has 50 kB
 _WHOLE_AXIS = -1
 
 Box = tuple[tuple[int, int], ...]  # where a part begins on each axis, and how long it is there
@@ -207,16 +210,23 @@ def read_bundle(prefix: str | Path, *, locate: Callable[[Path], Path] = lambda p
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint of TensorFlow {prefix}: {path.name} is missing")
     try:
+        if path.stat().st_size > _MOST_INDEX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, more than {_MOST_INDEX_BYTES:,}")
         table = read_table(path.read_bytes())
         num_shards, is_big_endian = _header(table.pop(b"", b""))
         entries = {key: _entry(key, value, num_shards) for key, value in table.items()}
         bundle = TensorBundle(prefix, entries, num_shards, is_big_endian, locate)
-        if sum(entry.size for entry in entries.values() if not entry.parts) > sum(bundle.data_sizes()):
-            # Of variables that share their bytes a small file could hold any number, and fill the memory.
-            raise ValueError("its variables lie one over the other")
+        _check_places(entries.values())
     except ValueError as error:
         raise ValueError(f"{path} is no index of a TensorFlow checkpoint, or damaged ({error})") from error
     return bundle
+
+
+def _check_places(entries: Iterable[Entry]) -> None:
+    """See that no two variables share bytes, of which a small file could hold any number, and fill the memory."""
+    places = sorted((one.shard, one.offset, one.offset + one.size) for one in entries if one.size and not one.parts)
+    if any(shard == other and end > start for (shard, _, end), (other, start, _) in pairwise(places)):
+        raise ValueError("its variables lie one over the other")
 
 
 def write_bundle(prefix: str | Path, arrays: Mapping[str, np.ndarray], num_shards: int = 1) -> None:
@@ -304,12 +314,14 @@ def _entry(key: bytes, message: bytes, num_shards: int) -> Entry:
         name=name, dtype=_TYPES.get(kind), shape=shape, shard=shard, offset=offset, size=size, checksum=checksum,
         parts=tuple(_box(part, shape) for part in parts),
     )  # fmt: skip
+    if len(parts) > _MOST_PARTS:
+        raise ValueError(f"{name!r:.80} has {len(parts):,} parts, more than {_MOST_PARTS:,}")
     if not (0 <= shard < num_shards and offset >= 0 and size >= 0):
-        raise ValueError(f"the place of {name!r} makes no sense")
+        raise ValueError(f"the place of {name!r:.80} makes no sense")
     if entry.dtype is None and kind != _STRING and kind < 1:
-        raise ValueError(f"the type of {name!r} is none")
+        raise ValueError(f"the type of {name!r:.80} is none")
     if entry.dtype is not None and not parts and entry.nbytes != size:
-        raise ValueError(f"{name!r} has {size} bytes, and its shape wants {entry.nbytes}")
+        raise ValueError(f"{name!r:.80} has {size} bytes, and its shape wants {entry.nbytes}")
     return entry
 
 

@@ -102,6 +102,12 @@ TopPOption = Annotated[float | None, number(ranges.TOP_P, "Draw from the likelie
 MinPOption = Annotated[
     float | None, number(ranges.MIN_P, "Draw from colours at least this share as likely as the best.")
 ]
+ImagesArgument = Annotated[list[Path], path_argument("Images of any kind and size.", metavar="IMAGE...")]
+SinglesOption = Annotated[Path | None, path_option("A folder for each image as a PNG of its own.")]
+GifOption = Annotated[Path | None, path_option("Where an animation of the images appearing goes, as a GIF.")]
+MaxBrokenOption = Annotated[
+    float, number(ranges.BROKEN_SHARE, "The share of images that may be broken: they are left out and listed.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 DeviceOption = Annotated[
     str | None,

@@ -1,15 +1,18 @@
 """Where results go: checked before the slow work, and written whole or not at all."""
 
 import os
+import re
 import secrets
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagegpt.files import png_bytes
+from imagegpt.files import FETCHING, LOCK_FILE, locked_name, png_bytes
 from imagegpt.memory import check_memory
 from imagegpt.text import printable
 
@@ -138,6 +141,9 @@ def _write_all(writers: Mapping[Path, Callable[[Path], None]]) -> None:
 def new_folder(out: Path, *, force: bool, replaceable: Collection[str]) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
 
+    Beside `out` are, for that time, a lock, the folder that is filled, and one that is being replaced. Those that a
+    killed process left are removed; one that it had begun to replace is put back.
+
     Args:
         out: where it shall be; its parent must exist.
         force: an `out` that holds only files called as in `replaceable` may be replaced.
@@ -145,28 +151,49 @@ def new_folder(out: Path, *, force: bool, replaceable: Collection[str]) -> Itera
     Raises: OSError or ValueError, before anything is done, if `out` could not be made.
     """
     out = out.absolute()
-    _check_place(out, force, replaceable)
-    making = out.with_name(f".{out.name}.{secrets.token_hex(4)}.making")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent}: make it, or choose another place")
+    _check_writable(out.parent)
+    with locked_name(out):
+        _clear_leftovers(out)
+        _check_place(out, force, replaceable)
+        making = out.with_name(f".{out.name}.{secrets.token_hex(4)}.making")
+        try:
+            making.mkdir()
+            yield making
+            _check_place(out, force, replaceable)  # minutes have gone by
+            _put_in_place(making, out)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+
+
+def _put_in_place(making: Path, out: Path) -> None:
+    """Rename a folder that is whole to its place, and remove what was there."""
+    if not out.exists():
+        making.rename(out)
+        return
+    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+    out.rename(old)
     try:
-        making.mkdir()
-    except OSError as error:
-        raise OSError(f"nothing can be written to {out.parent} ({error.strerror}): choose another place") from error
+        making.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
     try:
-        yield making
-        _check_place(out, force, replaceable)  # minutes have gone by
-        if out.exists():
-            old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
-            out.rename(old)
-            try:
-                making.rename(out)
-            except OSError:
-                old.rename(out)
-                raise
-            shutil.rmtree(old)
-        else:
-            making.rename(out)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(old)
+    except OSError as error:  # what was asked for is done
+        warnings.warn(f"{old}, which was replaced, cannot be removed ({error.strerror}): remove it", stacklevel=2)
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove the folders of earlier processes that were killed; nobody else may be making `out`."""
+    left = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.(making|old)")
+    for path in sorted(out.parent.iterdir()):
+        if left.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            if path.suffix == ".old" and not os.path.lexists(out):
+                path.rename(out)
+            else:
+                shutil.rmtree(path)
 
 
 def _check_file(path: Path, force: bool) -> None:
@@ -188,24 +215,22 @@ def _refuse_to_overwrite(paths: Sequence[Path], force: bool) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Make a file and take it away again: permissions alone do not tell, on a read-only disk for one."""
-    probe = folder / f".imagegpt.{secrets.token_hex(4)}.tmp"
+    """Make a file without a name: permissions alone do not tell, on a read-only disk for one."""
     try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
 
 
 def _check_place(out: Path, force: bool, replaceable: Collection[str]) -> None:
-    if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent}: make it, or choose another place")
     if not os.path.lexists(out):
         return
     if not out.is_dir() or out.is_symlink():
         raise ValueError(f"{out} exists and is no folder: choose another place")
     if not force:
         raise ValueError(f"{out} exists: choose another place, or replace it with --force")
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in replaceable)
+    own = {*replaceable, LOCK_FILE, FETCHING}
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in own)
     if foreign:
         raise ValueError(f"{out} holds {foreign[0]}, which is no part of a model: --force replaces nothing but models")

@@ -3,14 +3,15 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from imagegpt.cli import _console, _loading, _progress
+from imagegpt.cli import _broken, _console, _loading, _progress
 from imagegpt.cli.evaluate import print_scores
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -34,35 +35,44 @@ def train_in_folder(
         force: begin anew where a run is already.
     """
     check_libraries()
-    with stop_signals() as stopping:
-        with _console.working("loading"):
-            from imagegpt.runs import Run
-            from imagegpt.training.world import joined_world
+    with ExitStack() as lock:  # of the folder, until the card is written
+        with stop_signals() as stopping:
+            with _console.working("loading"):
+                from imagegpt.data.broken_images import BROKEN_FILE
+                from imagegpt.runs import Run
+                from imagegpt.training.world import joined_world
 
-            _loading.quiet_libraries()
-            recipe = choose()
-        with joined_world(device) as world:
-            with step_progress(recipe, shown=world.is_main) as show:
-                # Where torchrun has started the processes again, what is there is this very run.
-                begin_anew = force and not world.any(world.restarts > 0)
-                run = Run(recipe, out, world, force=begin_anew, on_step=show, should_stop=stopping)
-                if world.is_main:
-                    _console.say(f"precision: {run.precision}")
-                for note in run.data.notes if world.is_main else ():
-                    _console.say(note)
-                if world.is_main and run.resumed:
-                    _console.say(f"going on after step {run.step:,}")
-                how = _train(run)
-            is_main = world.is_main
-    if not is_main:
-        return
-    if how == "stopped":
-        _console.say(f"stopped after step {run.step:,}; go on with: {command(str(out))}")
-        return
-    if how == "early":
-        _console.say(f"validation got no better for {recipe.watch.patience} times: ended after step {run.step:,}")
-    with _progress.stopping(lambda: f"stopped while scoring; the model is in {out}, and {command(str(out))} scores it"):
-        _report(run, out, command(out.name))
+                _loading.quiet_libraries()
+                recipe = choose()
+            with joined_world(device) as world:
+                with step_progress(recipe, shown=world.is_main) as show:
+                    # Where torchrun has started the processes again, what is there is this very run.
+                    begin_anew = force and not world.any(world.restarts > 0)
+                    run = Run(recipe, out, world, force=begin_anew, on_step=show, should_stop=stopping)
+                    if world.is_main:
+                        _console.say(f"precision: {run.precision}")
+                    for note in run.data.notes if world.is_main else ():
+                        _console.say(note)
+                    if world.is_main:
+                        _broken.tell_broken(run.data.broken, out / BROKEN_FILE)
+                    if world.is_main and run.resumed:
+                        _console.say(f"going on after step {run.step:,}")
+                    lock.enter_context(run.locked())
+                    how = _train(run)
+                is_main, is_alone = world.is_main, world.size == 1
+        if not is_main:
+            return
+        if how == "stopped":
+            _console.say(f"stopped after step {run.step:,}; go on with: {command(str(out))}")
+            return
+        if how == "early":
+            _console.say(f"validation got no better for {recipe.watch.patience} times: ended after step {run.step:,}")
+        with _progress.stopping(
+            lambda: f"stopped while scoring; the model is in {out}, and {command(str(out))} scores it"
+        ):
+            _report(run, out, command(out.name))
+        if run.data.broken and is_alone:  # torchrun would take it for a failure, and start all processes again
+            raise typer.Exit(_broken.STATUS)
 
 
 def check_libraries() -> None:

@@ -1,12 +1,12 @@
 """Compiling the kernels of a model while torch is being imported, which takes as long and one core."""
 
 import contextlib
-import json
 import threading
 
 from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
 from imagegpt.kernels.building import find_or_build
 from imagegpt.kernels.step import Kind, step_library
+from imagegpt.schemas import read_json
 
 _KINDS = {None: Kind.FLOAT32, "float32": Kind.FLOAT32, "bfloat16": Kind.BFLOAT16, "int8": Kind.INT8}
 
@@ -27,6 +27,6 @@ def _build(model: str, kind: Kind) -> None:
     with contextlib.suppress(Exception):
         folder = resolve(model).folder
         if folder is not None:
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = read_json(folder / CONFIG_FILE)
             if config.get("is_causal", True):
                 find_or_build(step_library(kind, config["n_embd"] // config["n_head"]))

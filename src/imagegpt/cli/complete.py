@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from imagegpt import ranges
-from imagegpt.cli import _checks, _console, _loading, _options, _output, _progress
+from imagegpt.cli import _broken, _checks, _console, _loading, _options, _output, _progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def complete(
-    images: Annotated[list[Path], _options.path_argument("Images of any kind and size.", metavar="IMAGE...")],
+    images: _options.ImagesArgument,
     model: _options.ModelOption = "digits",
     keep: Annotated[
         float | None,
@@ -30,9 +32,10 @@ def complete(
     top_p: _options.TopPOption = None,
     min_p: _options.MinPOption = None,
     out: Annotated[Path, _options.path_option("Where the picture of all completions goes.")] = Path("completions.png"),
-    singles: Annotated[Path | None, _options.path_option("A folder for each completion as a PNG of its own.")] = None,
-    gif: Annotated[Path | None, _options.path_option("Where an animation of the completions goes, as a GIF.")] = None,
+    singles: _options.SinglesOption = None,
+    gif: _options.GifOption = None,
     force: _options.ForceOption = False,
+    max_broken: _options.MaxBrokenOption = 0.05,
     device: _options.DeviceOption = None,
     precision: _options.PrecisionOption = None,
     decoder: _options.DecoderOption = "sequential",
@@ -43,7 +46,8 @@ def complete(
     """Keep the upper part of images and let the model draw the rest, several times.
 
     An image is cropped to a square and reduced to the model's size and colours first. What to keep is said by one of
-    --keep, --rows and --mask.
+    --keep, --rows and --mask. Broken images are left out and listed in broken-images.txt beside the picture; the exit
+    code is 1 then.
     """
     _check_choice({"--keep": keep, "--rows": rows, "--mask": mask})
     _output.check_png(out, force)
@@ -57,6 +61,8 @@ def complete(
         model=model, revision=revision, device=device, precision=precision, decoder=decoder, max_memory=max_memory
     )
     pipe = loading.pipeline()
+    import torch
+
     from imagegpt.animations import appearing, check_gif_size
     from imagegpt.figures import completion_grid, completion_grid_size
     from imagegpt.sampling import SamplingRules
@@ -64,10 +70,11 @@ def complete(
     options: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     rules = SamplingRules(**options)
     num_kept = pipe.num_kept_pixels(keep, rows=rows, mask=mask)
-    ids = pipe.encode(images)
+    encoded, broken = _broken.read_images(images, pipe.encode, max_broken)
+    ids = torch.cat(list(encoded.values()))
     originals = pipe.processor.decode(ids)
-    labels = [path.name for path in images]
-    sheet_size = completion_grid_size(len(images), num, originals[0].size, has_labels=True)
+    labels = [images[index].name for index in encoded]
+    sheet_size = completion_grid_size(len(ids), num, originals[0].size, has_labels=True)
     if gif is not None:
         check_gif_size(sheet_size, originals[0].size, num_kept)
     with _progress.pixel_progress("completing") as progress:
@@ -82,12 +89,16 @@ def complete(
     facts = {"model": model, "seed": seed, "rules": rules, "keep": f"{num_kept} pixels"}
     grid = completion_grid(originals, num_kept, completions, labels)
     animations = {} if gif is None else {gif: appearing(grid_of, drawn[0].size, num_kept)}
-    _output.write_pngs({**dict(zip(places, drawn, strict=False)), out: grid}, facts, animations)
-    _console.echo(f"{num} completions of {len(images)} {'image' if len(images) == 1 else 'images'}: {out}")
+    singles_of_read = [places[index * num + copy] for index in encoded for copy in range(num)] if places else []
+    _output.write_pngs({**dict(zip(singles_of_read, drawn, strict=False)), out: grid}, facts, animations)
+    _console.echo(f"{num} completions of {len(ids)} {'image' if len(ids) == 1 else 'images'}: {out}")
     if gif is not None:
         _console.echo(f"as they appear: {gif}")
     if singles is not None:
         _console.echo(f"one by one: {singles}")
+    if broken:
+        _broken.list_broken(broken, out.parent)
+        raise typer.Exit(_broken.STATUS)
 
 
 def _check_choice(options: dict[str, Any]) -> None:

@@ -11,15 +11,13 @@ from rich.table import Table
 
 from imagegpt import ranges
 from imagegpt.checkpoints.registry import resolve
-from imagegpt.cli import _checks, _console, _loading, _options, _progress
+from imagegpt.cli import _broken, _checks, _console, _loading, _options, _progress
 from imagegpt.cli.palette import SOURCE_HELP
 from imagegpt.commands import command, free_name, setting
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.data.encoding import EncodingReport
     from imagegpt.palette import ColorPalette
-
-_SHOWN = 5  # broken images
 
 
 def encode(
@@ -34,13 +32,12 @@ def encode(
     ] = "crop",
     split: Annotated[str | None, typer.Option(help="Which part, if the images have parts.", show_default="all")] = None,
     workers: Annotated[int | None, _options.number(ranges.WORKERS, "Processes.", show_default="one a core")] = None,
-    max_broken: Annotated[
-        float, _options.number(ranges.BROKEN_SHARE, "The share of images that may be broken.")
-    ] = 0.05,
+    max_broken: _options.MaxBrokenOption = 0.05,
 ) -> None:
     """Turn images into ids of a palette, into a folder to train on that `datasets.load_from_disk` opens, too.
 
-    It may be killed: the same command goes on. Broken images are left out and listed in encoding.json.
+    It may be killed: the same command goes on. Broken images are left out and listed in encoding.json; the exit code is
+    1 then.
     """
     _checks.check_source(src)
     _checks.check_palette(palette)
@@ -56,6 +53,8 @@ def encode(
             src, out, processor, split=split, num_workers=workers, max_broken=max_broken, on_progress=progress
         )
     _tell(report, out)
+    if report.broken:
+        raise typer.Exit(_broken.STATUS)
 
 
 def find_palette(said: str) -> "ColorPalette":
@@ -87,10 +86,8 @@ def _tell(report: "EncodingReport", out: Path) -> None:
         numbers = [f"{part.num_source:,}", f"{part.num_images:,}", f"{len(part.broken):,}", classes]
         _console.add_row(table, *([str(part.split)] if with_splits else []), *numbers)
     _console.print_table(table)
-    for one in report.broken[:_SHOWN]:
-        _console.echo(f"left out ({one.trouble}): {one.message}")
-    if len(report.broken) > _SHOWN:
-        _console.echo(f"and {len(report.broken) - _SHOWN:,} more: see encoding.json")
+    manifests = (str(part.folder / "encoding.json") for part in report.parts if part.broken)
+    _broken.tell_broken(report.broken, " and ".join(manifests))
     num_new = sum(part.num_new for part in report.parts)
     if num_new:
         _console.echo(f"{num_new:,} images in {report.elapsed_s:.1f} s, {report.images_per_s:,.0f} images/s: {out}")

@@ -1,12 +1,13 @@
 """`imagegpt evaluate`: the exact likelihood of held-out images, beside two baselines."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from imagegpt.cli import _checks, _console, _loading, _options, _progress
+from imagegpt.cli import _broken, _checks, _console, _loading, _options, _progress
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.evaluation.comparison import Score
@@ -28,11 +29,13 @@ def evaluate(
         bool,
         typer.Option("--all", help="Score all images, also those the model was trained on; no baselines then."),
     ] = False,
+    max_broken: _options.MaxBrokenOption = 0.05,
     device: _options.DeviceOption = None,
 ) -> None:
     """Print how many nats a model needs for a pixel of images it has never seen, beside two baselines.
 
-    Images that it was trained with are in the same parts as then; others without parts are split as those were.
+    Images that it was trained with are in the same parts as then; others without parts are split as those were. Broken
+    ones are left out and listed in broken-images.txt; the exit code is 1 then.
     """
     if everything and part is not None:
         raise ValueError(f"--all and --part {part} were given: give one of them")
@@ -46,10 +49,11 @@ def evaluate(
         _loading.quiet_libraries()
         chosen = str(choose_device(device))
         folder = find_folder(model)
-        images = data_for_folder(data, folder, model)
+        images = data_for_folder(data, folder, model, max_broken=max_broken)
         chosen_part = "" if everything else images.choose_part(part)
     for note in images.notes:
         _console.say(note)
+    _broken.list_broken(images.broken, Path())
     with _progress.image_progress("scoring") as progress:
         if everything:
             scores, num_images = score_all(folder, images, name=model, device=chosen, progress=progress)
@@ -58,6 +62,8 @@ def evaluate(
             num_images = len(images.parts[chosen_part])
     which = "all, also those the model was trained on, if any" if everything else images.describe(chosen_part)
     print_scores(scores, num_images, data, which)
+    if images.broken:
+        raise typer.Exit(_broken.STATUS)
 
 
 def print_scores(scores: list["Score"], num_images: int, data: str, which: str) -> None:

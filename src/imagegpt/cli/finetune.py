@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from imagegpt import commands, ranges
 from imagegpt.cli import _checks, _options, _training
-from imagegpt.cli.train import BeginAnewOption, OutOption, SetOption
+from imagegpt.cli.train import BeginAnewOption, MaxBrokenOption, OutOption, SetOption, with_max_broken
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.training.recipes import Recipe
@@ -31,12 +31,14 @@ def finetune(
         _options.number(ranges.LORA_RANK, "Train adapters of this rank and the head, not the model's weights."),
     ] = None,
     changes: SetOption = None,
+    max_broken: MaxBrokenOption = None,
     device: _options.DeviceOption = None,
     force: BeginAnewOption = False,
 ) -> None:
     """Make a classifier of a model, and report its accuracy on held-out images, with a picture of what it confuses.
 
     It may be killed: the same command goes on where the last checkpoint is. With torchrun it trains on many processes.
+    Broken images are left out and listed in broken-images.txt; the exit code is 1 then.
     """
     from imagegpt.training.recipe_files import find_recipe
 
@@ -46,13 +48,14 @@ def finetune(
     _checks.check_utf8(out)
     if recipe is not None:
         find_recipe(recipe)
+    changes = with_max_broken(changes, max_broken)
     options = [] if recipe is None else ["--recipe", recipe]
     options += [] if lora is None else ["--lora", str(lora)]
-    options += [word for change in changes or () for word in ("--set", change)]
+    options += [word for change in changes for word in ("--set", change)]
 
     def choose() -> "Recipe":
         asked = [] if lora is None else [f"model.lora_rank={lora}"]
-        return classifier_recipe(model, data, recipe, [*asked, *(changes or ())])
+        return classifier_recipe(model, data, recipe, [*asked, *changes])
 
     def command(folder: str) -> str:
         return commands.command("finetune", model, data, "--out", folder, *options)

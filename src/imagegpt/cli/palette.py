@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imagegpt import ranges
-from imagegpt.cli import _checks, _console, _options, _output, _progress
+from imagegpt.cli import _broken, _checks, _console, _options, _output, _progress
 from imagegpt.commands import command, free_name
+from imagegpt.data.broken_images import BROKEN_FILE
 from imagegpt.palette import PALETTE_FILE
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
@@ -42,12 +43,17 @@ def fit(
         int | None,
         _options.number(ranges.SOME_IMAGES, "A random sample of so many.", show_default="all images"),
     ] = None,
+    max_broken: _options.MaxBrokenOption = 0.05,
     force: _options.ForceOption = False,
 ) -> None:
-    """Choose the colours that serve some images best, and draw them."""
+    """Choose the colours that serve some images best, and draw them.
+
+    Broken images are left out and listed in broken-images.txt; the exit code is 1 then.
+    """
     _checks.check_source(src)
-    with _output.new_folder(out, force=force, replaceable={PALETTE_FILE, *_PICTURES}) as folder:
+    with _output.new_folder(out, force=force, replaceable={PALETTE_FILE, BROKEN_FILE, *_PICTURES}) as folder:
         with _console.working(f"opening {src}"):
+            from imagegpt.data.broken_images import write_list
             from imagegpt.data.palettes import fit_palette
             from imagegpt.data.sources import open_images
             from imagegpt.processing import ImageGPTImageProcessor
@@ -61,11 +67,16 @@ def fit(
                 seed=seed,
                 grey=grey,
                 max_images=max_images,
+                max_broken=max_broken,
                 on_progress=progress,
             )
         fitted.palette.save(folder / PALETTE_FILE)
+        if fitted.broken:
+            write_list(folder / BROKEN_FILE, fitted.broken)
         _draw(fitted, folder)
     _tell(fitted, src, out, size)
+    if fitted.broken:
+        raise typer.Exit(_broken.STATUS)
 
 
 def _draw(fitted: "FittedPalette", folder: Path) -> None:
@@ -88,7 +99,6 @@ def _tell(fitted: "FittedPalette", src: str, out: Path, size: int) -> None:
     kind = "levels of grey" if fitted.palette.is_grey else "colours"
     _console.echo(f"{fitted.palette.num_colors} {kind} from {fitted.num_images:,} images: {out}")
     _console.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
-    if fitted.broken:
-        _console.echo(f"{len(fitted.broken):,} images could not be read, for one: {fitted.broken[0]}")
+    _broken.tell_broken(fitted.broken, out / BROKEN_FILE)
     resized = [] if size == 32 else ["--size", str(size)]
     _console.say_next(command("encode", src, free_name("encoded"), "--palette", out, *resized))

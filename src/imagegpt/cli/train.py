@@ -15,6 +15,14 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key, as in training.batch_size=16. May be repeated.")
 ]
 OutOption = Annotated[Path, _options.path_option("The folder to make, or to go on in.", show_default=False)]
+MaxBrokenOption = Annotated[
+    float | None,
+    _options.number(
+        ranges.BROKEN_SHARE,
+        "The share of images that may be broken: they are left out and listed. Short for --set data.max_broken=",
+        show_default="the recipe's, or 0.05",
+    ),
+]
 BeginAnewOption = Annotated[bool, typer.Option("--force", help="Begin anew where a run is already.")]
 
 
@@ -22,6 +30,7 @@ def train(
     recipe: Annotated[str, _options.name_argument("A recipe's name (digits, pictures ...) or .yaml file.")],
     out: OutOption,
     changes: SetOption = None,
+    max_broken: MaxBrokenOption = None,
     device: _options.DeviceOption = None,
     force: BeginAnewOption = False,
     find_lr: Annotated[
@@ -35,6 +44,7 @@ def train(
     """Train a model, and report the likelihood of held-out images.
 
     It may be killed: the same command goes on where the last checkpoint is. With torchrun it trains on many processes.
+    Broken images are left out and listed in broken-images.txt; the exit code is 1 then.
     """
     from imagegpt.training.recipe_files import find_recipe
 
@@ -42,18 +52,23 @@ def train(
         raise ValueError("--find-lr-steps was given without --find-lr: give both, or none")
     _checks.check_parent(out)
     _checks.check_utf8(out)
-    path = find_recipe(recipe)
+    path, changes = find_recipe(recipe), with_max_broken(changes, max_broken)
 
     def choose() -> "Recipe":
         from imagegpt.training.reading import read_recipe
 
-        return read_recipe(path, changes or ())
+        return read_recipe(path, changes)
 
     def command(folder: str) -> str:
-        sets = (word for change in changes or () for word in ("--set", change))
+        sets = (word for change in changes for word in ("--set", change))
         return commands.command("train", recipe, "--out", folder, *sets)
 
     if find_lr:
         _rate_search.find_rate(choose, out, command, num_steps=find_lr_steps, device=device, force=force)
         return
     _training.train_in_folder(choose, out, command, device=device, force=force)
+
+
+def with_max_broken(changes: list[str] | None, max_broken: float | None) -> list[str]:
+    """The changes of --set, and that of --max-broken if it was given."""
+    return [*(changes or ()), *([] if max_broken is None else [f"data.max_broken={max_broken}"])]

@@ -6,6 +6,7 @@ a compressed .npz is read as a whole.
 Axis letters: N images, H height, W width, C channels.
 """
 
+import math
 import struct
 import zipfile
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from imagegpt.data.examples import UNLABELED, Example, ImageSource, in_one_line
+from imagegpt.memory import check_memory
+from imagegpt.text import printable, shortened
 
 IMAGE_KEYS = ("images", "x", "data")
 LABEL_KEYS = ("labels", "y")
@@ -43,7 +46,7 @@ class ArraySource(ImageSource):
             images, labels = _mapped_npy(path) if path.suffix.lower() == ".npy" else _from_npz(path)
         except _WrongKeysError:
             raise
-        except (OSError, EOFError, KeyError, struct.error, zipfile.BadZipFile, ValueError) as error:
+        except Exception as error:  # those of numpy, zipfile, zlib and what they run into, all told alike
             raise ValueError(
                 f"{path} is no readable {path.suffix} file ({in_one_line(error)}): save it again"
             ) from error
@@ -86,7 +89,7 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         image_key = next((key for key in IMAGE_KEYS if key in members), None)
         label_key = next((key for key in LABEL_KEYS if key in members), None)
         if image_key is None:
-            held = ", ".join(members) or "nothing"
+            held = shortened(printable(", ".join(members)), 80) or "nothing"
             raise _WrongKeysError(f"{path} holds {held}: name the array of images {', '.join(IMAGE_KEYS[:-1])} or data")
         images = _member(path, archive, members[image_key])
         return images, None if label_key is None else _member(path, archive, members[label_key])
@@ -95,6 +98,12 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """An array in a zip: mapped if it was stored as it is, read otherwise."""
     if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(info) as file:
+            shape, _, dtype = _array_header(file)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes > info.file_size:
+            raise ValueError(f"{info.filename} has {info.file_size:,} bytes and says it had {num_bytes:,}")
+        check_memory(f"reading {info.filename}", 2 * num_bytes, "save it with np.savez, which does not compress it")
         with archive.open(info) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     with path.open("rb") as file:

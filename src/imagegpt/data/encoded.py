@@ -17,10 +17,13 @@ from jaxtyping import Int64, Integer, UInt64
 
 from imagegpt.data import encoding_folder as places
 from imagegpt.data.encoding_settings import EncodingSettings
+from imagegpt.data.encoding_shards import open_shard
 from imagegpt.data.splits import choose_split
 from imagegpt.data.tables import saved_splits
 from imagegpt.palette import PROCESSOR_FILE, ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
+
+_SHOWN = 3  # damaged files in an error
 
 
 class EncodedImages:
@@ -36,11 +39,11 @@ class EncodedImages:
     """
 
     def __init__(self, folder: Path, settings: EncodingSettings) -> None:
-        self.folder, self.split, self.classes = folder, settings.split, settings.classes
+        self.folder, self.split, self.classes, self._settings = folder, settings.split, settings.classes, settings
         self.height, self.width = settings.size
         self.palette = _palette(folder, settings)
-        batches = [_whole_shard(folder, settings, number) for number in range(settings.num_shards)]
-        self._ids = [_matrix(batch.column("ids"), self.num_pixels) for batch in batches]
+        batches = [open_shard(folder / settings.file(number))[0] for number in range(settings.num_shards)]
+        self._ids = [batch.column("ids").values.to_numpy().reshape(-1, self.num_pixels) for batch in batches]
         self._label_columns = [batch.column("label") for batch in batches]
         self._index_columns = [batch.column("index") for batch in batches]
         self._hash_columns = [batch.column("pixel_hash") for batch in batches]
@@ -48,7 +51,10 @@ class EncodedImages:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], split: str | None = None) -> Self:
-        """Open encoded images.
+        """Open encoded images, and see that they are, byte for byte, what was written.
+
+        That reads all of them once, about a second for each gigabyte and core; copies for other processes are not
+        checked again.
 
         Args:
             folder: as `encode_images` wrote it.
@@ -60,30 +66,44 @@ class EncodedImages:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}: encode images into it first (imagegpt encode)")
-        fields = places.read_manifest(folder)
-        if fields is not None:
+        manifest = places.read_manifest(folder)
+        if manifest is not None:
             if split is not None:
-                choose_split(str(folder), [] if fields["split"] is None else [fields["split"]], split)
-            return cls._opened(folder, fields)
+                there = manifest.settings.split
+                choose_split(str(folder), [] if there is None else [there], split)
+            return cls._opened(folder, manifest)
         if not (folder / places.SPLITS_FILE).is_file():
             raise FileNotFoundError(
                 f"{folder} holds no encoded images, or not all of them: (re)start imagegpt encode for this folder"
             )
         chosen = choose_split(str(folder), saved_splits(folder), split)
         assert chosen is not None, "the file lists at least one split"
-        fields = places.read_manifest(folder / chosen)
-        if fields is None:
+        manifest = places.read_manifest(folder / chosen)
+        if manifest is None:
             raise FileNotFoundError(f"{folder / chosen} holds no encoded images: encode them again")
-        return cls._opened(folder / chosen, fields)
+        return cls._opened(folder / chosen, manifest)
 
     @classmethod
-    def _opened(cls, folder: Path, fields: dict[str, Any]) -> Self:
-        if not fields.get("finished"):
+    def _opened(cls, folder: Path, manifest: places.Manifest) -> Self:
+        if not manifest.finished:
             raise ValueError(f"encoding into {folder} was stopped before its end: give the same imagegpt encode again")
-        return cls(folder, EncodingSettings.from_json(fields))
+        settings = manifest.settings
+        if len(manifest.checksums) != settings.num_shards:
+            raise ValueError(
+                f"{folder / places.MANIFEST} has the checksums of {len(manifest.checksums)} files, there must be "
+                f"{settings.num_shards}: give the same imagegpt encode again"
+            )
+        _, damage = places.examine_shards(folder, manifest, range(settings.num_shards))
+        if damage:
+            more = f", and so are {len(damage) - _SHOWN} more" if len(damage) > _SHOWN else ""
+            raise ValueError(
+                f"{', '.join(damage[:_SHOWN])}{more}: give the same imagegpt encode again, which makes again what is "
+                "damaged or missing"
+            )
+        return cls(folder, settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).load, (self.folder,)
+        return type(self), (self.folder, self._settings)  # was checked here
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -142,26 +162,9 @@ def _palette(folder: Path, settings: EncodingSettings) -> ColorPalette:
     if palette.fingerprint != settings.palette:
         raise ValueError(
             f"the palette in {folder / PROCESSOR_FILE} is {palette.fingerprint}, the images were encoded with "
-            f"{settings.palette}: put the former file back, or encode them again"
+            f"{settings.palette:.40}: put the former file back, or encode them again"
         )
     return palette
-
-
-def _whole_shard(folder: Path, settings: EncodingSettings, number: int) -> Any:
-    path = folder / settings.file(number)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: give the same imagegpt encode again")
-    batch, broken = places.open_shard(path)
-    if batch.num_rows + len(broken) != len(settings.stretch(number)):
-        raise ValueError(f"{path} holds {batch.num_rows} images, not what {places.MANIFEST} says: encode again")
-    return batch
-
-
-def _matrix(column: Any, num_pixels: int) -> np.ndarray:
-    """A column of lists of one length as a view (rows, T) of the mapped file."""
-    if column.type.list_size != num_pixels:
-        raise ValueError(f"an image has {column.type.list_size} ids, not {num_pixels}: encode the images again")
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, num_pixels)
 
 
 def _joined(columns: Sequence[Any]) -> Integer[np.ndarray, " N"]:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +20,10 @@ from typing import Protocol
 
 from imagegpt import ranges
 from imagegpt.data import encoding_folder as places
-from imagegpt.data.encoding_folder import Shard
+from imagegpt.data.broken_images import MAX_BROKEN, BrokenImage, check_broken
 from imagegpt.data.encoding_pool import ShardPool, check_room
-from imagegpt.data.encoding_settings import BrokenImage, EncodingSettings
+from imagegpt.data.encoding_settings import EncodingSettings
+from imagegpt.data.encoding_shards import Shard
 from imagegpt.data.encoding_worker import Part, ShardMaker
 from imagegpt.data.examples import ImageSource
 from imagegpt.data.hashing import source_fingerprint, source_stamp
@@ -42,10 +44,7 @@ class _Make(Protocol):
     ) -> Iterator[tuple[int, Shard | None]]: ...
 
 
-MAX_BROKEN = 0.05
-
 _WORTH_PROCESSES = 2_000  # images; a worker takes seconds to start, because reading images imports torch
-_SHOWN = 3  # broken images in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,8 @@ def encode_images(
     `label`, a ClassLabel where the classes have names and int64 otherwise, -1 for a picture without; `index`, where the
     picture stands in its source; and `pixel_hash`, uint64, of the picture itself. A source with splits, none of which
     was chosen, becomes a folder of such folders. Broken pictures are left out, and listed in `encoding.json`. Memory
-    holds a shard for each worker. A source whose content has changed since is refused, not encoded again.
+    holds a shard for each worker. A source whose content has changed since is refused, not encoded again. Shards
+    that are there are read; those that are damaged are named in a warning, and made again.
 
     Args:
         src: as `open_images` takes it.
@@ -145,8 +145,8 @@ def encode_images(
         _Job(_part(source, processor, place, shard_size), max_broken)
         for source, place in zip(sources, folders, strict=True)
     ]
-    for job in jobs:
-        job.check()
+    for one in [damage for job in jobs for damage in job.check()]:
+        warnings.warn(f"{one} and is made again", stacklevel=2)
     with _claimed(folder):
         total = _Total(jobs, on_progress)
         with _shard_pool(jobs, num_workers) as pool:
@@ -188,23 +188,28 @@ class _Job:
     def __init__(self, part: Part, max_broken: float) -> None:
         self.part, self.source, self.folder, self.settings = part, part.source, part.folder, part.settings
         self.max_broken = max_broken
+        self.shards: dict[int, Shard] = {}
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """See that the folder may be used, and what is there already.
 
+        Returns: what is wrong with the shards that should be there.
         Raises: ValueError or OSError, in one sentence, if it may not.
         """
         if self.folder.parent.is_dir():  # the folder of a split may have to be made with it
             places.check_folder(self.folder)
         there = places.read_manifest(self.folder)
-        if there is not None:
-            differences = EncodingSettings.from_json(there).differences(self.settings)
-            if differences:
-                raise ValueError(
-                    f"the images in {self.folder} were encoded with another {' and another '.join(differences)}: "
-                    "give the same, or choose another folder"
-                )
-        self.shards = {} if there is None else places.done_shards(self.folder, self.settings)
+        if there is None:
+            return []
+        differences = there.settings.differences(self.settings)
+        if differences:
+            raise ValueError(
+                f"the images in {self.folder} were encoded with another {' and another '.join(differences)}: "
+                "give the same, or choose another folder"
+            )
+        found, damage = places.examine_shards(self.folder, there, self.missing)
+        self.shards |= found
+        return damage
 
     @property
     def num_there(self) -> int:
@@ -222,7 +227,7 @@ class _Job:
         with places.folder_locked(self.folder):
             places.remove_temporaries(self.folder)
             if places.read_manifest(self.folder) is None:
-                places.write_manifest(self.folder, self.settings, None)
+                places.write_manifest(self.folder, self.settings, {})
         num_before = self.num_there
         self.check()  # once more: another process may have begun meanwhile
         total.add(self.num_there - num_before)
@@ -230,15 +235,11 @@ class _Job:
         num_missing = self.settings.num_source - self.num_there
         self._make_missing(total, make or self._make_here)
         self.part.check_unchanged()
-        if not any(shard.num_images for shard in self.shards.values()):
-            raise ValueError(
-                f"none of the {self.settings.num_source} images of {self.source.name} can be read: "
-                f"{self._first_broken()}"
-            )
         with places.folder_locked(self.folder):
             self.part.processor.save_pretrained(self.folder)
             places.write_descriptions(self.folder, self.settings, _fingerprint(self.settings))
-            places.write_manifest(self.folder, self.settings, self.shards)
+            checksums = {self.settings.file(number): shard.checksum for number, shard in self.shards.items()}
+            places.write_manifest(self.folder, self.settings, checksums, self.shards)
             places.remove_shard_locks(self.folder)
         return EncodedPart(
             split=self.source.split,
@@ -279,19 +280,8 @@ class _Job:
     def _broken(self) -> list[BrokenImage]:
         return [one for number in sorted(self.shards) for one in self.shards[number].broken]
 
-    def _first_broken(self) -> str:
-        broken = self._broken()
-        more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-        return "; ".join(f"{one.name} is {one.trouble}" for one in broken[:_SHOWN]) + more
-
     def _check_broken(self) -> None:
-        num_broken = sum(len(shard.broken) for shard in self.shards.values())
-        if num_broken > self.max_broken * self.settings.num_source:
-            raise ValueError(
-                f"{num_broken} of {self.settings.num_source} images of {self.source.name} are broken and "
-                f"{100 * self.max_broken:g} % may be ({self._first_broken()}): "
-                "repair or remove them, or raise max_broken"
-            )
+        check_broken(self._broken(), self.settings.num_source, f"images of {self.source.name}", self.max_broken)
 
 
 def _part(source: ImageSource, processor: ImageGPTImageProcessor, folder: Path, shard_size: int | None) -> Part:

@@ -1,150 +1,129 @@
 """The folder of encoded pictures: what is in it, what it was made from, and what has no place there.
 
-    encoding.json             `EncodingSettings`, and when all is done how many there are and which were broken
+    encoding.json             `EncodingSettings`, the SHA-256 of each shard, and when all is done how many images there
+                              are and which were broken
     data-00000-of-00030.arrow the pictures of a stretch of the source, in Arrow's streaming format
     preprocessor_config.json  the processor, with the palette
     dataset_info.json, state.json   what `datasets.load_from_disk` wants
 
-A shard appears whole or not at all, and says itself which pictures of its stretch were broken. So the shards that are
-there are all the state there is, and the rest is written from them when the last one is done. Several processes may
-share the work: each locks the shard that it makes, and the folder while it writes the other files.
-
-Axis letters: n images, T pixels in raster order.
+A shard appears whole or not at all, after its checksum was written into `encoding.json`, and says itself which pictures
+of its stretch were broken. It is done when it is there and has this checksum. Whoever opens the folder, to go on with
+it or to read the images, looks at that first, so that no damaged byte becomes other pixels unnoticed; it costs about a
+second for each gigabyte and core (`examine_shards`). Several processes may share the work: each locks the shard that it
+makes, and the folder while it writes the other files.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from jaxtyping import Int64, UInt16, UInt64
-
-from imagegpt.data.encoding_settings import KIND, BrokenImage, EncodingSettings
-from imagegpt.data.examples import in_one_line, missing_library
-from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, check_format, final_name, locked
+from imagegpt.data.encoding_settings import KIND, EncodingSettings
+from imagegpt.data.encoding_shards import Shard, check_shard, features
+from imagegpt.data.examples import missing_library
+from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, final_name, locked, read_own
 from imagegpt.palette import PROCESSOR_FILE
-
-if TYPE_CHECKING:
-    from pyarrow import RecordBatch, Schema
+from imagegpt.schemas import validate
 
 MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.json", "state.json", "dataset_dict.json"
 
-ENCODING_FORMAT = 2  # 1 had no hashes of the pictures
+ENCODING_FORMAT = 3  # 1 had no hashes of the pictures, 2 no checksums of the shards
+
+_MAX_MANIFEST_BYTES = 1 << 26  # 250,000 broken pictures
 
 _SHARD = re.compile(r"data-\d{5}-of-\d{5}\.arrow")
 _SHARD_LOCK = re.compile(r"\.data-\d{5}-of-\d{5}\.arrow\.lock")
 _DOING, _WAIT_S = "encodes images into", 60
-_OWN_KEY = b"imagegpt"  # in the description that an Arrow file carries
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """What a file that is done has to tell.
+class Manifest:
+    """The contents of `encoding.json`.
 
     Attributes:
-        num_images: in it.
-        broken: those of its stretch that are not.
+        settings: of the encoding.
+        finished: whether all its shards were made.
+        checksums: the SHA-256 of each shard that was made, by the name of its file.
     """
 
-    num_images: int
-    broken: list[BrokenImage]
+    settings: EncodingSettings
+    finished: bool
+    checksums: Mapping[str, str]
 
 
-def shard_bytes(
-    settings: EncodingSettings,
-    ids: UInt16[np.ndarray, "n t"],
-    labels: Int64[np.ndarray, " n"],
-    indices: Int64[np.ndarray, " n"],
-    hashes: UInt64[np.ndarray, " n"],
-    broken: Sequence[BrokenImage],
-) -> bytes:
-    """A shard as it is written: the same pictures give the same bytes."""
-    import pyarrow
+def examine_shards(folder: Path, manifest: Manifest, numbers: Iterable[int]) -> tuple[dict[int, Shard], list[str]]:
+    """See which shards are there and whole. They are read: about a second for each gigabyte and core.
 
-    length = ids.shape[1]
-    columns = [
-        pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(ids.reshape(-1)), length),
-        pyarrow.array(labels),
-        pyarrow.array(indices),
-        pyarrow.array(hashes),
-    ]
-    told = json.dumps([dataclasses.asdict(one) for one in broken])
-    schema = _schema(settings).with_metadata({**(_schema(settings).metadata or {}), _OWN_KEY: told.encode()})
-    file = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(file, schema) as stream:
-        stream.write_batch(pyarrow.record_batch(columns, schema=schema))
-    return file.getvalue().to_pybytes()
-
-
-def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
-    """A shard that is mapped, not read, and what it says of the broken pictures of its stretch.
-
-    Raises: ValueError if it is not whole; OSError if it is not there or cannot be opened; MemoryError.
+    Args:
+        folder: of the encoding.
+        manifest: of it.
+        numbers: of the shards to look at.
+    Returns: what the shards hold that are done, by number, and what is wrong with each of the others.
+    Raises: OSError of the system other than that a file is not there; MemoryError.
     """
-    import pyarrow
+    settings = manifest.settings
 
-    try:
-        with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as stream:
-            told = json.loads((stream.schema.metadata or {})[_OWN_KEY])
-            return stream.read_next_batch(), [BrokenImage(**one) for one in told]
-    except MemoryError:  # Arrow's is an ArrowException, too
-        raise
-    except (pyarrow.ArrowException, OSError, StopIteration, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's: no rights, no memory, no such file
-            raise
-        raise ValueError(f"{path} is damaged ({in_one_line(error)}): remove it, and encode again") from error
+    def examine(number: int) -> Shard | str | None:
+        path = folder / settings.file(number)
+        try:
+            return check_shard(path, settings, number, manifest.checksums.get(path.name))
+        except FileNotFoundError:
+            return f"{path} is missing" if manifest.finished else None
+        except ValueError as error:
+            return f"{path} is damaged ({error})"
 
-
-def done_shards(folder: Path, settings: EncodingSettings) -> dict[int, Shard]:
-    """The shards that are there, by number. A file that a power cut has emptied is not."""
-    found = {number: done_shard(folder, settings, number) for number in range(settings.num_shards)}
-    return {number: shard for number, shard in found.items() if shard is not None}
+    numbers = list(numbers)
+    with ThreadPoolExecutor() as threads:  # hashing lets go of Python's lock
+        found = dict(zip(numbers, threads.map(examine, numbers), strict=True))
+    shards = {number: one for number, one in found.items() if isinstance(one, Shard)}
+    return shards, [one for one in found.values() if isinstance(one, str)]
 
 
-def done_shard(folder: Path, settings: EncodingSettings, number: int) -> Shard | None:
-    """What a shard holds; None if it is not there, or not whole."""
-    try:
-        batch, broken = open_shard(folder / settings.file(number))
-    except (FileNotFoundError, ValueError):
-        return None
-    is_whole = batch.num_rows + len(broken) == len(settings.stretch(number))
-    return Shard(num_images=batch.num_rows, broken=broken) if is_whole else None
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> Manifest | None:
     """The contents of a folder's `encoding.json`, None if there is none.
 
     Raises: ValueError if it is not ours, damaged, or of another version.
     """
     path = folder / MANIFEST
+    remedy = "encode the pictures again, into another folder"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        EncodingSettings.from_json(fields)
+        fields = read_own(
+            path, dict[str, Any], ENCODING_FORMAT, kind=KIND, remedy=remedy, max_bytes=_MAX_MANIFEST_BYTES
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} was not written by imagegpt or is damaged: choose another folder") from error
-    remedy = "encode the pictures again, into another folder"
-    check_format(fields, ENCODING_FORMAT, what=str(path), remedy=remedy)
-    return fields
+    try:
+        settings = validate(fields, EncodingSettings, f"{path} is damaged")
+        return validate({**fields, "settings": settings}, Manifest, f"{path} is damaged")
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
 
 
-def write_manifest(folder: Path, settings: EncodingSettings, shards: Mapping[int, Shard] | None) -> None:
-    """Write `encoding.json`: the settings, and, if all shards are there, what they hold."""
+def write_manifest(
+    folder: Path, settings: EncodingSettings, checksums: Mapping[str, str], shards: Mapping[int, Shard] | None = None
+) -> None:
+    """Write `encoding.json`.
+
+    Args:
+        folder: of the encoding, which must be locked.
+        settings: of it.
+        checksums: of the shards that are there.
+        shards: all of them, if it is finished, for what they hold.
+    """
     fields: dict[str, Any] = {"kind": KIND, FORMAT_KEY: ENCODING_FORMAT, "finished": shards is not None}
-    fields |= dataclasses.asdict(settings)
+    fields |= {**dataclasses.asdict(settings), "checksums": dict(sorted(checksums.items()))}
     if shards is not None:
-        several = [shards[number] for number in range(settings.num_shards)]
-        broken = [dataclasses.asdict(one) for shard in several for one in shard.broken]
+        broken = [dataclasses.asdict(one) for number in sorted(shards) for one in shards[number].broken]
         fields |= {
-            "num_images": sum(shard.num_images for shard in several),
+            "num_images": sum(shard.num_images for shard in shards.values()),
             "num_broken": len(broken),
             "broken": broken,
         }
@@ -152,9 +131,21 @@ def write_manifest(folder: Path, settings: EncodingSettings, shards: Mapping[int
     atomic_write(folder / MANIFEST, content.encode(), "the settings of the encoding")
 
 
+def record_shard(folder: Path, settings: EncodingSettings, name: str, content: bytes) -> str:
+    """Write the checksum of a shard into `encoding.json`, before the shard itself, which is not done without it.
+
+    Returns: the checksum.
+    """
+    checksum = hashlib.sha256(content).hexdigest()
+    with folder_locked(folder):
+        there = read_manifest(folder)
+        write_manifest(folder, settings, {**(there.checksums if there else {}), name: checksum})
+    return checksum
+
+
 def write_descriptions(folder: Path, settings: EncodingSettings, fingerprint: str) -> None:
     """Write what `datasets.load_from_disk` looks for."""
-    info = {"description": f"Images as ids of the palette {settings.palette}", "features": _features(settings)}
+    info = {"description": f"Images as ids of the palette {settings.palette}", "features": features(settings)}
     state = {
         "_data_files": [{"filename": settings.file(number)} for number in range(settings.num_shards)],
         "_fingerprint": fingerprint,
@@ -235,26 +226,3 @@ def check_pyarrow() -> None:
         import pyarrow  # noqa: F401 - whether it is there
     except ImportError as error:
         raise missing_library("encoding images") from error
-
-
-def _features(settings: EncodingSettings) -> dict[str, Any]:
-    """The columns in `datasets`' words. Written by hand: the library takes seconds to import, in every worker."""
-    height, width = settings.size
-    number = {"dtype": "int64", "_type": "Value"}
-    label = number if settings.classes is None else {"names": settings.classes, "_type": "ClassLabel"}
-    ids = {"feature": {"dtype": "uint16", "_type": "Value"}, "length": height * width, "_type": "List"}
-    return {"ids": ids, "label": label, "index": number, "pixel_hash": {"dtype": "uint64", "_type": "Value"}}
-
-
-def _schema(settings: EncodingSettings) -> "Schema":
-    import pyarrow
-
-    height, width = settings.size
-    fields = {
-        "ids": pyarrow.list_(pyarrow.uint16(), height * width),
-        "label": pyarrow.int64(),
-        "index": pyarrow.int64(),
-        "pixel_hash": pyarrow.uint64(),
-    }
-    described = json.dumps({"info": {"features": _features(settings)}}).encode()
-    return pyarrow.schema(list(fields.items()), {b"huggingface": described})

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from imagegpt.data.encoding_folder import EncodingSettings, Shard
+from imagegpt.data.encoding_settings import EncodingSettings
+from imagegpt.data.encoding_shards import Shard
 from imagegpt.data.encoding_worker import Part, make_shard, start_worker
 from imagegpt.memory import check_disk, check_memory
 

@@ -1,30 +1,12 @@
-"""What decides the contents of an encoding, and what is said of pictures that are missing there."""
+"""What decides the contents of an encoding."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any
 
-from imagegpt.data.examples import Trouble
+from imagegpt import ranges
+from imagegpt.number_fields import Within
 
 KIND = "images encoded by imagegpt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BrokenImage:
-    """A picture that could not be read.
-
-    Attributes:
-        index: where it stands in its source.
-        name: what the source calls it.
-        trouble: "huge" (more pixels than Pillow allows), "missing" or "unreadable".
-        message: what was said.
-    """
-
-    index: int
-    name: str
-    trouble: Trouble
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +29,18 @@ class EncodingSettings:
     source: str
     split: str | None
     source_fingerprint: str
-    num_source: int
+    num_source: Annotated[int, Within(ranges.SOME_IMAGES)]
     classes: list[str] | None
     palette: str
-    num_colors: int
+    num_colors: Annotated[int, Within(ranges.COLORS)]
     processor: dict[str, Any]
-    shard_size: int
+    shard_size: Annotated[int, Within(ranges.SHARD_IMAGES)]
     version: str
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The settings in the contents of `encoding.json`.
-
-        Raises: ValueError, KeyError or TypeError if it was not written by us.
-        """
-        if fields["kind"] != KIND:
-            raise ValueError(f"it is of the kind {fields['kind']!r}")
-        settings = cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
-        if not (type(settings.num_source) is type(settings.shard_size) is int and settings.shard_size > 0):
-            raise TypeError("its numbers are none")
-        return settings
+    def __post_init__(self) -> None:
+        size = self.processor.get("size")
+        for edge in ("height", "width"):
+            ranges.SIDE.check(f"processor.size.{edge}", size.get(edge) if isinstance(size, dict) else None)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ ends when its parent has gone, also if that was killed.
 Axis letters: n images, T pixels in raster order.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from imagegpt.data import encoding_folder as places
-from imagegpt.data.encoding_folder import Shard, shard_bytes
-from imagegpt.data.encoding_settings import BrokenImage, EncodingSettings
-from imagegpt.data.examples import UNLABELED, ImageSource, no_warnings, trouble_with
+from imagegpt.data.broken_images import READ_ERRORS, BrokenImage
+from imagegpt.data.encoding_settings import EncodingSettings
+from imagegpt.data.encoding_shards import Shard, shard_bytes
+from imagegpt.data.examples import UNLABELED, ImageSource, no_warnings
 from imagegpt.data.hashing import source_stamp
 from imagegpt.data.identity import hash_of_picture
 from imagegpt.data.palettes import checked_palette
@@ -87,18 +89,25 @@ class ShardMaker(Part):
         """
         name = self.settings.file(number)
         while True:
-            try:
-                with places.shard_locked(self.folder, name, _POLL_S if wait_for_others else 0):
-                    there = places.done_shard(self.folder, self.settings, number)
-                    if there is not None:
-                        self.tell(len(self.settings.stretch(number)))
-                        return there
-                    places.remove_temporaries(self.folder, name)
-                    return self._encode(number)
-            except BusyError:
-                if not wait_for_others:
-                    return None
-                self.tell(0)  # it says whether to stop
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(places.shard_locked(self.folder, name, _POLL_S if wait_for_others else 0))
+                except BusyError:
+                    if not wait_for_others:
+                        return None
+                    self.tell(0)  # it says whether to stop
+                    continue
+                there = self._shard_of_others(number)
+                if there is not None:
+                    self.tell(len(self.settings.stretch(number)))
+                    return there
+                places.remove_temporaries(self.folder, name)
+                return self._encode(number)
+
+    def _shard_of_others(self, number: int) -> Shard | None:
+        """The shard, if another command has made it meanwhile."""
+        manifest = places.read_manifest(self.folder)
+        return None if manifest is None else places.examine_shards(self.folder, manifest, [number])[0].get(number)
 
     def _encode(self, number: int) -> Shard:
         stretch = self.settings.stretch(number)
@@ -116,9 +125,8 @@ class ShardMaker(Part):
                     # A batch of the right size is taken as it is, without being read again.
                     rgb[row] = self.processor.to_rgb(picture[None] if isinstance(picture, np.ndarray) else [picture])[0]
                     hashes[row] = hash_of_picture(example.image, picture, background)
-                except (ValueError, FileNotFoundError) as error:
-                    message = " ".join(str(error).split())
-                    broken.append(BrokenImage(index=index, name=name, trouble=trouble_with(error), message=message))
+                except READ_ERRORS as error:
+                    broken.append(BrokenImage.of(index, name, error))
                 else:
                     labels[row] = UNLABELED if example.label is None else example.label
                     indices[row] = index
@@ -129,8 +137,10 @@ class ShardMaker(Part):
             checked_palette(self.processor).encode(rgb[:row], dtype=np.uint16).reshape(row, rgb.shape[1] * rgb.shape[2])
         )
         content = shard_bytes(self.settings, ids, labels[:row], indices[:row], hashes[:row], broken)
-        atomic_write(self.folder / self.settings.file(number), content, "the encoded images")
-        return Shard(num_images=row, broken=broken)
+        file = self.settings.file(number)
+        checksum = places.record_shard(self.folder, self.settings, file, content)
+        atomic_write(self.folder / file, content, "the encoded images")
+        return Shard(num_images=row, broken=broken, checksum=checksum)
 
 
 # What a worker process works with. The pool gives no other way to hand something to a process rather than to a task,

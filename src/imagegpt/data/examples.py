@@ -1,4 +1,4 @@
-"""What every source of pictures has in common, and what is said of a picture that cannot be read."""
+"""What every source of pictures has in common."""
 
 import os
 import warnings
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-UNLABELED = -1  # as in `datasets`
+from imagegpt.text import printable, shortened
 
-Trouble = Literal["huge", "missing", "unreadable"]
+UNLABELED = -1  # as in `datasets`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +73,6 @@ class ImageSource(ABC):
         """The label of each picture, -1 where there is none, without reading any."""
 
 
-def trouble_with(error: BaseException) -> Trouble:
-    """Which kind of trouble an error in reading a picture was, by what caused it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, Image.DecompressionBombWarning | Image.DecompressionBombError | MemoryError):
-            return "huge"
-        if isinstance(cause, FileNotFoundError):
-            return "missing"
-        cause = cause.__cause__
-    return "unreadable"
-
-
 @contextmanager
 def no_warnings() -> Iterator[None]:
     """Silence: of odd but readable files Pillow says much, and nothing that would change anything."""
@@ -95,7 +83,7 @@ def no_warnings() -> Iterator[None]:
 
 def in_one_line(error: BaseException) -> str:
     """The message of somebody else's error, fit for the brackets of a sentence of ours."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return shortened(printable(" ".join(str(error).split()).rstrip(".")), 300) or type(error).__name__
 
 
 def missing_library(what: str) -> ValueError:

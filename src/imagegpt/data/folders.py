@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from imagegpt.data.examples import UNLABELED, Example, ImageSource
 from imagegpt.data.layouts import check_classes, picture_root, split_folders
-from imagegpt.data.listing import image_files
+from imagegpt.data.listing import empty_folders, image_files
 
 
 class FolderSource(ImageSource):
@@ -71,6 +71,9 @@ def open_folder(folder: Path, name: str, split: str | None) -> FolderSource:
         raise ValueError(
             f"{parts[split]} holds no images: give a folder with files such as .png or .jpg, or another source"
         )
+    for part, path in parts.items():
+        if _are_classes(files[part]) and (empty := empty_folders(path)):
+            raise ValueError(f"{empty[0]} is empty: a class needs images to train on, add some or remove the folder")
     classes = {part: {file[0] for file in several} for part, several in files.items() if _are_classes(several)}
     for part, found in classes.items():
         if missing := sorted(found - classes.get("train", set())) if files.get("train") else []:

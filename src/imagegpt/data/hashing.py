@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt64
 
+from imagegpt.data.broken_images import READ_ERRORS, BrokenImage
 from imagegpt.data.examples import ImageSource, no_warnings
 from imagegpt.data.identity import pixel_hash
 from imagegpt.files import atomic_write, cache_folder, expand_home
@@ -41,11 +42,11 @@ class SourceHashes:
 
     Attributes:
         hashes: of its pictures, 0 for those that cannot be read.
-        broken: what was said of these.
+        broken: these, ascending.
     """
 
     hashes: UInt64[np.ndarray, " N"]
-    broken: list[str]
+    broken: list[BrokenImage]
 
 
 def source_fingerprint(source: ImageSource) -> str:
@@ -84,7 +85,7 @@ def pixel_hashes(source: ImageSource) -> SourceHashes:
     cache = _Cache("pixels", source)
     hashes, known = cache.find(stamps)
     missing = np.flatnonzero(~known)
-    broken: list[str] = []
+    broken: list[BrokenImage] = []
     if len(missing):
         for rows, (found, told) in _read(source, missing):
             hashes[rows] = found
@@ -115,6 +116,8 @@ class _Cache:
         content = pairs[np.argsort(pairs[:, 0])].astype("<u8").tobytes()
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            for path in self._path.parent.glob(f".{self._path.name}.*"):  # what a process that was killed has left
+                path.unlink(missing_ok=True)
             atomic_write(self._path, _HEADER + _checksum(content) + content, "the hashes")
 
     def _read(self) -> UInt64[np.ndarray, "m 2"]:
@@ -173,7 +176,7 @@ def _file_hash(path: Path) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _read(source: ImageSource, missing: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[list[int], list[str]]]]:
+def _read(source: ImageSource, missing: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[list[int], list[BrokenImage]]]]:
     """Hashes of pictures, some at a time; by several processes if there are many files to decode."""
     tasks = [missing[start : start + _TASK] for start in range(0, len(missing), _TASK)]
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -186,15 +189,18 @@ def _read(source: ImageSource, missing: np.ndarray) -> Iterator[tuple[np.ndarray
         yield from zip(tasks, pool.map(_hash_in_worker, (task.tolist() for task in tasks)), strict=True)
 
 
-def _hash_several(source: ImageSource, indices: Iterable[int]) -> tuple[list[int], list[str]]:
+def _hash_several(source: ImageSource, indices: Iterable[int]) -> tuple[list[int], list[BrokenImage]]:
     hashes, broken = [], []
     with no_warnings():
         for index in indices:
+            name = f"image {index}"
             try:
-                hashes.append(pixel_hash(source[index].image))
-            except (ValueError, FileNotFoundError) as error:
+                example = source[index]
+                name = example.name
+                hashes.append(pixel_hash(example.image))
+            except READ_ERRORS as error:
                 hashes.append(0)
-                broken.append(" ".join(str(error).split()))
+                broken.append(BrokenImage.of(index, name, error))
     return hashes, broken
 
 
@@ -206,5 +212,5 @@ def _start_worker(source: ImageSource) -> None:
     _sources.append(source)
 
 
-def _hash_in_worker(indices: list[int]) -> tuple[list[int], list[str]]:
+def _hash_in_worker(indices: list[int]) -> tuple[list[int], list[BrokenImage]]:
     return _hash_several(_sources[0], indices)

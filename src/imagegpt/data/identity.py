@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 from PIL import Image
 
-from imagegpt.files import FORMAT_KEY, atomic_write, check_format
+from imagegpt import ranges
+from imagegpt.files import FORMAT_KEY, atomic_write, read_own
 from imagegpt.images import read_image
 from imagegpt.processing import ImageGPTImageProcessor
 
@@ -31,7 +32,9 @@ RECORD_FILE = "data.json"
 DATA_FORMAT = 1
 
 _KIND = "data of an imagegpt model"
+_CROPS = ("none", "center-crop")
 _WHITE = (255, 255, 255)
+_SHOWN = 3  # classes, in a sentence
 
 
 def pixel_hash(image: Any) -> int:
@@ -135,39 +138,33 @@ class DataRecord:
 
         Raises: ValueError if it is damaged or of another version.
         """
-        path = folder / RECORD_FILE
+        path, remedy = folder / RECORD_FILE, "get it again, or move it away"
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields.pop("kind") != _KIND:
-                raise ValueError("it is of another kind")
+            record = read_own(path, cls, DATA_FORMAT, kind=_KIND, remedy=remedy)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _damaged(path) from error
-        check_format(fields, DATA_FORMAT, what=str(path), remedy="train again, or move the file away")
         try:
-            return cls._parsed({name: value for name, value in fields.items() if name != FORMAT_KEY})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _damaged(path) from error
-
-    @classmethod
-    def _parsed(cls, fields: dict[str, Any]) -> Self:
-        sources = {name: ImagesRecord(**one) for name, one in fields.pop("sources").items()}
-        parts = {
-            name: PartRecord(**{**one, "content": ImagesRecord(**one["content"])})
-            for name, one in fields.pop("parts").items()
-        }
-        record = cls(sources=sources, parts=parts, **fields)
-        seed, shares = record.split["seed"], [record.split[name] for name in ("validation", "test")]
-        crops = ("none", "center-crop")
-        subset = record.validation_subset
-        if type(seed) is not int or seed < 0 or not all(0 <= share < 1 for share in shares):
-            raise ValueError("its split is none")
-        if record.preprocessing["crop"] not in crops or not all(part.source in sources for part in parts.values()):
-            raise ValueError("its parts are none")
-        if subset is not None and (type(subset["num_images"]) is not int or subset["num_images"] < 1):
-            raise ValueError("its subset is none")
+            record._check()
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
         return record
+
+    def _check(self) -> None:
+        """See that the fields can be as they are.
+
+        Raises: ValueError, which names the field, if not.
+        """
+        ranges.COLORS.check("palette.num_colors", self.palette.get("num_colors"))
+        ranges.TRAINING_SEED.check("split.seed", self.split.get("seed"))
+        for name in ("validation", "test"):
+            ranges.SHARE.check(f"split.{name}", self.split.get(name))
+        if self.preprocessing.get("crop") not in _CROPS:
+            raise ValueError(f"preprocessing.crop is none of {', '.join(_CROPS)}")
+        for name, part in self.parts.items():
+            if part.source not in self.sources:
+                raise ValueError(f"parts.{name}.source is none of the sources")
+        if self.validation_subset is not None:
+            ranges.SOME_IMAGES.check("validation_subset.num_images", self.validation_subset.get("num_images"))
 
     def differences(self, now: "DataRecord") -> list[str]:
         """In what other data differ from these, in words."""
@@ -179,7 +176,7 @@ class DataRecord:
             names = [name for name in new if old.get(name) != new[name]]
             told += [f"the {section}'s {name} ({_shown(old.get(name))}, not {_shown(new[name])})" for name in names]
         if self.classes != now.classes:
-            told.append("the classes")
+            told.append(f"the classes ({class_changes(self.classes, now.classes)})")
         for name in dict.fromkeys((*self.parts, *now.parts)):
             old, new = self.parts.get(name), now.parts.get(name)
             if old is None or new is None:
@@ -189,6 +186,18 @@ class DataRecord:
         if not told and self != now:
             told.append("the images that were given")
         return told
+
+
+def class_changes(old: Sequence[str] | None, new: Sequence[str] | None) -> str:
+    """In what classes differ from those of before, in words."""
+    if old is None or new is None:
+        return "there are none" if new is None else "there were none"
+    told = []
+    for names, others, what in ((old, new, "missing"), (new, old, "new")):
+        if found := [name for name in names if name not in set(others)]:
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            told.append(f"{', '.join(found[:_SHOWN])}{more} {'is' if len(found) == 1 else 'are'} {what}")
+    return "; ".join(told) or "they stand in another order"
 
 
 def preprocessing_of(processor: ImageGPTImageProcessor, crop: str) -> dict[str, Any]:
@@ -220,7 +229,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict) and set(value) == {"height", "width"}:
         return f"{value['height']}x{value['width']}"
     return str(value)
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path} was not written by imagegpt or is damaged: get it again, or move it away")

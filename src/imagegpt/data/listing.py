@@ -60,6 +60,11 @@ def folders_in(folder: Path) -> list[Path]:
     return [path for path in found if not path.is_symlink() or path.resolve() not in above]
 
 
+def empty_folders(folder: Path) -> list[Path]:
+    """The first-level folders with nothing in them, unless its name starts with a dot."""
+    return [path for path in folders_in(folder) if not _entries(os.fspath(path))]
+
+
 def _entries(place: str) -> list[os.DirEntry[str]]:
     with os.scandir(place) as entries:
         return sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from imagegpt import ranges
+from imagegpt.data.broken_images import MAX_BROKEN, READ_ERRORS, BrokenImage, check_broken
 from imagegpt.data.examples import ImageSource, no_warnings
 from imagegpt.palette import ColorPalette, PaletteReport
 from imagegpt.processing import ImageGPTImageProcessor
@@ -31,14 +32,14 @@ class FittedPalette:
             over all that were used.
         examples: those images, uint8 (H, W, 3), as the palette saw them.
         num_images: how many were used.
-        broken: what was said of those that could not be read.
+        broken: those that could not be read.
     """
 
     palette: ColorPalette
     report: PaletteReport
     examples: list[UInt8[np.ndarray, "h w 3"]]
     num_images: int
-    broken: list[str] = field(default_factory=list)
+    broken: list[BrokenImage] = field(default_factory=list)
 
 
 def fit_palette(
@@ -49,6 +50,7 @@ def fit_palette(
     seed: int = 0,
     grey: bool = False,
     max_images: int | None = None,
+    max_broken: float = MAX_BROKEN,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> FittedPalette:
     """Choose colours for pictures, which are read one after the other.
@@ -60,12 +62,14 @@ def fit_palette(
         seed: of k-means, its sample of pixels, and that of pictures.
         grey: choose levels of grey.
         max_images: use a random sample of so many, if there are more.
+        max_broken: the share of these, 0 to 1, that may be broken; they are left out.
         on_progress: called with the pictures that were read, and how many there are to read.
-    Raises: ValueError if there are fewer distinct colours than asked for, no picture can be read, or a number is out
-        of its range.
+    Raises: ValueError if there are fewer distinct colours than asked for, too many pictures are broken, or a number is
+        out of its range.
     """
     num_colors, seed = ranges.COLORS.check("num_colors", num_colors), ranges.FITTING_SEED.check("seed", seed)
     max_images = ranges.SOME_IMAGES.check_if_given("max_images", max_images)
+    max_broken = ranges.BROKEN_SHARE.check("max_broken", max_broken)
     chosen = np.arange(len(source))
     if max_images is not None and max_images < len(source):
         chosen = np.sort(np.random.default_rng(seed).choice(len(source), max_images, replace=False))
@@ -73,25 +77,27 @@ def fit_palette(
     kept_every = -(-len(chosen) // max(1, min(_REPORTED, _REPORTED_PIXELS // num_pixels)))
     at_once = max(1, min(_AT_ONCE, _PIXELS_AT_ONCE // num_pixels))
     examples: list[np.ndarray] = []
-    broken: list[str] = []
+    broken: list[BrokenImage] = []
 
     def read() -> Iterator[np.ndarray]:
         if on_progress is not None:
             on_progress(0, len(chosen))
         for count, index in enumerate(chosen):
+            name = f"image {index}"
             try:
                 with no_warnings():
-                    rgb = processor.to_rgb([source[int(index)].image])[0]
-            except (ValueError, FileNotFoundError) as error:
-                broken.append(str(error))
+                    example = source[int(index)]
+                    name = example.name
+                    rgb = processor.to_rgb([example.image])[0]
+            except READ_ERRORS as error:
+                broken.append(BrokenImage.of(int(index), name, error))
+                check_broken(broken, len(chosen), f"images of {source.name}", max_broken)
             else:
                 if count % kept_every == 0 or not examples:
                     examples.append(rgb)
                 yield rgb
             if on_progress is not None:
                 on_progress(count + 1, len(chosen))
-        if not examples:
-            raise ValueError(f"none of the {len(chosen)} images of {source.name} can be read, for one: {broken[0]}")
 
     def read_together() -> Iterator[np.ndarray]:
         images = read()

@@ -5,11 +5,12 @@ cache. A picture is the content of an image file, as the hub keeps them, and is 
 stop at the first broken one.
 """
 
+import glob
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +18,26 @@ from jaxtyping import Int64
 
 from imagegpt.data.examples import UNLABELED, Example, ImageSource, in_one_line, missing_library
 from imagegpt.data.splits import canonical, in_order
+from imagegpt.data.table_columns import class_names, image_column, label_column, without_bytes
 from imagegpt.image_files import open_picture
+from imagegpt.schemas import read_json, validate
+from imagegpt.text import printable, shortened
 
 if TYPE_CHECKING:
-    from pyarrow import ChunkedArray, DataType, Schema, Table
+    from pyarrow import Table
 
-IMAGE_COLUMNS = ("image", "img", "images", "picture")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"  # what `save_to_disk` calls them
+
+
+_MAX_LABEL = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class _DataFile:
+    """What `save_to_disk` lists in its state."""
+
+    filename: str
 
 
 class TableSource(ImageSource):
@@ -48,7 +60,10 @@ class TableSource(ImageSource):
         self._images = table.column(self._column)
         label = label_column(table.schema, name)
         self._labels = None if label is None else table.column(label).to_pylist()
-        self.classes = None if label is None else _class_names(table.schema, label)
+        self.classes = None if label is None else class_names(table.schema, label)
+        highest = max((one for one in self._labels or () if one is not None), default=-1)
+        if highest > (_MAX_LABEL if self.classes is None else len(self.classes) - 1):
+            raise ValueError(f"{name} has the label {highest}, which is no class: save the data set again")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._files, self.name, self.split, self._origins)
@@ -59,22 +74,25 @@ class TableSource(ImageSource):
     def _read(self, index: int) -> Example:
         cell = self._images[index].as_py()
         content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-        name = f"row {index}" if path is None else f"row {index} ({path})"
+        name = f"row {index}" if path is None else f"row {index} ({shortened(printable(path), 80)})"
         label = None if self._labels is None else self._labels[index]
         known = None if label is None or label < 0 else int(label)
         if content is not None:
             return Example(image=open_picture(io.BytesIO(content), name), label=known, name=name)
         if path is None:
             raise ValueError(f"{name} is empty: there is no image in it")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{name} names a file that is not there: get the data set with its files")
         return Example(image=Path(path), label=known, name=name)
 
     def files(self) -> Iterable[Path]:
         """See `ImageSource`; those that the table only names are among them."""
         yield from self._origins or self._files
         if self._images.type.num_fields:  # structures of bytes and path
-            for row in self._images.filter(_without_bytes(self._images)).to_pylist():
-                if row.get("path") is not None:
-                    yield Path(row["path"])
+            for row in self._images.filter(without_bytes(self._images)).to_pylist():
+                path = None if row is None else row.get("path")
+                if path is not None and Path(path).is_file():  # and not a device, which is read without an end
+                    yield Path(path)
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
@@ -82,35 +100,6 @@ class TableSource(ImageSource):
         if self._labels is None:
             return np.full(len(self), UNLABELED, np.int64)
         return np.array([UNLABELED if one is None or one < 0 else one for one in self._labels], np.int64)
-
-
-def image_column(schema: "Schema", name: str) -> str:
-    """The column with the pictures: the one that holds bytes, or structures of bytes and path, as the hub has them.
-
-    Raises: ValueError if there is none, or several of which none is called as usual.
-    """
-    fitting = [field.name for field in schema if _holds_pictures(field.type)]
-    usual = [column for column in IMAGE_COLUMNS if column in fitting]
-    if len(fitting) != 1 and not usual:
-        held = ", ".join(schema.names)
-        found = f"several columns of images ({', '.join(fitting)})" if fitting else f"no column of images, only {held}"
-        raise ValueError(f"{name} has {found}: images are the bytes of image files, in a column called image")
-    return fitting[0] if len(fitting) == 1 else usual[0]
-
-
-def label_column(schema: "Schema", name: str) -> str | None:
-    """The column with the classes, None if there is none.
-
-    Raises: ValueError if it does not hold whole numbers.
-    """
-    import pyarrow
-
-    column = next((column for column in LABEL_COLUMNS if column in schema.names), None)
-    if column is not None and not pyarrow.types.is_integer(schema.field(column).type):
-        raise ValueError(
-            f"the column {column} of {name} holds {schema.field(column).type}: labels must be whole numbers, from 0"
-        )
-    return column
 
 
 def open_parquet(files: Sequence[Path], name: str, split: str | None) -> TableSource:
@@ -122,8 +111,8 @@ def open_parquet(files: Sequence[Path], name: str, split: str | None) -> TableSo
         raise ValueError(f"{name} holds no parquet files: give another folder")
     with _quiet_datasets("parquet") as datasets:
         try:
-            texts = [str(path.resolve()) for path in files]
-            made = datasets.load_dataset("parquet", data_files={"train": texts}, split="train")
+            # Not `load_dataset`, which tells the hub about it. The names are patterns there.
+            made = datasets.Dataset.from_parquet([glob.escape(str(path.resolve())) for path in files], split="train")
         except Exception as error:  # pyarrow's, pandas' and datasets' own, all told alike
             reason = in_one_line(error.__cause__ or error)
             raise ValueError(f"{name} cannot be read as parquet ({reason}): get the files again") from error
@@ -154,9 +143,10 @@ def open_saved(folder: Path, name: str, split: str | None) -> TableSource:
     """
     place = folder if split is None else folder / split
     try:
-        state = json.loads((place / STATE_FILE).read_text(encoding="utf-8"))
-        files = [place / one["filename"] for one in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = validate(read_json(place / STATE_FILE), dict[str, Any], "it")
+        listed = validate(state.get("_data_files"), list[_DataFile], "_data_files")
+        files = [place / _inside(one.filename) for one in listed]
+    except (OSError, ValueError) as error:
         raise ValueError(f"{place / STATE_FILE} is damaged ({in_one_line(error)}): save the data set again") from error
     return TableSource(files, name, split)
 
@@ -170,10 +160,11 @@ def saved_splits(folder: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))["splits"]
-        if not isinstance(splits, list) or not all(isinstance(one, str) for one in splits) or not splits:
-            raise TypeError("it lists no splits")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        listed = validate(read_json(path), dict[str, Any], "it").get("splits")
+        splits = [_inside(one) for one in validate(listed, list[str], "splits")]
+        if not splits:
+            raise ValueError("it lists no splits")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({in_one_line(error)}): save the data set again") from error
     return splits
 
@@ -246,8 +237,10 @@ def _mapped(files: Sequence[Path]) -> "Table":
     for path in files:
         try:
             with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as stream:
-                tables.append(stream.read_all())
-        except (pyarrow.ArrowException, OSError) as error:
+                table = stream.read_all()
+            table.validate(full=True)  # or a cell of a damaged file may lie anywhere in memory
+            tables.append(table)
+        except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is no readable Arrow file ({in_one_line(error)}): save it again") from error
     try:
         return pyarrow.concat_tables(tables)
@@ -255,33 +248,14 @@ def _mapped(files: Sequence[Path]) -> "Table":
         raise ValueError(f"{files[0].parent}: the files differ in their columns ({in_one_line(error)})") from error
 
 
-def _without_bytes(images: "ChunkedArray") -> "ChunkedArray":
-    import pyarrow
+def _inside(name: str) -> str:
+    """A name in a folder as it is.
 
-    names = [images.type.field(number).name for number in range(images.type.num_fields)]
-    contents = images.flatten()[names.index("bytes")]
-    return contents.is_null() if len(contents) else pyarrow.chunked_array([[]], pyarrow.bool_())
-
-
-def _holds_pictures(kind: "DataType") -> bool:
-    import pyarrow
-
-    def is_bytes(one: Any) -> bool:
-        return pyarrow.types.is_binary(one) or pyarrow.types.is_large_binary(one)
-
-    if pyarrow.types.is_struct(kind):
-        return any(field.name == "bytes" and is_bytes(field.type) for field in kind)
-    return is_bytes(kind)
-
-
-def _class_names(schema: "Schema", column: str) -> list[str] | None:
-    """The names that `datasets` wrote into the file's own description of its columns."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column].get("names")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-    return list(map(str, names)) if isinstance(names, list) else None
+    Raises: ValueError if it leads elsewhere.
+    """
+    if PureWindowsPath(name).name != name or not 0 < len(name) < 256:  # which knows both kinds of slashes, and drives
+        raise ValueError(f"{shortened(name, 80)!r} is no name in this folder")
+    return name
 
 
 def _split_of(path: Path, folder: Path) -> str | None:

@@ -18,17 +18,18 @@ RECIPE_FILE = "recipe.yaml"
 # What a run writes, by its path in the folder: --force and the start of a run remove nothing else.
 _FILES = re.compile(
     r"(generation_|preprocessor_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|README\.md"
-    r"|log\.jsonl|curve\.png|confusion\.png|samples/step-\d{8}\.png"
+    r"|log\.jsonl|broken-images\.txt|curve\.png|confusion\.png|samples/step-\d{8}\.png"
 )
 _FOLDERS = re.compile(rf"tracking|{re.escape(SAVING)}|checkpoints/(step-\d+|\.step-\d+\.making)")
 _KNOWN_BY = (RECIPE_FILE, RECORD_FILE)  # what makes a folder that of a run; replaced, never removed
 
 # Fields that do not define a run, so that it may be resumed with other values. The first say how the same sums are
 # computed: results are the same but for rounding, and with dropout for which units are dropped, as with another number
-# of processes. The others say when the run ends, what leads back to which checkpoint, and what is shown.
+# of processes. The others say whether it may start at all, when it ends, what leads back to which checkpoint, and what
+# is shown.
 _MAY_CHANGE = frozenset(
     {
-        "data.num_workers",
+        "data.max_broken", "data.num_workers",
         "training.micro_batch", "training.compile", "training.gradient_checkpointing", "training.attention",
         "watch.patience", "watch.checkpoint_every", "watch.keep_checkpoints", "watch.spike_nats", "watch.max_rollbacks",
         "watch.samples", "watch.trackers",

@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
-
-import yaml
 
 from imagegpt.precision import Precision, PrecisionChoice, choose_precision
+from imagegpt.training.reading import read_recipe, recipe_from_text
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.world import World
 
@@ -26,15 +24,19 @@ def with_precision(recipe: Recipe, recorded: Precision | None, world: World) -> 
 def precision_in_file(path: Path) -> Precision | None:
     """What a recipe that was written beside a run says it was begun in; None if that cannot be read."""
     try:
-        return precision_in_text(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return _decided(read_recipe(path))
+    except (OSError, ValueError):  # what is damaged is told later
         return None
 
 
 def precision_in_text(recipe: str) -> Precision | None:
     """What `Recipe.resolved` said; None if it is no recipe, or one in which nothing was decided yet."""
     try:
-        precision = yaml.safe_load(recipe)["training"]["precision"]
-    except (yaml.YAMLError, KeyError, TypeError):
+        return _decided(recipe_from_text(recipe, "the recipe"))
+    except ValueError:
         return None
-    return precision if precision in get_args(Precision) else None
+
+
+def _decided(recipe: Recipe) -> Precision | None:
+    precision = recipe.training.precision
+    return None if precision == "auto" else precision

@@ -13,18 +13,18 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from imagegpt import ranges
 from imagegpt.curves import rate_picture
 from imagegpt.data.identity import RECORD_FILE, DataRecord
-from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, check_format, locked
+from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, locked, read_own
 from imagegpt.precision import Precision
 from imagegpt.runs.folder import check_place, defining_changes, remove_run_folder
 from imagegpt.runs.precision import precision_in_text, with_precision
 from imagegpt.runs.run import Run, Told
+from imagegpt.runs.watching import failing_quietly
 from imagegpt.training.reading import recipe_from_text
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.world import World
@@ -36,6 +36,19 @@ _DOING = "looks for a learning rate in"
 HARM = 0.005  # a validation loss worse than the best by more than this share of it
 _MOST_TRIALS = 12
 _LEAST_STEPS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trials:
+    """The contents of `rates.json`.
+
+    Attributes:
+        losses: of the rates that were tried, both as text, because JSON has no infinity.
+        recipe: of a trial.
+    """
+
+    losses: dict[float, float]
+    recipe: str
 
 
 class RateSearch:
@@ -149,11 +162,11 @@ class RateSearch:
             there = _read(file)
         elif file.is_file() and not (out / LOCK_FILE).is_file():  # people may call a file of their own so
             raise FileExistsError(f"{out} exists and holds no search for a rate: choose another place")
-        if there is not None and not self._goes_on_with(recipe_from_text(there["recipe"], str(file))):
+        if there is not None and not self._goes_on_with(recipe_from_text(there.recipe, str(file))):
             raise ValueError(f"{out} holds the search of another recipe: choose another place, or --force")
         self._world.wait()  # until all have looked at it
         if there is not None:
-            self.losses = {float(rate): float(loss) for rate, loss in there["losses"].items()}
+            self.losses = dict(there.losses)
         if self._world.is_main:
             out.mkdir(exist_ok=True)
             with self._locked():
@@ -188,7 +201,9 @@ class RateSearch:
         atomic_write(self._out / TRIALS_FILE, content.encode(), "the rates that were tried")
         finite = [(rate, loss) for rate, loss in sorted(self.losses.items()) if math.isfinite(loss)]
         if finite:
-            atomic_write(self._out / PICTURE_FILE, rate_picture(finite, self.chosen), "the picture of the rates")
+            with failing_quietly("picture of the rates"):
+                picture = rate_picture(finite, self.chosen)
+                atomic_write(self._out / PICTURE_FILE, picture, "the picture of the rates")
 
 
 def largest_without_harm(losses: Mapping[float, float]) -> float:
@@ -218,16 +233,11 @@ def next_rate(losses: Mapping[float, float], first: float) -> float | None:
 def _recorded_precision(file: Path) -> Precision | None:
     """What a search was begun in; what is damaged is told later."""
     try:
-        return precision_in_text(str(_read(file)["recipe"]))
+        return precision_in_text(_read(file).recipe)
     except (OSError, ValueError):
         return None
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        _ = content["recipe"], {float(rate): float(loss) for rate, loss in content["losses"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: choose another place, or start over with --force") from error
-    check_format(content, RATES_FORMAT, what=str(file), remedy="choose another place, or start over with --force")
-    return content
+def _read(file: Path) -> _Trials:
+    remedy = "choose another place, or start over with --force"
+    return read_own(file, _Trials, RATES_FORMAT, remedy=remedy)

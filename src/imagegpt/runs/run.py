@@ -4,6 +4,7 @@
     OUT/README.md                                                  its card, when the run is done
     OUT/recipe.yaml                                                what is done: every default and choice spelt out
     OUT/data.json                                                  which images it learns from, validates and tests with
+    OUT/broken-images.txt                                          images that were left out, if there are any
     OUT/log.jsonl, curve.png                                       losses, a line a step, and a picture of them
     OUT/samples/step-00000500.png                                  what the model drew
     OUT/checkpoints/step-00000500/                                 what the run can go on from
@@ -28,12 +29,13 @@ import torch
 from torch import Tensor
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.data.broken_images import BROKEN_FILE, write_list
 from imagegpt.files import atomic_write, lock_folder, remove_if_unused
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.model.modes import evaluating
 from imagegpt.runs.folder import RECIPE_FILE, check_data, check_folder, remove_leftovers, remove_run
 from imagegpt.runs.precision import precision_in_file, with_precision
-from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_samples
+from imagegpt.runs.watching import Trackers, check_trackers, draw_curve, draw_samples, failing_quietly, read_log
 from imagegpt.training import order
 from imagegpt.training.building import build_loss, rebuilt, save_model
 from imagegpt.training.checkpoints import Checkpoints
@@ -42,8 +44,9 @@ from imagegpt.training.feed import Images, Share, Steps, check_labels, in_stretc
 from imagegpt.training.footprint import check_training
 from imagegpt.training.objectives import Batch, Loss
 from imagegpt.training.parallelism import autocast, whole_weights
+from imagegpt.training.progress import Metrics, Progress
 from imagegpt.training.recipes import Recipe
-from imagegpt.training.trainer import Metrics, Outcome, Progress, Step, Trainer
+from imagegpt.training.trainer import Outcome, Step, Trainer
 from imagegpt.training.world import World
 
 LOG_FILE, CURVE_FILE = "log.jsonl", "curve.png"
@@ -93,6 +96,7 @@ class Run:
         recorded = None if force else precision_in_file(out / RECIPE_FILE)
         recipe, self.precision = with_precision(recipe, recorded, world)
         self.recipe, self.out, self._world, self._tell = recipe, out, world, on_step
+        self._is_locked = False
         training = recipe.training
         self._share = Share(
             batch_size=training.batch_size, rank=world.rank, world_size=world.size, micro_batch=training.micro_batch
@@ -106,7 +110,7 @@ class Run:
         check_training(self._loss.model, self.config, recipe, world)
         hides = recipe.objective.hides_pixels
         self._mask_probability = recipe.objective.mask_probability if hides else None
-        with self._locked():
+        with self.locked():
             self._claim_folder(force)
             self._prepare(should_stop)
 
@@ -163,7 +167,7 @@ class Run:
             trains in the folder, or another run was started in it since this one was prepared.
         """
         try:
-            with self._locked():
+            with self.locked():
                 if (self.out / RECIPE_FILE).read_bytes() != self.recipe.resolved().encode():
                     raise ValueError(f"another run was started in {self.out} meanwhile: choose another place")
                 return self._trainer.run()
@@ -206,7 +210,8 @@ class Run:
             model = rebuilt(weights, self._loss.model)
             assert isinstance(model, ImageGPTForCausalImageModeling)
             name = f"step-{self.step:08d}.png"
-            draw_samples(model, self.data.processor, self.recipe.watch.samples, self.out / "samples" / name)
+            with failing_quietly("sheet of samples"):
+                draw_samples(model, self.data.processor, self.recipe.watch.samples, self.out / "samples" / name)
 
     def _on_step(self, step: Step) -> None:
         if self._world.is_main:
@@ -218,15 +223,21 @@ class Run:
                     os.fsync(log.fileno())
             self._trackers.log(step)
             if step.validation is not None:
-                draw_curve(self.out / LOG_FILE, self.out / CURVE_FILE)
+                with failing_quietly("picture of the losses"):
+                    draw_curve(self.out / LOG_FILE, self.out / CURVE_FILE)
             self._tell(Told(step=step, num_steps=self.recipe.training.num_steps, best=self._trainer.progress.best))
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The folder, made if need be, kept from other runs; the main process does so for all of this one.
+    def locked(self) -> Iterator[None]:
+        """Keep the folder, made if need be, from other runs; the main process does so for all of this one.
+
+        `train` does so itself. Whoever has more to do there, as `card.finish` has, holds the lock around both.
 
         Raises: ValueError or OSError, in all processes, if that cannot be.
         """
+        if self._is_locked:
+            yield
+            return
         lock, refusal = None, None
         if self._world.is_main:
             is_new = not self.out.exists()
@@ -240,9 +251,11 @@ class Run:
         refusal = self._world.told(refusal)
         if refusal is not None:
             raise refusal
+        self._is_locked = True
         try:
             yield
         finally:
+            self._is_locked = False
             if lock is not None:
                 lock.release()
 
@@ -260,6 +273,10 @@ class Run:
             remove_leftovers(self.out)
             self.data.record.write(self.out)
             atomic_write(self.out / RECIPE_FILE, self.recipe.resolved().encode(), "the recipe")
+            if self.data.broken:
+                write_list(self.out / BROKEN_FILE, self.data.broken)
+            else:
+                (self.out / BROKEN_FILE).unlink(missing_ok=True)
         self._world.wait()
 
     def _forget_what_comes_again(self) -> None:
@@ -267,11 +284,5 @@ class Run:
         log = self.out / LOG_FILE
         if not self._world.is_main or not log.is_file():
             return
-        kept = []
-        for line in log.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= self.step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
-                continue
+        kept = [text for text, line in read_log(log) if line.step <= self.step]
         atomic_write(log, "".join(kept).encode(), "the log")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from imagegpt.checkpoints.loading import load_config, load_model, load_processor
+from imagegpt.data.broken_images import MAX_BROKEN
 from imagegpt.data.identity import DataRecord
 from imagegpt.evaluation.comparison import Parts, Score, compare, score_model, uniform_score
 from imagegpt.model.attention import kernels
@@ -34,16 +35,19 @@ def silent(done: int, total: int) -> None:
     """No progress is told."""
 
 
-def data_for_folder(place: str, folder: Path, name: str) -> Data:
+def data_for_folder(place: str, folder: Path, name: str, *, max_broken: float = MAX_BROKEN) -> Data:
     """Images to try a model on, in the parts that it was trained with if they are the same.
 
     Args:
         place: digits, encoded images, or images of any kind.
         folder: of the model.
         name: of the model, for people.
-    Raises: ValueError or OSError, in one sentence, if there are no such images or they do not fit the model.
+        max_broken: the share of the images of a part that may be broken; they are left out.
+    Raises: ValueError or OSError, in one sentence, if there are no such images, too many are broken, or they do not
+        fit the model.
     """
-    return data_to_score(place, name, load_processor(folder, load_config(folder)), DataRecord.read(folder))
+    processor, record = load_processor(folder, load_config(folder)), DataRecord.read(folder)
+    return data_to_score(place, name, processor, record, max_broken=max_broken)
 
 
 def score_folder(

@@ -2,19 +2,40 @@
 
 import dataclasses
 import io
-import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from imagegpt import ranges
 from imagegpt.curves import loss_curve
 from imagegpt.figures import sample_grid
 from imagegpt.files import atomic_write
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.number_fields import Within
 from imagegpt.processing import ImageGPTImageProcessor
 from imagegpt.sampling import Sampler, image_seed
+from imagegpt.schemas import parse_json, validate
+from imagegpt.text import printable
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.trainer import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLine:
+    """What a line of a log says, as far as it is drawn.
+
+    Attributes:
+        step: steps done.
+        metrics: of the batch.
+        validation: of held-out images, if they were scored after this step.
+    """
+
+    step: Annotated[int, Within(ranges.STEPS)]
+    metrics: dict[str, float]
+    validation: dict[str, float] = field(default_factory=dict)
 
 
 def draw_samples(
@@ -43,12 +64,38 @@ def draw_curve(log: Path, path: Path) -> None:
         log: lines of JSON, as `Run` writes them.
         path: of the PNG.
     """
-    told = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     # Steps that a spike undid are there twice: the later time counts.
-    lines = sorted({line["step"]: line for line in told}.values(), key=lambda line: line["step"])
-    validation = [(line["step"], line["validation"]["total"]) for line in lines if "validation" in line]
-    image = loss_curve([(line["step"], line["metrics"]["total"]) for line in lines], validation)
+    told = {line.step: line for _, line in read_log(log) if "total" in line.metrics}
+    lines = [told[step] for step in sorted(told)]
+    validation = [(line.step, line.validation["total"]) for line in lines if "total" in line.validation]
+    image = loss_curve([(line.step, line.metrics["total"]) for line in lines], validation)
     atomic_write(path, image, "the curve")
+
+
+def read_log(log: Path) -> Iterator[tuple[str, LogLine]]:
+    """The lines of a log, as text and as what they say; those that are damaged are left out.
+
+    A process that was killed may leave its last line incomplete.
+    """
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                yield line, validate(parse_json(line, str(log)), LogLine, str(log))
+            except ValueError:
+                continue
+
+
+@contextmanager
+def failing_quietly(what: str) -> Iterator[None]:
+    """Make a failure a warning: a run is worth as much without its pictures.
+
+    Args:
+        what: is made meanwhile.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - libraries have errors of many kinds
+        warnings.warn(f"there is no {what} ({printable(str(error)) or type(error).__name__})", stacklevel=3)
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -44,6 +44,11 @@ def build_loss(recipe: Recipe, data: Data) -> Loss:
             f"objective.name is {objective.name!r}, and the images of data.train = {data.name} have no labels: put "
             "them into a folder for each class, or choose autoregressive or bert"
         )
+    if objective.needs_labels and data.untrained_classes:
+        raise ValueError(
+            f"{data.name} has no image of {data.untrained_classes[0]} to train on, broken ones and those held out left "
+            "aside: a class needs some, add images, hold out a smaller share, or drop the class"
+        )
     torch.manual_seed(recipe.training.seed)
     generator = _generator(recipe, data)
     _choose_attention(generator, recipe.training.attention)
@@ -107,8 +112,9 @@ def save_model(weights: dict[str, Tensor], model: nn.Module, processor: ImageGPT
             sync(file)
         for file in files:
             file.replace(folder / file.name)
+        making.rmdir()
         sync(folder)
-    finally:
+    finally:  # of what is left after an error
         shutil.rmtree(making, ignore_errors=True)
 
 

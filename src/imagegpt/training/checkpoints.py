@@ -10,7 +10,6 @@ It is written under a temporary name and renamed when it is complete. Weights, t
 averaged weights are saved; what the recipe says (learning rate, weight decay, ...) is not.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -29,14 +28,14 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from imagegpt.files import FORMAT_KEY, atomic_write, check_format, sync
+from imagegpt.files import FORMAT_KEY, atomic_write, check_format, sha256_of, sync
+from imagegpt.schemas import read_json, validate
 from imagegpt.training.world import World
 
 CHECKPOINT_FORMAT = 2  # 1 had a pickle, which a foreign folder could have used to run anything
 
 _PROGRESS, _MANIFEST = "progress.json", "manifest.json"
 _NAME = re.compile(r"step-[0-9]+")
-_HASHED_AT_ONCE = 1 << 22
 _FILE_BYTES = 1 << 30  # about; torch puts a file together in memory before it writes it
 
 
@@ -83,7 +82,7 @@ class Checkpoints:
             with _quiet():
                 tensors = {
                     name: tensor.contiguous()
-                    for name, tensor in _tensors(*get_state_dict(model, optimizers), average).items()
+                    for name, tensor in sorted(_tensors(*get_state_dict(model, optimizers), average).items())
                 }
                 save(tensors, storage_writer=_writer(making, tensors))
         except CheckpointException as error:  # no Exception to Python, and not to be mistaken for a mistake of ours
@@ -105,9 +104,19 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             making.rename(final)
             sync(final.parent)
-            self._remove_others(step)
+            for path in self._all():
+                if step_of(path) > step:
+                    shutil.rmtree(path)
+        self.remove_old(step)
         self._world.wait()
         return final
+
+    def remove_old(self, step: int) -> None:
+        """Remove the oldest of those up to a step, but for as many as are kept, and what was never whole."""
+        if self._world.is_main:
+            before = [path for path in self._all() if step_of(path) <= step]
+            for path in [*before[: -self._keep], *self.folder.glob(".step-*.making")]:
+                shutil.rmtree(path)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole, or None; a damaged one is passed over with a warning."""
@@ -133,14 +142,20 @@ class Checkpoints:
         Returns: the progress.
         Raises: ValueError if it is of another model or version.
         """
-        content = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
-        check_format(content, CHECKPOINT_FORMAT, what=f"the checkpoint {path}", remedy="start over with --force")
+        remedy = "start over with --force"
+        try:
+            content = validate(read_json(path / _PROGRESS), dict[str, Any], str(path / _PROGRESS))
+        except ValueError as error:
+            raise ValueError(f"{error}: {remedy}") from error
+        check_format(content, CHECKPOINT_FORMAT, what=f"the checkpoint {path}", remedy=remedy)
         try:
             with _quiet():
                 weights, states = get_state_dict(model, optimizers)
                 load(_tensors(weights, states, average), storage_reader=HuggingFaceStorageReader(str(path)))
-        except (RuntimeError, CheckpointException) as error:
-            raise ValueError(f"{path} is no checkpoint of this model: start over with --force") from error
+        except MemoryError:
+            raise
+        except (Exception, CheckpointException) as error:  # torch's, safetensors' and those of what they run into
+            raise ValueError(f"{path} is no checkpoint of this model: {remedy}") from error
         set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=states)
         return {name: value for name, value in content.items() if name != FORMAT_KEY}
 
@@ -148,12 +163,6 @@ class Checkpoints:
         """By their steps."""
         there = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted((path for path in there if _NAME.fullmatch(path.name)), key=step_of)
-
-    def _remove_others(self, step: int) -> None:
-        there = self._all()
-        before = [path for path in there if step_of(path) <= step]
-        for path in [*before[: -self._keep], *there[len(before) :], *self.folder.glob(".step-*.making")]:
-            shutil.rmtree(path)
 
 
 def step_of(path: Path) -> int:
@@ -164,7 +173,7 @@ def step_of(path: Path) -> int:
 def damage_of(path: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words, or None."""
     try:
-        expected = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        expected = validate(read_json(path / _MANIFEST), dict[str, list[int | str]], _MANIFEST)
         there = {file.name for file in path.iterdir()}
         missing = sorted({_PROGRESS, *expected} - there)
         unlisted = sorted(
@@ -177,17 +186,13 @@ def damage_of(path: Path) -> str | None:
         wrong = [name for name, described in expected.items() if _described(path / name) != described]
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"{_MANIFEST} or what it lists cannot be read: {error}"
     return f"{wrong[0]} is not what was written" if wrong else None
 
 
 def _described(path: Path) -> list[Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_HASHED_AT_ONCE):
-            digest.update(piece)
-    return [path.stat().st_size, digest.hexdigest()]
+    return [path.stat().st_size, sha256_of(path)]
 
 
 def _tensors(weights: Mapping[str, Any], states: Mapping[str, Any], average: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from imagegpt.data.broken_images import BrokenImage
 from imagegpt.data.identity import DataRecord
 from imagegpt.palette import ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
@@ -28,6 +29,8 @@ class Data:
         record: tells these data from others.
         is_own: whether the model in question was trained with them.
         subset: which images of validation are scored while training; None is all.
+        untrained_classes: those without an image in the training part.
+        broken: images that could not be read, and are in none of the parts.
         notes: sentences for the user.
     """
 
@@ -39,6 +42,8 @@ class Data:
     record: DataRecord
     is_own: bool
     subset: Rows | None = None
+    untrained_classes: Sequence[str] = ()
+    broken: Sequence[BrokenImage] = ()
     notes: Sequence[str] = ()
 
     @property

@@ -15,8 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from imagegpt import ranges
 from imagegpt.checkpoints.loading import find_folder
-from imagegpt.data.identity import RECORD_FILE, DataRecord, ImagesRecord, PartRecord, preprocessing_of
+from imagegpt.data.broken_images import MAX_BROKEN
+from imagegpt.data.identity import RECORD_FILE, DataRecord, ImagesRecord, PartRecord, class_changes, preprocessing_of
 from imagegpt.data.splits import split_by_hash
 from imagegpt.palette import ColorPalette
 from imagegpt.processing import ImageGPTImageProcessor
@@ -58,7 +60,14 @@ def open_data(recipe: DataRecipe, validation_images: int | None = None) -> Data:
     return _data(recipe.train, opened, chosen, split, validation_images, is_own=True, notes=notes)
 
 
-def data_to_score(place: str, model: str, processor: ImageGPTImageProcessor, record: DataRecord | None) -> Data:
+def data_to_score(
+    place: str,
+    model: str,
+    processor: ImageGPTImageProcessor,
+    record: DataRecord | None,
+    *,
+    max_broken: float = MAX_BROKEN,
+) -> Data:
     """Open images that a model is to be tried on, in the parts that it was trained with if they are the same.
 
     Images in other places or in another form, encoded or not, are the same if their pixels are. Other images get the
@@ -69,9 +78,13 @@ def data_to_score(place: str, model: str, processor: ImageGPTImageProcessor, rec
         model: its name, for people.
         processor: of the model; pictures are encoded with it.
         record: of the data that it was trained with, None if that is not known.
-    Raises: ValueError or OSError, in one sentence, if there are no such images, or their ids mean something else.
+        max_broken: the share of the images of a part that may be broken; they are left out.
+    Raises: ValueError or OSError, in one sentence, if there are no such images, too many are broken, or their ids mean
+        something else.
     """
-    opened = _opened_for_model(place, model, processor, "none" if record is None else record.preprocessing["crop"])
+    max_broken = ranges.BROKEN_SHARE.check("max_broken", max_broken)
+    crop = "none" if record is None else record.preprocessing["crop"]
+    opened = _opened_for_model(place, model, processor, crop, max_broken)
     split = SplitRecipe() if record is None else SplitRecipe(**record.split)
     by_hash = {"validation", *(["test"] if split.test else [])} - set(opened.sources)
     known = None if record is None else _known_sources(opened.sources, record)
@@ -121,12 +134,14 @@ def _opened(recipe: DataRecipe) -> Opened:
             "it first (imagegpt encode)"
         )
     processor = ImageGPTImageProcessor(palette=_palette(recipe.palette), size=recipe.side)
-    return open_pictures(places, processor, recipe.augmentation)
+    return open_pictures(places, processor, recipe.augmentation, recipe.max_broken)
 
 
-def _opened_for_model(place: str, model: str, processor: ImageGPTImageProcessor, crop: str) -> Opened:
+def _opened_for_model(
+    place: str, model: str, processor: ImageGPTImageProcessor, crop: str, max_broken: float
+) -> Opened:
     if not holds_ids(place):
-        return open_pictures({"train": place}, processor, crop)
+        return open_pictures({"train": place}, processor, crop, max_broken)
     opened = open_digits("none") if place == DIGITS else open_encoded({"train": place}, "none")
     ours, theirs = (math.prod(one.size.values()) for one in (processor, opened.processor))
     if ours != theirs:
@@ -182,11 +197,14 @@ def _data(
 ) -> Data:
     sources, palette = opened.sources, opened.processor.palette
     assert palette is not None, "it was checked when the images were opened"
-    parts, records, subset, told = {}, {}, None, None
+    parts, records, subset, told, untrained = {}, {}, None, None, []
     for part in ("train", "validation", "test"):
         if part in chosen:
             source, how, rows = chosen[part]
             hashes, labels = sources[source].hashes[rows], sources[source].labels
+            if part == "train" and labels is not None:
+                trained = set(np.unique(labels[rows]).tolist())
+                untrained = [name for label, name in enumerate(opened.classes or ()) if label not in trained]
             parts[part] = sources[source].images(rows, varied=part == "train")
             content = ImagesRecord.of(hashes, None if labels is None else labels[rows])
             records[part] = PartRecord(source=source, by=how, content=content)
@@ -213,7 +231,9 @@ def _data(
         record=record,
         is_own=is_own,
         subset=subset,
-        notes=[*opened.notes, *notes],
+        untrained_classes=untrained,
+        broken=opened.broken,
+        notes=notes,
     )
 
 
@@ -236,12 +256,15 @@ def _changes(data: Data, model: str, record: DataRecord) -> list[str]:
     if names:
         how = ", ".join(f"{name} {now[name]}, not {record.preprocessing.get(name)}" for name in names)
         told.append(f"{data.name} was encoded in another way than what {model} was validated with ({how})")
+    if data.classes != record.classes and set(data.classes or ()) & set(record.classes or ()):
+        changes = class_changes(record.classes, data.classes)
+        told.append(f"{data.name} has other classes than {model} was trained with: {changes}")
     for name, part in data.record.parts.items() if data.is_own else ():
-        there = record.parts.get(name)
-        if there is None or there.content.images != part.content.images:
-            told.append(
-                f"the {name} part has {part.content.num_images:,} images here, another one when {model} was made"
-            )
+        there, here = record.parts.get(name), part.content
+        if there is None or there.content.images != here.images:
+            told.append(f"the {name} part has {here.num_images:,} images here, another one when {model} was made")
+        elif there.content.order == here.order and here.labels and there.content.labels not in (None, here.labels):
+            told.append(f"images of the {name} part have other labels than {model} was trained with")
     return told
 
 

@@ -9,36 +9,68 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from imagegpt.files import FORMAT_KEY, check_format
+from imagegpt.schemas import first_complaint
+from imagegpt.text import printable, shortened
 from imagegpt.training.recipes import RECIPE_FORMAT, Recipe, SplitRecipe
 
 _SECTIONS = {name: field.type for name, field in Recipe.__dataclass_fields__.items()}
 
 _MOVED = {"data.validation_share": "data.split.validation"}
+_QUOTED = "it must be text, put it in quotes"
 
-# What pydantic says of a value of the wrong kind, by its error's type, where we can be plainer.
-_KINDS = {
-    "string_type": "it must be text, put it in quotes",
-    "bool_type": "it must be true or false",
-    "bool_parsing": "it must be true or false",
-    "tuple_type": "it must be a list, in brackets",
-}
+_MAX_BYTES = 1 << 16  # of a recipe; those that ship have 2,000
+_MAX_DEPTH = 20  # of sections and lists in each other, of which recipes have three
+_MAX_BITS = 1 << 10  # of a whole number: Python takes seconds for those with millions, and does not print them
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key which is given twice, and reads 3e-4 as the number it is (PyYAML wants 3.0e-4)."""
+    """YAML with less in it than PyYAML allows, and more numbers.
+
+    A key that is given twice and an alias are refused, the latter because a few lines of them stand for gigabytes. What
+    looks like a number is one: 3e-4, too, for which PyYAML wants 3.0e-4.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in PyYAML, which follows aliases, and nested lists until it runs out of stack."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise _error(f"*{event.anchor} stands for something else, which recipes cannot: write it out", event)
+        if self._depth > _MAX_DEPTH:
+            raise _error("it is nested too deeply", self.peek_event())
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As in PyYAML, which silently takes the last of several values."""
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.YAMLError(f"{key.value} is given twice, in line {key.start_mark.line + 1}")
+                raise _error(f"{key.value} is given twice", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As in PyYAML, which lets any error through that a value causes which is not as its tag says."""
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+            raise _error(f"{shortened(str(node.value), 40)!r} is no {node.tag.rpartition(':')[2]}", node) from None
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise _error("a number has too many digits", node)
+        return value
 
-_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+
+# No two parts of it match the same digits: it would take minutes for a long row of them.
+_EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _error(problem: str, where: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
 
 
 def read_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:
@@ -50,7 +82,8 @@ def read_recipe(path: Path, changes: Iterable[str] = ()) -> Recipe:
     Raises: ValueError, in one sentence that names the field, for anything that cannot be; OSError for a file that
         cannot be read.
     """
-    return recipe_from_text(path.read_bytes(), str(path), changes)
+    with path.open("rb") as file:
+        return recipe_from_text(file.read(_MAX_BYTES + 1), str(path), changes)
 
 
 def recipe_from_text(text: bytes | str, what: str, changes: Iterable[str] = ()) -> Recipe:
@@ -62,10 +95,14 @@ def recipe_from_text(text: bytes | str, what: str, changes: Iterable[str] = ()) 
         changes: as in `read_recipe`.
     Raises: ValueError as `read_recipe`.
     """
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"{what} has more than {_MAX_BYTES:,} bytes: it is no recipe")
     try:
-        content = _parse_yaml(text if isinstance(text, str) else text.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} is no YAML ({' '.join(str(error).split())}): check it") from error
+        content = _parse_yaml(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{what} is no YAML (it is not UTF-8): check it, or save it as UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is no YAML ({error}): check it") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{what} holds no recipe: it must have the keys {', '.join(_fields())}")
     if FORMAT_KEY in content:  # those that people write need not have one
@@ -90,7 +127,17 @@ def parse_recipe(content: dict[str, Any]) -> Recipe:
 
 
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """What YAML stands for.
+
+    Raises: ValueError, in a few words that name the line, if it is none, or holds what recipes may not.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", in line {error.problem_mark.line + 1}"
+        raise ValueError(f"{shortened(printable(str(error.problem or error.context)), 200)}{line}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _apply(content: dict[str, Any], change: str) -> None:
@@ -105,7 +152,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
         )
     try:
         value = _parse_yaml(text)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ValueError(f"--set {change}: {text!r} is no YAML value, put it in quotes") from error
     there: Any = content
     for section in names[:-1]:
@@ -119,8 +166,8 @@ def _apply(content: dict[str, Any], change: str) -> None:
 def _sentence(error: ValidationError) -> str:
     """The first complaint about a recipe, as one sentence that names the field."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-    given, kind = first.get("input"), first["type"]
+    field = shortened(printable(".".join(str(part) for part in first["loc"] if not isinstance(part, int))), 80)
+    kind = first["type"]
     if field in _MOVED:
         return f"there is no {field} in a recipe any more: give {_MOVED[field]}"
     if kind == "unexpected_keyword_argument":
@@ -128,14 +175,11 @@ def _sentence(error: ValidationError) -> str:
         return f"there is no {field} in a recipe: {section or 'a recipe'} has {', '.join(_fields(section))}"
     if kind == "missing":
         return f"{field} is missing from the recipe: give it"
-    if kind == "value_error":
-        told = str(first.get("ctx", {}).get("error"))
-        # The checks of a section name its fields themselves; that of a value knows not whose it is.
-        return f"{field} is {given!r}: {told}" if told.startswith("it must") else told
-    if kind == "dataclass_type":
-        return f"{field} is {given!r}: it must be a section with {', '.join(_fields(field))}"
-    reason = first["msg"][0].lower() + first["msg"][1:]
-    return f"{field} is {given!r}: {_KINDS.get(kind, reason.replace('input should', 'it must'))}"
+    told = str(first.get("ctx", {}).get("error"))
+    if kind == "value_error" and not told.startswith("it must"):
+        return told  # the checks of a section name its fields themselves; that of a value knows not whose it is
+    reasons = {"dataclass_type": f"it must be a section with {', '.join(_fields(field))}", "string_type": _QUOTED}
+    return first_complaint(error, reasons)
 
 
 def _fields(section: str = "") -> list[str]:

@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass
 
 from imagegpt import ranges
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
+from imagegpt.data.broken_images import MAX_BROKEN
 from imagegpt.files import FORMAT_KEY
-from imagegpt.training.number_fields import Within
+from imagegpt.number_fields import Within
 
 RECIPE_FORMAT = 1  # of recipe.yaml, and with it of the folder of a run
 
@@ -154,6 +155,7 @@ class DataRecipe:
         augmentation: what is done to training images on the fly.
         palette: an .npy file, a folder or a model, for images that are not encoded.
         side: pixels along each edge, for images that are not encoded.
+        max_broken: the share of the images of a part that may be broken, if they are not encoded; they are left out.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
     """
 
@@ -164,6 +166,7 @@ class DataRecipe:
     augmentation: AugmentationName = "none"
     palette: str | None = None
     side: Annotated[int, Within(ranges.SIDE)] | None = None
+    max_broken: Annotated[float, Within(ranges.BROKEN_SHARE)] = MAX_BROKEN
     num_workers: Annotated[int, Within(ranges.DATA_WORKERS)] = 0
 
 

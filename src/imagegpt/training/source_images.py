@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from imagegpt.data.augmentation import Augmentation, AugmentedImages, find_augmentation
+from imagegpt.data.broken_images import BrokenImage, check_broken
 from imagegpt.data.digits import load_digits
 from imagegpt.data.encoded import EncodedImages
 from imagegpt.data.encoding_folder import MANIFEST
 from imagegpt.data.hashing import pixel_hashes
+from imagegpt.data.identity import class_changes
 from imagegpt.data.sources import DigitsSource, list_splits, open_images
 from imagegpt.data.splits import canonical
 from imagegpt.data.tables import saved_splits
@@ -60,14 +62,14 @@ class Opened:
         processor: of all of them.
         crop: what comes before the processor where pictures are not augmented, "center-crop" or "none".
         classes: their names, None if the images have no labels.
-        notes: sentences for the user.
+        broken: images that could not be read, which are left out.
     """
 
     sources: Mapping[str, SourceImages]
     processor: ImageGPTImageProcessor
     crop: str = "none"
     classes: list[str] | None
-    notes: list[str] = field(default_factory=list)
+    broken: list[BrokenImage] = field(default_factory=list)
 
 
 def holds_ids(place: str) -> bool:
@@ -127,15 +129,18 @@ def open_encoded(places: Mapping[str, str], augmentation: str) -> Opened:
     return Opened(sources=sources, processor=train.processor, classes=classes)
 
 
-def open_pictures(places: Mapping[str, str], processor: ImageGPTImageProcessor, augmentation: str) -> Opened:
+def open_pictures(
+    places: Mapping[str, str], processor: ImageGPTImageProcessor, augmentation: str, max_broken: float
+) -> Opened:
     """Pictures that are not encoded; each is read once here, if its hash is not known yet.
 
     Args:
         places: as in `open_encoded`.
         processor: encodes them.
         augmentation: of those to train on.
+        max_broken: the share of the pictures of a part that may be broken.
     """
-    train_place, sources, notes = places["train"], {}, []
+    train_place, sources, broken = places["train"], {}, []
     found, classes, crop = {canonical(split) for split in list_splits(train_place)}, None, "none"
     for name in ("train", "validation", "test"):
         place = places.get(name, train_place if name in found else None)
@@ -144,20 +149,23 @@ def open_pictures(places: Mapping[str, str], processor: ImageGPTImageProcessor, 
         source = open_images(place, split=name if list_splits(place) else None)
         hashed = pixel_hashes(source)
         numbers = np.flatnonzero(hashed.hashes)
-        if hashed.broken:
-            several = f"{len(hashed.broken):,} of {len(source):,} pictures of {place} cannot be read"
-            if not len(numbers):
-                raise ValueError(f"{several}: {hashed.broken[0]}")
-            notes.append(f"{several} and are left out ({hashed.broken[0]})")
+        check_broken(hashed.broken, len(source), f"images of {place}", max_broken)
+        broken += hashed.broken
         pictures = AugmentedImages(source, processor, augmentation)
-        classes, crop = (source.classes, pictures.still) if name == "train" else (classes, crop)
+        if name == "train":
+            classes, crop = source.classes, pictures.still
+        elif source.classes is not None and classes is not None and source.classes != classes:
+            raise ValueError(
+                f"data.train and data.{name} differ in their classes ({class_changes(classes, source.classes)}): give "
+                "folders with the same classes"
+            )
         sources[name] = SourceImages(
             hashes=hashed.hashes[numbers],
             labels=None if source.classes is None else source.labels[numbers],
             numbers=None if len(numbers) == len(source) else numbers,
             make=partial(_pictures, pictures),
         )
-    return Opened(sources=sources, processor=processor, crop=crop, classes=classes, notes=notes)
+    return Opened(sources=sources, processor=processor, crop=crop, classes=classes, broken=broken)
 
 
 def _ids(

@@ -11,11 +11,10 @@ Axis letters: B images of a step.
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,12 +26,9 @@ from imagegpt.training.objectives import Batch, Loss
 from imagegpt.training.optimization import AveragedWeights, build_optimizers, learning_rate, local, whole
 from imagegpt.training.order import dropout_seed
 from imagegpt.training.parallelism import autocast, prepare, synchronised
+from imagegpt.training.progress import Metrics, Progress
 from imagegpt.training.recipes import Recipe
 from imagegpt.training.world import World
-
-_RECENT_STEPS = 100  # whose mean loss a spike is measured against
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,42 +52,6 @@ class Step:
     grad_norm: float
     elapsed_s: float = 0.0
     images: int = 0
-
-
-@dataclass
-class Progress:
-    """What a run has come to, beside its tensors; goes through JSON.
-
-    Attributes:
-        step: steps done.
-        best_step: after which validation was best.
-        best: what it was then; "total" is infinite before the first.
-        last: the last validation.
-        worse: validations since.
-        skipped: by how many steps the order of the images is ahead, because spikes were skipped.
-        rollbacks: spikes so far.
-        recent: losses of the last steps.
-        trained_s: seconds that all processes before this one trained.
-    """
-
-    step: int = 0
-    best_step: int = 0
-    best: Metrics = field(default_factory=lambda: {"total": math.inf})
-    last: Metrics = field(default_factory=dict)
-    worse: int = 0
-    skipped: int = 0
-    rollbacks: int = 0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
-    trained_s: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {**asdict(self), "recent": list(self.recent)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Progress":
-        """From a checkpoint."""
-        return cls(**{**content, "recent": deque(content["recent"], maxlen=_RECENT_STEPS)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +102,11 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the newest checkpoint that is whole; False if there is none."""
         path = None if self._checkpoints is None else self._checkpoints.newest()
-        if path is not None:
-            self._load(path)
-        return path is not None
+        if self._checkpoints is None or path is None:
+            return False
+        self._load(path)
+        self._checkpoints.remove_old(self.progress.step)  # which a process that was killed may have left half done
+        return True
 
     def run(self) -> Outcome:
         """Train to the end, or until there is a reason to stop; then the last checkpoint is where it ended.
@@ -294,4 +256,4 @@ class Trainer:
     def _load(self, path: Path) -> None:
         assert self._checkpoints is not None, "it is where the path comes from"
         content = self._checkpoints.load(path, self._model, self._optimizers, self.average.weights)
-        self.progress = Progress.from_json(content)
+        self.progress = Progress.from_json(content, str(path))

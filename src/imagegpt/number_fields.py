@@ -1,4 +1,4 @@
-"""Numbers in recipes: a field's type says in which range of `imagegpt.ranges` it must be."""
+"""Numbers in files: a field's type says in which range of `imagegpt.ranges` it must be."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,6 @@ class Within:
             try:
                 return self.range.parse(value) if isinstance(value, str) else self.range.check("", value)
             except ValueError:
-                raise ValueError(f"it must be {self.range}") from None  # `reading` says which field that is
+                raise ValueError(f"it must be {self.range}") from None  # the reader names the field
 
         return core_schema.no_info_plain_validator_function(check)
