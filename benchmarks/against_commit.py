@@ -81,7 +81,7 @@ def _work(model: str, precision: str, batch: int, num_pixels: int, threads: int)
     """Make images whenever a line comes in."""
     import torch
 
-    from imagegpt.benchmarking.contestants import model_of
+    from imagegpt.benchmarking.implementations import model_of
     from imagegpt.sampling import Sampler
 
     torch.set_num_threads(threads)

@@ -25,8 +25,8 @@ from sklearn.datasets import load_sample_images
 from threadpoolctl import threadpool_limits
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
-from imagegpt.palette import ColorPalette
-from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.images.palette import ColorPalette
+from imagegpt.images.processor import ImageGPTImageProcessor
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE = {"height": 32, "width": 32}

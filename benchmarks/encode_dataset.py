@@ -82,9 +82,9 @@ def ids_of(folder: Path) -> bytes:
 
 def measure(sources: dict[str, Path], place: Path, workers: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of every round for each source; all encodings must be the same."""
-    from imagegpt.data.encoding import encode_images
-    from imagegpt.palette import ColorPalette
-    from imagegpt.processing import ImageGPTImageProcessor
+    from imagegpt.images.palette import ColorPalette
+    from imagegpt.images.processor import ImageGPTImageProcessor
+    from imagegpt.jobs.encode import encode_images
 
     with_data = (DATA / "palette").is_dir()
     palette = ColorPalette.load(DATA / "palette") if with_data else ColorPalette.grey(256)

@@ -133,7 +133,7 @@ def _spread(seconds: list[float], scale: float) -> str:
 
 def _pixels_of(model: str) -> int:
     """Those of whole images: said outright, so that nothing is left out to save time."""
-    from imagegpt.benchmarking.contestants import config_of
+    from imagegpt.benchmarking.implementations import config_of
 
     return config_of(model).n_positions
 

@@ -26,9 +26,9 @@ from _common import ReferenceConfig, ReferenceModel, both_models, finish, measur
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 from imagegpt.benchmarking.memory import in_use
 from imagegpt.training.objectives import Batch, with_start_token
-from imagegpt.training.optimization import build_optimizers
+from imagegpt.training.optimizers import build_optimizers
 from imagegpt.training.parallelism import set_checkpointing
-from imagegpt.training.recipes import TrainingRecipe
+from imagegpt.training.recipe import TrainingRecipe
 
 PRECISIONS = ("float32", "bfloat16")
 RECIPE = TrainingRecipe(num_steps=1000)

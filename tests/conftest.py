@@ -11,7 +11,9 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from imagegpt.kernels import training
+from imagegpt.kernels import attention
+
+pytest_plugins = ("image_fixtures",)
 
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for each other
 
@@ -89,4 +91,4 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def with_training_kernels(_cache_home):
     """The kernels for training can be called."""
-    training.load()
+    attention.load()

@@ -13,12 +13,7 @@ from packaging.version import Version
 from transformers.models.imagegpt import modeling_imagegpt as reference
 from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig as ReferenceConfig
 
-from imagegpt import (
-    ImageGPTConfig,
-    ImageGPTForCausalImageModeling,
-    ImageGPTForImageClassification,
-    ImageGPTModel,
-)
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 REFERENCE_CLASS = {
     ImageGPTModel: reference.ImageGPTModel,

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imagegpt.checkpoints.registry import register
     from imagegpt.config import ImageGPTConfig
+    from imagegpt.images.palette import ColorPalette
+    from imagegpt.images.processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
     from imagegpt.model.modeling import (
         ImageGPTForCausalImageModeling,
         ImageGPTForImageClassification,
         ImageGPTModel,
         ImageGPTPreTrainedModel,
     )
-    from imagegpt.palette import ColorPalette
-    from imagegpt.pipeline import ImageGPTPipeline
-    from imagegpt.processing import ImageGPTFeatureExtractor, ImageGPTImageProcessor
+    from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
 __version__ = "0.1.0"
 
@@ -35,14 +35,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ColorPalette": "imagegpt.palette",
+    "ColorPalette": "imagegpt.images.palette",
     "ImageGPTConfig": "imagegpt.config",
-    "ImageGPTFeatureExtractor": "imagegpt.processing",
+    "ImageGPTFeatureExtractor": "imagegpt.images.processor",
     "ImageGPTForCausalImageModeling": "imagegpt.model.modeling",
     "ImageGPTForImageClassification": "imagegpt.model.modeling",
-    "ImageGPTImageProcessor": "imagegpt.processing",
+    "ImageGPTImageProcessor": "imagegpt.images.processor",
     "ImageGPTModel": "imagegpt.model.modeling",
-    "ImageGPTPipeline": "imagegpt.pipeline",
+    "ImageGPTPipeline": "imagegpt.pipeline.pipeline",
     "ImageGPTPreTrainedModel": "imagegpt.model.modeling",
     "register": "imagegpt.checkpoints.registry",
 }

@@ -15,11 +15,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2CLS
 from transformers.configuration_utils import PreTrainedConfig
 
-from imagegpt import ranges
-from imagegpt.config_checks import check_fields, check_pruned_heads, read_config
-from imagegpt.schemas import naming
-from imagegpt.text import printable, shortened
-from imagegpt.untrusted_files import check_attention
+from imagegpt.common import ranges
+from imagegpt.common.text import printable, shortened
+from imagegpt.files.config_json import check_fields, check_pruned_heads, read_config
+from imagegpt.files.schemas import naming
+from imagegpt.files.untrusted import check_attention
 
 _RANGES: dict[str, ranges.Range[Any]] = {
     "n_positions": ranges.PIXELS,
@@ -126,7 +126,7 @@ class ImageGPTConfig(PreTrainedConfig):
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
-    # Styles of `imagegpt.model.parallel`. Cross-attention, embeddings and norms are whole on every device.
+    # Styles of `imagegpt.model.tensor_parallel`. Cross-attention, embeddings and norms are whole on every device.
     base_model_tp_plan = {  # noqa: RUF012
         "h.*.attn.c_attn": "imagegpt_qkv_columns",
         "h.*.attn.c_proj": "imagegpt_rows",

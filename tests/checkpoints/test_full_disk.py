@@ -9,7 +9,7 @@ from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTImageProcessor, ImageGPTPipeline
 from imagegpt.checkpoints.saving import save_folder
 from imagegpt.cli import main
-from imagegpt.training.building import save_model
+from imagegpt.training.factory import save_model
 
 PROCESSOR = ImageGPTImageProcessor(ColorPalette.grey(16), size=4)
 TOLD = r"the model cannot be written \(.*File too large.*\): make room there, or choose another place"

@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from imagegpt.checkpoints import sorted_table
+from imagegpt.checkpoints import leveldb
+from imagegpt.checkpoints.leveldb import masked_crc32c, read_table, write_table
+from imagegpt.checkpoints.protobuf import varint
 from imagegpt.checkpoints.slice_names import encoded_slice_name
-from imagegpt.checkpoints.sorted_table import masked_crc32c, read_table, write_table
 from imagegpt.checkpoints.tensor_bundle import read_bundle, shard_path, write_bundle
-from imagegpt.checkpoints.wire import varint
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "tf-checkpoints"
 TYPES = [
@@ -238,7 +238,7 @@ def test_a_failure_leaves_what_was_there(written, monkeypatch):
 def test_an_index_does_not_unfold_to_more_than_its_size_allows(tmp_path, monkeypatch):
     """Keys share what they begin with: 240 kB stood for 1.1 GB of keys."""
     for name in ("_BLOCK_BYTES", "_RESTART_EVERY"):
-        monkeypatch.setattr(sorted_table, name, 1 << 30)
+        monkeypatch.setattr(leveldb, name, 1 << 30)
     content = write_table({b"n" * 14_000 + b"%06d" % number: b"" for number in range(1_000)})
     assert len(content) < 50_000
     (tmp_path / "x.index").write_bytes(content)

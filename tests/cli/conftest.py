@@ -11,7 +11,7 @@ from imagegpt import (
     ImageGPTPipeline,
 )
 from imagegpt.cli import main
-from imagegpt.files import LOCK_FILE
+from imagegpt.files.locks import LOCK_FILE
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from imagegpt.files import cache_folder
+from imagegpt.files.paths import cache_folder
 
 KEY = "0123456789abcdef01234567"
 OURS = [

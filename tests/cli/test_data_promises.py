@@ -9,10 +9,10 @@ from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.evaluation import comparison
-from imagegpt.runs import Run
+from imagegpt.training.distributed import World
 from imagegpt.training.images import IdImages
-from imagegpt.training.reading import read_recipe
-from imagegpt.training.world import World
+from imagegpt.training.recipe_io import read_recipe
+from imagegpt.training.run import Run
 
 RECIPE = """
 model: {n_layer: 1, n_embd: 16, n_head: 2, use_bias: true}

@@ -9,8 +9,8 @@ from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.cli import encode as command
-from imagegpt.data import encoding_worker
 from imagegpt.data.encoded import EncodedImages
+from imagegpt.jobs import encode_worker
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_all_splits_with_the_palette_of_a_bundled_model(run, workplace):
         ["validation", "140", "140", "0", "10"],
         ["test", "360", "360", "0", "10"],
     ]
-    from imagegpt.data.digits import load_digits
+    from imagegpt.data.sources.digits import load_digits
 
     assert np.array_equal(EncodedImages.load("out", "test").ids(range(360)), load_digits().test.ids.numpy())
 
@@ -96,7 +96,7 @@ def test_when_it_is_stopped_it_says_how_to_go_on(run, workplace, pictures, monke
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding_worker.ShardMaker, "make", stopped)
+        patch.setattr(encode_worker.ShardMaker, "make", stopped)
         status, out, err = run("encode", "src", "out", "--palette", "pal.npy")
     assert (status, out) == (130 if stop == "Ctrl-C" else 143, "")
     assert err == "stopped: the same command goes on from what is in out\n"

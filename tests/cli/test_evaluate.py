@@ -8,9 +8,9 @@ from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 from imagegpt.checkpoints.loading import find_folder, load_model
 from imagegpt.cli import main
-from imagegpt.data.digits import load_digits
-from imagegpt.data.encoding import encode_images
+from imagegpt.data.sources.digits import load_digits
 from imagegpt.evaluation.likelihood import mean_nll
+from imagegpt.jobs.encode import encode_images
 
 
 def run(*words):

@@ -11,9 +11,9 @@ from transformers import AutoModelForImageClassification
 from helpers import largest_difference
 from imagegpt import ImageGPTForImageClassification
 from imagegpt.checkpoints.loading import find_folder, load_model
-from imagegpt.data.digits import load_digits
-from imagegpt.runs import card
-from imagegpt.training.reading import read_recipe
+from imagegpt.data.sources.digits import load_digits
+from imagegpt.training import card
+from imagegpt.training.recipe_io import read_recipe
 from imagegpt.training.trainer import Trainer
 
 QUICK = [

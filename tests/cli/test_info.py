@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imagegpt import ColorPalette
-from imagegpt.memory import readable_bytes, with_unit
+from imagegpt.common.memory import readable_bytes, with_unit
 
 
 def test_a_models_facts(run, workplace):

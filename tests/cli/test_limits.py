@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imagegpt import ImageGPTPipeline
-from imagegpt.bulk import sample_many
+from imagegpt.jobs.sample import sample_many
 from imagegpt.sampling import SamplingRules
 
 TINY = ["--model", "./tiny"]

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from imagegpt.cli._output import new_folder
-from imagegpt.files import FETCHING, LOCK_FILE, BusyError
+from imagegpt.files.locks import LOCK_FILE, BusyError
+from imagegpt.files.paths import FETCHING
 
 
 def fill(out, content, force=False):

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from imagegpt import ImageGPTPipeline
-from imagegpt.bulk import Workers
-from imagegpt.cli import _bulk, _progress
+from imagegpt.cli import _progress, _sample_folder
+from imagegpt.jobs.ranks import Workers
 from imagegpt.sampling import Sampler
 
 MODEL = ("--model", "./tiny")
@@ -100,7 +100,7 @@ def test_force_replaces_a_run(run, workplace):
 
 
 def test_a_folder_is_refused_before_the_model_is_loaded(run, workplace, monkeypatch):
-    monkeypatch.setattr(_bulk._loading.Loading, "pipeline", lambda _: pytest.fail("it loaded"))
+    monkeypatch.setattr(_sample_folder._loading.Loading, "pipeline", lambda _: pytest.fail("it loaded"))
     status, _, err = run("sample", *MODEL, "--out", ".")
     assert status == 2
     assert "which is no part of a run of images" in err
@@ -162,7 +162,7 @@ def test_other_processes_than_the_first_are_silent(run, workplace, monkeypatch):
 def test_each_process_has_a_gpu_of_its_own(monkeypatch, workers, asked, gpus, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert _bulk.device_of(workers, asked) == expected
+    assert _sample_folder.device_of(workers, asked) == expected
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_help_and_models_are_sixty_columns_wide():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-@pytest.mark.parametrize("module", ["typer", "rich.console", "torch.nn", "transformers", "imagegpt.pipeline"])
+@pytest.mark.parametrize("module", ["typer", "rich.console", "torch.nn", "transformers", "imagegpt.pipeline.pipeline"])
 def test_interruption_while_importing(tmp_path, module):
     """Ctrl-C comes when a module is asked for, be it the command line's own, ours or another's."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -13,12 +13,12 @@ from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImag
 
 from imagegpt import ColorPalette, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 from imagegpt.cli import main
-from imagegpt.data.digits import load_digits
-from imagegpt.data.encoding import encode_images
+from imagegpt.data.sources.digits import load_digits
 from imagegpt.evaluation.likelihood import mean_nll
-from imagegpt.files import BusyError, locked
+from imagegpt.files.locks import BusyError, locked
+from imagegpt.jobs.encode import encode_images
 from imagegpt.training.datasets import open_data
-from imagegpt.training.recipes import DataRecipe
+from imagegpt.training.recipe import DataRecipe
 from imagegpt.training.trainer import Trainer
 
 TINY = {
@@ -203,7 +203,7 @@ def test_two_commands_do_not_train_in_one_folder(trained, run):
 
 def test_the_folder_is_locked_until_the_card_is_there(tmp_path, run, monkeypatch):
     """It was free while the model was scored: another command could begin anew below the card."""
-    from imagegpt.runs import card
+    from imagegpt.training import card
 
     finish, out, refused = card.finish, tmp_path / "model", []
 
@@ -465,7 +465,7 @@ def test_being_stopped_while_scoring(run, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr("imagegpt.runs.card.score_folder", terminated)
+        patch.setattr("imagegpt.training.card.score_folder", terminated)
         code, _, err = run("train", "digits", "--out", out, *changes())
     assert code == 143
     assert f"stopped while scoring; the model is in {out}" in err

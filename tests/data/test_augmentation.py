@@ -14,7 +14,7 @@ from imagegpt.data.augmentation import (
     random_resized_crop,
     reflect_crop_flip,
 )
-from imagegpt.data.sources import open_images
+from imagegpt.data.sources.registry import open_images
 
 EXACT = ["none", "flip", "reflect-crop-flip"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data.encoded import EncodedImages
-from imagegpt.data.encoding import encode_images
+from imagegpt.jobs.encode import encode_images
 
 
 @pytest.fixture(scope="module")

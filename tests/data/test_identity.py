@@ -10,12 +10,12 @@ from PIL import Image
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data import hashing
 from imagegpt.data.encoded import EncodedImages
-from imagegpt.data.encoding import encode_images
 from imagegpt.data.hashing import pixel_hashes, source_fingerprint
 from imagegpt.data.identity import pixel_hash
-from imagegpt.data.sources import open_images
+from imagegpt.data.sources.registry import open_images
 from imagegpt.data.splits import split_by_hash
-from imagegpt.files import cache_folder
+from imagegpt.files.paths import cache_folder
+from imagegpt.jobs.encode import encode_images
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import pytest
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data import palettes
 from imagegpt.data.palettes import fit_palette
-from imagegpt.data.sources import open_images
-from imagegpt.figures import before_after_grid, palette_picture
+from imagegpt.data.sources.registry import open_images
+from imagegpt.figures.grids import before_after_grid, palette_picture
 
 
 @pytest.fixture

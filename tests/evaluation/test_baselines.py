@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from imagegpt.data.digits import load_digits
+from imagegpt.data.sources.digits import load_digits
 from imagegpt.evaluation.baselines import STRENGTHS, NeighbourModel, PositionHistogram
 
 

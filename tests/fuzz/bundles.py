@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from imagegpt.checkpoints.leveldb import read_table, write_table
 from imagegpt.checkpoints.listing import list_tensors
 from imagegpt.checkpoints.openai import from_openai
-from imagegpt.checkpoints.sorted_table import read_table, write_table
+from imagegpt.checkpoints.protobuf import read_fields, write_fields
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
-from imagegpt.checkpoints.wire import read_fields, write_fields
 
 from .cases import Kind
 from .mutations import damage_bytes

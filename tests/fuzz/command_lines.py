@@ -14,7 +14,7 @@ from PIL import Image
 
 from imagegpt import ColorPalette
 from imagegpt.checkpoints.tensor_bundle import write_bundle
-from imagegpt.data.encoding import encode_images
+from imagegpt.jobs.encode import encode_images
 
 from .bundles import variables
 from .cases import Kind, Mutant, WrongEndError
@@ -81,13 +81,13 @@ class CommandLines(Kind):
     refused = ("download",)  # there is no network
     first_parser = "typer takes the words, so that the command itself begins"
     imports = (
-        "imagegpt.cli.app", "imagegpt.runs", "imagegpt.bulk", "imagegpt.evaluation.comparison", "imagegpt.figures",
-        "imagegpt.animations", "imagegpt.sampling",
-        "imagegpt.checkpoints.conversion", "imagegpt.checkpoints.download", "imagegpt.data.encoding",
-        "imagegpt.pipeline", "accelerate", "peft",
+        "imagegpt.cli.app", "imagegpt.training.run", "imagegpt.jobs.sample", "imagegpt.evaluation.comparison",
+        "imagegpt.figures.grids", "imagegpt.figures.animations", "imagegpt.sampling",
+        "imagegpt.checkpoints.conversion", "imagegpt.checkpoints.openai_download", "imagegpt.jobs.encode",
+        "imagegpt.pipeline.pipeline", "accelerate", "peft",
         "matplotlib.figure", "torch.utils.tensorboard", "datasets", "sklearn.cluster", "peft.tuners.lora",
-        "imagegpt.runs.run", "imagegpt.runs.rate_search",
-        "imagegpt.runs.card", "imagegpt.training.trainer", "imagegpt.data.palettes",
+        "imagegpt.training.run", "imagegpt.training.lr_finder",
+        "imagegpt.training.card", "imagegpt.training.trainer", "imagegpt.data.palettes",
     )  # fmt: skip
 
     def prepare(self) -> None:

@@ -10,7 +10,7 @@ import pyarrow
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data.encoded import EncodedImages
-from imagegpt.data.encoding import encode_images
+from imagegpt.jobs.encode import encode_images
 
 from .arrow_formats import damage_stream
 from .cases import Kind, WrongEndError
@@ -27,7 +27,7 @@ class EncodedFolders(Kind):
     num_cases = 2_000
     first_parser = "every .json is JSON, and Arrow reads schema and batches of every shard"
     has_manifest = True
-    imports = ("imagegpt", "imagegpt.data.encoded", "imagegpt.data.encoding", "pyarrow")
+    imports = ("imagegpt", "imagegpt.data.encoded", "imagegpt.jobs.encode", "pyarrow")
     formats: ClassVar = {".json": damage_json, ".arrow": damage_stream}
 
     def prepare(self) -> None:

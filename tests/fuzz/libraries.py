@@ -5,8 +5,8 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
-from imagegpt.kernels import building
-from imagegpt.kernels.building import Library, find_or_build
+from imagegpt.kernels import compiler
+from imagegpt.kernels.compiler import Library, find_or_build
 
 from .cases import Kind, Mutant
 
@@ -30,7 +30,7 @@ class Libraries(Kind):
     num_cases = 100
     first_parser = "the library still begins as an ELF file"
     has_manifest = True
-    imports = ("imagegpt.kernels.building",)
+    imports = ("imagegpt.kernels.compiler",)
     formats: ClassVar = {".so": damage_code}
 
     def prepare(self) -> None:
@@ -61,6 +61,6 @@ class Libraries(Kind):
 
     def open(self, place: Path) -> str:
         """Find or build it, and call it."""
-        building._SOURCES = place / "cpp"
+        compiler._SOURCES = place / "cpp"
         path = find_or_build(_ANSWER, place / "kernels")
         return str(ctypes.CDLL(str(path)).answer())

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.masks import read_mask
+from imagegpt.images.masks import read_mask
 
 from .cases import Kind
 from .formats import damage_jpeg, damage_png, damage_riff, damage_tiff
@@ -34,7 +34,7 @@ class Pictures(Kind):
     name = "pictures"
     num_cases = 2_000
     first_parser = "Pillow recognises the file and reads its size"
-    imports = ("imagegpt", "imagegpt.masks", "PIL.Image", "PIL.ImageCms")
+    imports = ("imagegpt", "imagegpt.images.masks", "PIL.Image", "PIL.ImageCms")
     formats: ClassVar = {".png": damage_png, ".jpeg": damage_jpeg, ".webp": damage_riff, ".tiff": damage_tiff}
 
     def prepare(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.training.reading import read_recipe
+from imagegpt.training.recipe_io import read_recipe
 
 from .cases import Kind
 from .formats import damage_npy
@@ -70,7 +70,7 @@ class Recipes(Kind):
     name = "recipes"
     num_cases = 1_000
     first_parser = "the file is YAML, JSON or a .npy with a header that NumPy takes"
-    imports = ("imagegpt", "imagegpt.training.reading", "yaml")
+    imports = ("imagegpt", "imagegpt.training.recipe_io", "yaml")
     formats: ClassVar = {".yaml": damage_yaml, ".json": damage_json, ".npy": damage_npy}
 
     def prepare(self) -> None:

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 
 from imagegpt.data.identity import DataRecord
-from imagegpt.runs.folder import check_folder
-from imagegpt.training.checkpoints import Checkpoints
+from imagegpt.training.checkpoint import Checkpoints
 from imagegpt.training.datasets import open_data
-from imagegpt.training.optimization import AveragedWeights, build_optimizers
-from imagegpt.training.reading import recipe_from_text
-from imagegpt.training.world import World
+from imagegpt.training.distributed import World
+from imagegpt.training.optimizers import AveragedWeights, build_optimizers
+from imagegpt.training.recipe_io import recipe_from_text
+from imagegpt.training.run_folder import check_folder
 
 from .cases import Kind
 from .formats import damage_safetensors
@@ -32,7 +32,7 @@ class Runs(Kind):
     num_cases = 500
     first_parser = "every .json is JSON"
     has_manifest = True
-    imports = ("imagegpt.runs.folder", "imagegpt.training.datasets", "imagegpt.training.optimization")
+    imports = ("imagegpt.training.run_folder", "imagegpt.training.datasets", "imagegpt.training.optimizers")
     formats: ClassVar = {".json": damage_json, ".safetensors": damage_safetensors, ".yaml": damage_yaml}
 
     def prepare(self) -> None:

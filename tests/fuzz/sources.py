@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.data.sources import list_splits, open_images
+from imagegpt.data.sources.registry import list_splits, open_images
 
 from .arrow_formats import damage_parquet, damage_stream
 from .cases import Kind
@@ -82,7 +82,7 @@ class Sources(Kind):
     name = "sources"
     num_cases = 1_000
     first_parser = "`open_images` recognises the source; its images may still be refused"
-    imports = ("imagegpt.data.sources", "datasets", "pyarrow.parquet")
+    imports = ("imagegpt.data.sources.registry", "datasets", "pyarrow.parquet")
     formats: ClassVar = {
         ".npz": damage_npz, ".npy": damage_npy, ".json": damage_json, ".arrow": damage_stream, ".parquet":
         damage_parquet, "ubyte": damage_idx,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagegpt.kernels.building import _compiler
+from imagegpt.kernels.compiler import _compiler
 
 FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 CHOSEN = {

@@ -7,7 +7,7 @@ import torch
 
 from helpers import randomize
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.sampling.backend import StepBackend
+from imagegpt.sampling.backends.base import StepBackend
 from imagegpt.sampling.packed_linear import PackedLinear
 from imagegpt.sampling.plan import ExecutionPlan
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from imagegpt.kernels import training as kernels
+from imagegpt.kernels import attention as kernels
 
 pytestmark = pytest.mark.usefixtures("with_training_kernels")
 

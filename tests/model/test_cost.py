@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from imagegpt import (
-    ImageGPTConfig,
-    ImageGPTForCausalImageModeling,
-    ImageGPTForImageClassification,
-    ImageGPTModel,
-)
+from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 from imagegpt.model import cost
 from imagegpt.sampling.plan import ExecutionPlan
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.kernels import training
+from imagegpt.kernels import attention as training
 from imagegpt.model.attention import kernels
 
 

@@ -202,7 +202,7 @@ def test_a_session_has_no_more_pixels_than_the_model_has_positions(build_model):
 def test_the_batch_size_does_not_depend_on_what_is_free_at_the_moment(build_model, monkeypatch):
     sizes = set()
     for free in (1 << 30, 1 << 40):
-        monkeypatch.setattr("imagegpt.memory.available_bytes", lambda free=free: free)
+        monkeypatch.setattr("imagegpt.common.memory.available_bytes", lambda free=free: free)
         sizes.add(ExecutionPlan.choose(build_model()).batch_size)
     assert len(sizes) == 1
 

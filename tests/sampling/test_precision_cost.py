@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from imagegpt import ImageGPTPipeline
-from imagegpt.data.digits import load_digits
+from imagegpt.data.sources.digits import load_digits
 from imagegpt.evaluation.likelihood import mean_nll
 from imagegpt.sampling import ExecutionPlan, Sampler
 from imagegpt.sampling.packed_linear import PackedLinear, is_exact, prepare

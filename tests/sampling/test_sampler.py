@@ -6,7 +6,7 @@ import torch
 from imagegpt import ImageGPTForImageClassification, ImageGPTPipeline
 from imagegpt.checkpoints.registry import bundled_models
 from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules
-from imagegpt.sampling.cpp_backend import CppStep
+from imagegpt.sampling.backends.cpp import CppStep
 from naive import RULES, naive, seeds_of
 
 

@@ -5,7 +5,7 @@ import torch
 
 from imagegpt.sampling import ExecutionPlan, SamplingRules, Session
 from imagegpt.sampling import session as module
-from imagegpt.sampling.backend import StepBackend
+from imagegpt.sampling.backends.base import StepBackend
 from imagegpt.sampling.rules import draw, gumbel_noise, seed_tensor
 from imagegpt.sampling.session import LogitsNotFiniteError
 

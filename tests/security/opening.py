@@ -18,12 +18,12 @@ from imagegpt import ColorPalette, ImageGPTForCausalImageModeling, ImageGPTImage
 from imagegpt.checkpoints.listing import list_tensors
 from imagegpt.checkpoints.loading import load_config, load_model, load_processor
 from imagegpt.data.encoded import EncodedImages
-from imagegpt.data.sources import open_images
-from imagegpt.images import read_image
-from imagegpt.training.checkpoints import Checkpoints
-from imagegpt.training.optimization import AveragedWeights, build_optimizers
-from imagegpt.training.reading import parse_recipe, read_recipe
-from imagegpt.training.world import World
+from imagegpt.data.sources.registry import open_images
+from imagegpt.images.reading import read_image
+from imagegpt.training.checkpoint import Checkpoints
+from imagegpt.training.distributed import World
+from imagegpt.training.optimizers import AveragedWeights, build_optimizers
+from imagegpt.training.recipe_io import parse_recipe, read_recipe
 
 ALONE = World(torch.device("cpu"))
 RECIPE = (

@@ -27,8 +27,8 @@ from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.checkpoints.openai import to_openai
 from imagegpt.checkpoints.tensor_bundle import write_bundle
-from imagegpt.data.encoding import encode_images
-from imagegpt.training.checkpoints import Checkpoints
+from imagegpt.jobs.encode import encode_images
+from imagegpt.training.checkpoint import Checkpoints
 from opening import ALONE, RECIPE, run
 
 TESTS = Path(__file__).parents[1]
@@ -157,7 +157,7 @@ def add_others(traps):
             (path / "__0_0.distcp").write_bytes(trap)
             fields("progress.json", format_version=version)(path)
             listed = json.loads((path / "manifest.json").read_text())
-            from imagegpt.training.checkpoints import _described
+            from imagegpt.training.checkpoint import _described
 
             listed |= {name: _described(path / name) for name in ("progress.json", ".metadata", "__0_0.distcp")}
             (path / "manifest.json").write_text(json.dumps(listed))

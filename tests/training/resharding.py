@@ -7,10 +7,10 @@ resharding.py load PARALLEL FOLDER OTHER  loads the checkpoint of the one folder
 import sys
 from pathlib import Path
 
-from imagegpt.training.checkpoints import Checkpoints
-from imagegpt.training.optimization import AveragedWeights, build_optimizers
+from imagegpt.training.checkpoint import Checkpoints
+from imagegpt.training.distributed import World, joined_world
+from imagegpt.training.optimizers import AveragedWeights, build_optimizers
 from imagegpt.training.parallelism import prepare
-from imagegpt.training.world import World, joined_world
 from stripes import make_loss, make_recipe
 
 

@@ -5,12 +5,12 @@ import torch
 
 from helpers import tiny_config
 from imagegpt import ImageGPTForCausalImageModeling
-from imagegpt.training.checkpoints import Checkpoints
-from imagegpt.training.feed import Share, Steps
+from imagegpt.training.checkpoint import Checkpoints
+from imagegpt.training.dataloader import Share, Steps
+from imagegpt.training.distributed import World
 from imagegpt.training.objectives import Autoregressive, Loss, autoregressive_loss
-from imagegpt.training.reading import parse_recipe
+from imagegpt.training.recipe_io import parse_recipe
 from imagegpt.training.trainer import Trainer
-from imagegpt.training.world import World
 
 STRIPES = (torch.arange(16).repeat(24, 1) + torch.arange(24)[:, None]) % 16
 ALONE = World(torch.device("cpu"))

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.data.digits import load_digits
-from imagegpt.data.encoding import encode_images
+from imagegpt.data.sources.digits import load_digits
+from imagegpt.jobs.encode import encode_images
 from imagegpt.training.datasets import data_to_score, open_data
-from imagegpt.training.recipes import DataRecipe
+from imagegpt.training.recipe import DataRecipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
 LABELS = np.arange(30) % 4

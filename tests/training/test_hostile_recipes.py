@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from imagegpt.runs.precision import precision_in_file
-from imagegpt.training.reading import read_recipe
+from imagegpt.training.recipe_io import read_recipe
+from imagegpt.training.run_precision import precision_in_file
 
 GOOD = "model: {n_layer: 1, n_embd: 8, n_head: 1}\ntraining: {num_steps: 9, warmup_steps: 1}\n"
 

@@ -5,6 +5,7 @@ import torch
 
 from helpers import image_ids, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from imagegpt.training.joint_model import GeneratorAndClassifier
 from imagegpt.training.objectives import (
     Autoregressive,
     Batch,
@@ -18,7 +19,6 @@ from imagegpt.training.objectives import (
     masked_embeddings,
     with_start_token,
 )
-from imagegpt.training.two_heads import GeneratorAndClassifier
 
 
 def naive_nll(model, ids):

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from helpers import largest_difference
 from imagegpt import ImageGPTForCausalImageModeling
-from imagegpt.runs import Run
-from imagegpt.training.reading import read_recipe
+from imagegpt.training.recipe_io import read_recipe
+from imagegpt.training.run import Run
 from stripes import ALONE
 
 RECIPE = """\
@@ -133,8 +133,8 @@ import json, sys
 from pathlib import Path
 from torch.distributed.tensor import DTensor
 from imagegpt.runs import Run
-from imagegpt.training.reading import read_recipe
-from imagegpt.training.world import joined_world
+from imagegpt.training.recipe_io import read_recipe
+from imagegpt.training.distributed import joined_world
 
 with joined_world("cpu") as world:
     run = Run(read_recipe(Path(sys.argv[1]), ["training.parallel=fsdp"]), Path(sys.argv[2]), world)

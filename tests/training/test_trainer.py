@@ -6,8 +6,8 @@ import torch
 
 from imagegpt.training import trainer as module
 from imagegpt.training.objectives import Loss, autoregressive_loss
-from imagegpt.training.order import batch_indices
-from imagegpt.training.progress import Progress
+from imagegpt.training.rng import batch_indices
+from imagegpt.training.run_state import Progress
 from stripes import (
     STRIPES,
     make_loss,

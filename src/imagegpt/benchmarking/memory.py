@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from imagegpt.benchmarking.contestants import Contestant, TheirDraw
+from imagegpt.benchmarking.implementations import Contestant, TheirDraw
 from imagegpt.config import ImageGPTConfig
 
 _LAST_PIXELS = 4

@@ -9,9 +9,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from imagegpt import ranges
 from imagegpt.benchmarking import timing
-from imagegpt.benchmarking.contestants import (
+from imagegpt.benchmarking.implementations import (
     DTYPES,
     Contestant,
     Draw,
@@ -23,6 +22,7 @@ from imagegpt.benchmarking.contestants import (
     same_greedy_pixels,
 )
 from imagegpt.benchmarking.memory import bytes_in_a_process
+from imagegpt.common import ranges
 from imagegpt.config import ImageGPTConfig
 from imagegpt.sampling import DecoderName
 from imagegpt.sampling.plan import BackendOption

@@ -15,10 +15,12 @@ from imagegpt.checkpoints.registry import MODEL_CARD
 from imagegpt.checkpoints.saving import save_folder
 from imagegpt.checkpoints.tensor_bundle import TensorBundle, read_bundle, shard_path, write_bundle
 from imagegpt.config import ImageGPTConfig
-from imagegpt.files import final_name, locked_name, sha256_of
+from imagegpt.files.atomic import final_name
+from imagegpt.files.checksums import sha256_of
+from imagegpt.files.locks import locked_name
+from imagegpt.images.palette import ColorPalette
+from imagegpt.images.processor import ImageGPTImageProcessor
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
-from imagegpt.palette import ColorPalette
-from imagegpt.processing import ImageGPTImageProcessor
 
 CLASSIFIER = "classifier"  # the folder beside the weights, where a checkpoint has a head for classes
 

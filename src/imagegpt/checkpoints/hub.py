@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from imagegpt.checkpoints.registry import HUB_MODELS, MODEL_CARD
-from imagegpt.files import cache_folder
+from imagegpt.files.paths import cache_folder
 
 _SMALL_FILES = ["*.json", "*.npy", MODEL_CARD]
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from imagegpt.checkpoints.loading import find_folder
 from imagegpt.checkpoints.tensor_bundle import read_bundle
-from imagegpt.files import expand_home
+from imagegpt.files.paths import expand_home
 from imagegpt.model.weight_files import ListedTensor, list_tensors_of
 
 

@@ -13,14 +13,14 @@ import torch
 from imagegpt.checkpoints.hub import HubOptions, fetch
 from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
 from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig
-from imagegpt.config_checks import read_config
+from imagegpt.files.config_json import read_config
+from imagegpt.files.schemas import naming
+from imagegpt.files.untrusted import check_config
+from imagegpt.images.palette import PALETTE_FILE, PROCESSOR_FILE, ColorPalette
+from imagegpt.images.processor import ImageGPTImageProcessor
 from imagegpt.model.loading_checks import check_folder
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 from imagegpt.model.weight_files import WEIGHT_FILES
-from imagegpt.palette import PALETTE_FILE, PROCESSOR_FILE, ColorPalette
-from imagegpt.processing import ImageGPTImageProcessor
-from imagegpt.schemas import naming
-from imagegpt.untrusted_files import check_config
 
 Model = TypeVar("Model", bound=ImageGPTPreTrainedModel)
 

@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from imagegpt.common.text import printable
 from imagegpt.config import ImageGPTConfig
-from imagegpt.text import printable
 
 _BLOCK = re.compile(r"model/h([0-9]{1,4})/(.+)")
 _IN_BLOCK = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from imagegpt.files import expand_home
+from imagegpt.files.paths import expand_home
 
 CONFIG_FILE = "config.json"
 MODEL_CARD = "README.md"
@@ -111,12 +111,8 @@ def register() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 
     from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig, ImageGPTExtendedConfig
-    from imagegpt.model.modeling import (
-        ImageGPTForCausalImageModeling,
-        ImageGPTForImageClassification,
-        ImageGPTModel,
-    )
-    from imagegpt.processing import ImageGPTFeatureExtractor, ImageGPTImageProcessor, ImageGPTImageProcessorPil
+    from imagegpt.images.processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor, ImageGPTImageProcessorPil
+    from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
     AutoConfig.register(ImageGPTConfig.model_type, ImageGPTConfig, exist_ok=True)
     AutoConfig.register(EXTENDED_MODEL_TYPE, ImageGPTExtendedConfig, exist_ok=True)

@@ -5,7 +5,7 @@ import os
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.images.processor import ImageGPTImageProcessor
 
 
 def save_folder(model: PreTrainedModel, processor: ImageGPTImageProcessor, folder: str | os.PathLike[str]) -> None:

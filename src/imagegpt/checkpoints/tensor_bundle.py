@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from imagegpt import ranges
+from imagegpt.checkpoints.leveldb import masked_crc32c, read_table, write_table
+from imagegpt.checkpoints.protobuf import fixed32, read_fields, signed, write_fields
 from imagegpt.checkpoints.slice_names import encoded_slice_name
-from imagegpt.checkpoints.sorted_table import masked_crc32c, read_table, write_table
-from imagegpt.checkpoints.wire import fixed32, read_fields, signed, write_fields
+from imagegpt.common import ranges
 
 _TYPES = {
     1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 8: "complex64", 9: "int64", 10: "bool",

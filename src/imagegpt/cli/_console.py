@@ -17,7 +17,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from imagegpt.text import printable
+from imagegpt.common.text import printable
 
 _ERRORS = "imagegpt"  # the name of `_replacement` among Python's ways to treat what cannot be encoded
 
@@ -39,7 +39,7 @@ def say(text: str) -> None:
 
 
 def say_next(command: str) -> None:
-    """Suggest the command that continues with what was just made, see `imagegpt.commands`."""
+    """Suggest the command that continues with what was just made, see `imagegpt.common.shell`."""
     say(f"Next: {command}")
 
 

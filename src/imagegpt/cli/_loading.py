@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 from imagegpt.cli._checks import check_model
 from imagegpt.cli._console import say, working
-from imagegpt.cli.building_ahead import build_ahead
+from imagegpt.cli._prebuild import build_ahead
 
 if TYPE_CHECKING:
-    from imagegpt.pipeline import ImageGPTPipeline
+    from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
 
 def quiet_libraries() -> None:
@@ -35,7 +35,7 @@ class Loading:
         check_model(self.model, self.revision)
         with working(f"loading {self.model}"):
             build_ahead(self.model, self.precision, self.device)
-            from imagegpt.pipeline import ImageGPTPipeline
+            from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
             quiet_libraries()
             pipe = ImageGPTPipeline.from_pretrained(
@@ -47,7 +47,7 @@ class Loading:
                 max_memory=None if self.max_memory is None else max(1, round(self.max_memory * 1e9)),
             )
         if speaks and self.precision == "auto":
-            from imagegpt.precision import choose_precision
+            from imagegpt.common.precision import choose_precision
 
             say(f"precision: {choose_precision('auto', pipe.model.device)}")
         return pipe

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from imagegpt import files, ranges
+from imagegpt.common import ranges
+from imagegpt.files import paths
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -68,7 +69,7 @@ def expand_home(text: str) -> str:
     if not text:
         raise typer.BadParameter("it is empty: give a name or a path")
     try:
-        return files.expand_home(text)
+        return paths.expand_home(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

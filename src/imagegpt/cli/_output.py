@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagegpt.files import FETCHING, LOCK_FILE, locked_name, png_bytes
-from imagegpt.memory import check_memory
-from imagegpt.text import printable
+from imagegpt.common.memory import check_memory
+from imagegpt.common.text import printable
+from imagegpt.files.locks import LOCK_FILE, locked_name
+from imagegpt.files.paths import FETCHING
+from imagegpt.images.png import png_bytes
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from imagegpt.cli import _console, _loading, _training
-from imagegpt.commands import free_name
+from imagegpt.common.shell import free_name
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
-    from imagegpt.runs.rate_search import RateSearch
-    from imagegpt.training.recipes import Recipe
+    from imagegpt.training.lr_finder import RateSearch
+    from imagegpt.training.recipe import Recipe
 
 
 def find_rate(
@@ -37,8 +37,8 @@ def find_rate(
     _training.check_libraries()
     with _training.stop_signals() as stopping:
         with _console.working("loading"):
-            from imagegpt.runs.rate_search import RateSearch
-            from imagegpt.training.world import joined_world
+            from imagegpt.training.distributed import joined_world
+            from imagegpt.training.lr_finder import RateSearch
 
             _loading.quiet_libraries()
             recipe = choose()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import typer
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from imagegpt.cli import _broken, _console, _loading, _progress
+from imagegpt.cli import _console, _loading, _progress, _unreadable
 from imagegpt.cli.evaluate import print_scores
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
-    from imagegpt.runs import Run, Told
-    from imagegpt.training.recipes import Recipe
+    from imagegpt.training.recipe import Recipe
+    from imagegpt.training.run import Run, Told
 
 _LN2 = 0.6931471805599453
 _LINE_EVERY_STEPS = 100  # where stderr is no terminal
@@ -39,8 +39,8 @@ def train_in_folder(
         with stop_signals() as stopping:
             with _console.working("loading"):
                 from imagegpt.data.broken_images import BROKEN_FILE
-                from imagegpt.runs import Run
-                from imagegpt.training.world import joined_world
+                from imagegpt.training.distributed import joined_world
+                from imagegpt.training.run import Run
 
                 _loading.quiet_libraries()
                 recipe = choose()
@@ -54,7 +54,7 @@ def train_in_folder(
                     for note in run.data.notes if world.is_main else ():
                         _console.say(note)
                     if world.is_main:
-                        _broken.tell_broken(run.data.broken, out / BROKEN_FILE)
+                        _unreadable.tell_broken(run.data.broken, out / BROKEN_FILE)
                     if world.is_main and run.resumed:
                         _console.say(f"going on after step {run.step:,}")
                     lock.enter_context(run.locked())
@@ -72,7 +72,7 @@ def train_in_folder(
         ):
             _report(run, out, command(out.name))
         if run.data.broken and is_alone:  # torchrun would take it for a failure, and start all processes again
-            raise typer.Exit(_broken.STATUS)
+            raise typer.Exit(_unreadable.STATUS)
 
 
 def check_libraries() -> None:
@@ -95,7 +95,7 @@ def _train(run: "Run") -> str:
 
 def _report(run: "Run", out: Path, command: str) -> None:
     """Score the best model, write its card, and name the next command."""
-    from imagegpt.runs.card import finish
+    from imagegpt.training.card import finish
 
     with _progress.image_progress("scoring") as progress:
         ending = finish(run, out, command, progress)

@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from imagegpt.cli._console import echo, lenient_streams, plain, stderr_console, warnings_in_words
+from imagegpt.cli._openmp import set_wait_policy
 from imagegpt.cli.bench import bench
 from imagegpt.cli.cache import cache
 from imagegpt.cli.complete import complete
@@ -31,7 +32,6 @@ from imagegpt.cli.models import models
 from imagegpt.cli.palette import palette_app
 from imagegpt.cli.sample import sample
 from imagegpt.cli.train import train
-from imagegpt.cli.wait_policy import set_wait_policy
 
 app = typer.Typer(
     name="imagegpt",

@@ -13,9 +13,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from imagegpt import ranges
 from imagegpt.cli import _checks, _console, _loading, _options
-from imagegpt.text import printable
+from imagegpt.common import ranges
+from imagegpt.common.text import printable
 
 if TYPE_CHECKING:
     from imagegpt.benchmarking import BenchOptions, BenchResult, Measurement
@@ -60,7 +60,7 @@ def bench(
     with _console.working("loading torch"):
         from imagegpt.benchmarking import BenchOptions, run_benchmark
         from imagegpt.benchmarking.timing import environment
-        from imagegpt.pipeline_options import choose_device
+        from imagegpt.pipeline.options import choose_device
 
         _loading.quiet_libraries()
     options = BenchOptions(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from imagegpt.cli import _console
-from imagegpt.files import cache_folder
-from imagegpt.memory import readable_bytes
+from imagegpt.common.memory import readable_bytes
+from imagegpt.files.paths import cache_folder
 
 # The folders in the cache, what is in them, and how our files are called: others may have been put there, too.
 _KINDS = {

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imagegpt import ranges
-from imagegpt.cli import _broken, _checks, _console, _loading, _options, _output, _progress
+from imagegpt.cli import _checks, _console, _loading, _options, _output, _progress, _unreadable
+from imagegpt.common import ranges
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from imagegpt.pipeline_options import RuleOptions
+    from imagegpt.pipeline.options import RuleOptions
 
 
 def complete(
@@ -63,14 +63,14 @@ def complete(
     pipe = loading.pipeline()
     import torch
 
-    from imagegpt.animations import appearing, check_gif_size
-    from imagegpt.figures import completion_grid, completion_grid_size
+    from imagegpt.figures.animations import appearing, check_gif_size
+    from imagegpt.figures.grids import completion_grid, completion_grid_size
     from imagegpt.sampling import SamplingRules
 
     options: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     rules = SamplingRules(**options)
     num_kept = pipe.num_kept_pixels(keep, rows=rows, mask=mask)
-    encoded, broken = _broken.read_images(images, pipe.encode, max_broken)
+    encoded, broken = _unreadable.read_images(images, pipe.encode, max_broken)
     ids = torch.cat(list(encoded.values()))
     originals = pipe.processor.decode(ids)
     labels = [images[index].name for index in encoded]
@@ -97,8 +97,8 @@ def complete(
     if singles is not None:
         _console.echo(f"one by one: {singles}")
     if broken:
-        _broken.list_broken(broken, out.parent)
-        raise typer.Exit(_broken.STATUS)
+        _unreadable.list_broken(broken, out.parent)
+        raise typer.Exit(_unreadable.STATUS)
 
 
 def _check_choice(options: dict[str, Any]) -> None:

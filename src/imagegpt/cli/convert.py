@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from imagegpt import commands, ranges
 from imagegpt.checkpoints.registry import resolve
 from imagegpt.cli import _checks, _console, _loading, _options, _output
 from imagegpt.cli.encode import find_palette
-from imagegpt.palette import PALETTE_FILE
+from imagegpt.common import ranges, shell
+from imagegpt.images.palette import PALETTE_FILE
 
 convert_app = typer.Typer(help="Turn checkpoints of other kinds into folders that load.", no_args_is_help=True)
 export_app = typer.Typer(help="Write a model as a checkpoint of another kind.", no_args_is_help=True)
@@ -61,7 +61,7 @@ def convert_openai(
         for word in (f"--{name}", value)
     ]
     options += ["--biases"] if biases else []
-    command = commands.command("convert", "openai", prefix.name, out.name, *options)
+    command = shell.command("convert", "openai", prefix.name, out.name, *options)
     _checks.check_prefix(prefix)
     _checks.check_utf8(out)
     colors = _palette_place(palette, prefix)
@@ -81,7 +81,7 @@ def convert_openai(
     _console.echo(f"{kind}, {converted.num_parameters:,} parameters{step}: {out}")
     if converted.num_classes:
         _console.echo(f"with a head for {converted.num_classes:,} classes: {out / 'classifier'}")
-    _console.say_next(commands.command("info", out))
+    _console.say_next(shell.command("info", out))
 
 
 @convert_app.command("transformers", no_args_is_help=True)
@@ -99,7 +99,7 @@ def convert_transformers(
         _loading.quiet_libraries()
         conversion.convert_folder(folder, made)
     _console.echo(f"converted: {out}")
-    _console.say_next(commands.command("info", out))
+    _console.say_next(shell.command("info", out))
 
 
 @export_app.command("openai", no_args_is_help=True)
@@ -125,7 +125,7 @@ def export_openai(
         _loading.quiet_libraries()
         names = export_openai(find_folder(model), prefix, num_shards=shards)
     _console.echo(f"{len(names):,} variables: {prefix}")
-    _console.say_next(commands.command("inspect", prefix))
+    _console.say_next(shell.command("inspect", prefix))
 
 
 def inspect(

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from imagegpt import ranges
 from imagegpt.cli import _checks, _console, _options, _progress
-from imagegpt.commands import command, free_name
+from imagegpt.common import ranges
+from imagegpt.common.shell import command, free_name
 
 
 def download(
@@ -26,7 +26,7 @@ def download(
 ) -> None:
     """Fetch a checkpoint that OpenAI published, and its palette: resumed where it was cut, every checksum checked."""
     _checks.check_parent(out)
-    from imagegpt.checkpoints.download import BASE, STEPS, addresses, download, largest_bytes
+    from imagegpt.checkpoints.openai_download import BASE, STEPS, addresses, download, largest_bytes
 
     if step not in STEPS:
         raise ValueError(f"--step is {step}: there are {', '.join(map(str, STEPS))}")

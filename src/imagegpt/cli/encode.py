@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from imagegpt import ranges
 from imagegpt.checkpoints.registry import resolve
-from imagegpt.cli import _broken, _checks, _console, _loading, _options, _progress
+from imagegpt.cli import _checks, _console, _loading, _options, _progress, _unreadable
 from imagegpt.cli.palette import SOURCE_HELP
-from imagegpt.commands import command, free_name, setting
+from imagegpt.common import ranges
+from imagegpt.common.shell import command, free_name, setting
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
-    from imagegpt.data.encoding import EncodingReport
-    from imagegpt.palette import ColorPalette
+    from imagegpt.images.palette import ColorPalette
+    from imagegpt.jobs.encode import EncodingReport
 
 
 def encode(
@@ -43,8 +43,8 @@ def encode(
     _checks.check_palette(palette)
     _checks.check_parent(out)
     with _console.working("loading"):
-        from imagegpt.data.encoding import encode_images
-        from imagegpt.processing import ImageGPTImageProcessor
+        from imagegpt.images.processor import ImageGPTImageProcessor
+        from imagegpt.jobs.encode import encode_images
 
         _loading.quiet_libraries()
         processor = ImageGPTImageProcessor(find_palette(palette), size=size, resize_mode=resize)
@@ -54,7 +54,7 @@ def encode(
         )
     _tell(report, out)
     if report.broken:
-        raise typer.Exit(_broken.STATUS)
+        raise typer.Exit(_unreadable.STATUS)
 
 
 def find_palette(said: str) -> "ColorPalette":
@@ -63,7 +63,7 @@ def find_palette(said: str) -> "ColorPalette":
     Raises: ValueError or OSError, in one sentence, if there is none.
     """
     from imagegpt.checkpoints.loading import find_folder
-    from imagegpt.palette import ColorPalette
+    from imagegpt.images.palette import ColorPalette
 
     _checks.check_palette(said)
     if Path(said).is_file():
@@ -87,7 +87,7 @@ def _tell(report: "EncodingReport", out: Path) -> None:
         _console.add_row(table, *([str(part.split)] if with_splits else []), *numbers)
     _console.print_table(table)
     manifests = (str(part.folder / "encoding.json") for part in report.parts if part.broken)
-    _broken.tell_broken(report.broken, " and ".join(manifests))
+    _unreadable.tell_broken(report.broken, " and ".join(manifests))
     num_new = sum(part.num_new for part in report.parts)
     if num_new:
         _console.echo(f"{num_new:,} images in {report.elapsed_s:.1f} s, {report.images_per_s:,.0f} images/s: {out}")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagegpt.cli import _console
-from imagegpt.files import cache_folder
-from imagegpt.memory import available_bytes, readable_bytes
+from imagegpt.common.memory import available_bytes, readable_bytes
+from imagegpt.files.paths import cache_folder
 
 # What changes how imagegpt and the libraries below it behave.
 _VARIABLES = re.compile(

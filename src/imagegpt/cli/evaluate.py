@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from imagegpt.cli import _broken, _checks, _console, _loading, _options, _progress
+from imagegpt.cli import _checks, _console, _loading, _options, _progress, _unreadable
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.evaluation.comparison import Score
@@ -43,8 +43,8 @@ def evaluate(
     _checks.check_source(data)
     with _console.working(f"reading {model} and {data}"):
         from imagegpt.checkpoints.loading import find_folder
-        from imagegpt.pipeline_options import choose_device
-        from imagegpt.runs.scores import data_for_folder, score_all, score_folder
+        from imagegpt.pipeline.options import choose_device
+        from imagegpt.training.scores import data_for_folder, score_all, score_folder
 
         _loading.quiet_libraries()
         chosen = str(choose_device(device))
@@ -53,7 +53,7 @@ def evaluate(
         chosen_part = "" if everything else images.choose_part(part)
     for note in images.notes:
         _console.say(note)
-    _broken.list_broken(images.broken, Path())
+    _unreadable.list_broken(images.broken, Path())
     with _progress.image_progress("scoring") as progress:
         if everything:
             scores, num_images = score_all(folder, images, name=model, device=chosen, progress=progress)
@@ -63,7 +63,7 @@ def evaluate(
     which = "all, also those the model was trained on, if any" if everything else images.describe(chosen_part)
     print_scores(scores, num_images, data, which)
     if images.broken:
-        raise typer.Exit(_broken.STATUS)
+        raise typer.Exit(_unreadable.STATUS)
 
 
 def print_scores(scores: list["Score"], num_images: int, data: str, which: str) -> None:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagegpt import ranges
-from imagegpt.cli import _broken, _checks, _console, _loading, _options, _output, _progress
+from imagegpt.cli import _checks, _console, _loading, _options, _output, _progress, _unreadable
 from imagegpt.cli.complete import single_names
+from imagegpt.common import ranges
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
-    from imagegpt.pipeline_options import RuleOptions
+    from imagegpt.pipeline.options import RuleOptions
 
 
 def fill(
@@ -50,14 +50,14 @@ def fill(
         model=model, revision=revision, device=device, precision=None, decoder="sequential", max_memory=None
     )
     pipe = loading.pipeline()
-    from imagegpt.figures import completion_grid, completion_grid_size
-    from imagegpt.masks import read_mask
+    from imagegpt.figures.grids import completion_grid, completion_grid_size
+    from imagegpt.images.masks import read_mask
     from imagegpt.sampling import FillSchedule, SamplingRules
 
     options: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     rules, schedule = SamplingRules(**options), FillSchedule(passes=passes, refills=refills, share=share)
     kept = read_mask(mask, pipe.processor.size["height"], pipe.processor.size["width"], pipe.processor.resize_mode)
-    reduced, broken = _broken.read_images(images, lambda path: pipe.reduce(path)[0], max_broken)
+    reduced, broken = _unreadable.read_images(images, lambda path: pipe.reduce(path)[0], max_broken)
     originals = list(reduced.values())
     completion_grid_size(len(originals), num, originals[0].size, has_labels=True)  # checks that there is memory for it
     with _progress.pixel_progress("filling", "passes") as progress:
@@ -71,5 +71,5 @@ def fill(
     if singles is not None:
         _console.echo(f"one by one: {singles}")
     if broken:
-        _broken.list_broken(broken, out.parent)
-        raise typer.Exit(_broken.STATUS)
+        _unreadable.list_broken(broken, out.parent)
+        raise typer.Exit(_unreadable.STATUS)

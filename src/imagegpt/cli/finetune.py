@@ -3,12 +3,12 @@
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
-from imagegpt import commands, ranges
 from imagegpt.cli import _checks, _options, _training
 from imagegpt.cli.train import BeginAnewOption, MaxBrokenOption, OutOption, SetOption, with_max_broken
+from imagegpt.common import ranges, shell
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
-    from imagegpt.training.recipes import Recipe
+    from imagegpt.training.recipe import Recipe
 
 
 def finetune(
@@ -58,7 +58,7 @@ def finetune(
         return classifier_recipe(model, data, recipe, [*asked, *changes])
 
     def command(folder: str) -> str:
-        return commands.command("finetune", model, data, "--out", folder, *options)
+        return shell.command("finetune", model, data, "--out", folder, *options)
 
     _training.train_in_folder(choose, out, command, device=device, force=force)
 
@@ -73,8 +73,8 @@ def classifier_recipe(model: str, data: str, recipe: str | None, changes: list[s
     """
     from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
     from imagegpt.data.identity import DataRecord
-    from imagegpt.training.reading import read_recipe
     from imagegpt.training.recipe_files import find_recipe, known_recipes
+    from imagegpt.training.recipe_io import read_recipe
     from imagegpt.training.source_images import DIGITS, holds_ids
 
     own = f"finetune-{model}"

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Annotated
 
 from imagegpt.cli import _checks, _console, _loading, _options
-from imagegpt.memory import readable_bytes, with_unit
+from imagegpt.common.memory import readable_bytes, with_unit
 
 if TYPE_CHECKING:
     from imagegpt.config import ImageGPTConfig
-    from imagegpt.processing import ImageGPTImageProcessor
+    from imagegpt.images.processor import ImageGPTImageProcessor
 
 
 def info(

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagegpt import ranges
-from imagegpt.cli import _broken, _checks, _console, _options, _output, _progress
-from imagegpt.commands import command, free_name
+from imagegpt.cli import _checks, _console, _options, _output, _progress, _unreadable
+from imagegpt.common import ranges
+from imagegpt.common.shell import command, free_name
 from imagegpt.data.broken_images import BROKEN_FILE
-from imagegpt.palette import PALETTE_FILE
+from imagegpt.images.palette import PALETTE_FILE
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
     from imagegpt.data.palettes import FittedPalette
@@ -55,8 +55,8 @@ def fit(
         with _console.working(f"opening {src}"):
             from imagegpt.data.broken_images import write_list
             from imagegpt.data.palettes import fit_palette
-            from imagegpt.data.sources import open_images
-            from imagegpt.processing import ImageGPTImageProcessor
+            from imagegpt.data.sources.registry import open_images
+            from imagegpt.images.processor import ImageGPTImageProcessor
 
             source = open_images(src, split=split)
         with _progress.image_progress("reading") as progress:
@@ -76,13 +76,13 @@ def fit(
         _draw(fitted, folder)
     _tell(fitted, src, out, size)
     if fitted.broken:
-        raise typer.Exit(_broken.STATUS)
+        raise typer.Exit(_unreadable.STATUS)
 
 
 def _draw(fitted: "FittedPalette", folder: Path) -> None:
     from PIL import Image
 
-    from imagegpt.figures import before_after_grid, palette_picture
+    from imagegpt.figures.grids import before_after_grid, palette_picture
 
     every = -(-len(fitted.examples) // _SHOWN)
     before = fitted.examples[::every]
@@ -99,6 +99,6 @@ def _tell(fitted: "FittedPalette", src: str, out: Path, size: int) -> None:
     kind = "levels of grey" if fitted.palette.is_grey else "colours"
     _console.echo(f"{fitted.palette.num_colors} {kind} from {fitted.num_images:,} images: {out}")
     _console.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
-    _broken.tell_broken(fitted.broken, out / BROKEN_FILE)
+    _unreadable.tell_broken(fitted.broken, out / BROKEN_FILE)
     resized = [] if size == 32 else ["--size", str(size)]
     _console.say_next(command("encode", src, free_name("encoded"), "--palette", out, *resized))

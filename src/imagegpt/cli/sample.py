@@ -1,7 +1,7 @@
 """`imagegpt sample`: draw images from nothing, as one picture, or many of them into a folder.
 
 Which of the two is said by --out: a name that ends in .png is a picture, a folder or a name without a suffix is a run
-of `imagegpt.bulk`, which goes on where it was killed and spreads over the processes of torchrun or accelerate.
+of `imagegpt.jobs`, which goes on where it was killed and spreads over the processes of torchrun or accelerate.
 """
 
 import os
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from imagegpt import ranges
-from imagegpt.cli import _bulk, _console, _loading, _options, _output, _progress
+from imagegpt.cli import _console, _loading, _options, _output, _progress, _sample_folder
+from imagegpt.common import ranges
 
 if TYPE_CHECKING:
-    from imagegpt.pipeline import ImageGPTPipeline
-    from imagegpt.pipeline_options import RuleOptions
+    from imagegpt.pipeline.options import RuleOptions
+    from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
 
 def sample(
@@ -55,7 +55,7 @@ def sample(
         for name, value in {"--singles": singles, "--gif": gif}.items():
             if value is not None:
                 raise ValueError(f"{name} {value} belongs to a picture and --out {out} is a folder: give only one")
-        _bulk.sample_into_folder(out, num, loading, rules, seed, file_format or "png", batch_size, force)
+        _sample_folder.sample_into_folder(out, num, loading, rules, seed, file_format or "png", batch_size, force)
         return
     _check_picture(out, file_format, force)
     _output.check_num(num, "samples")
@@ -79,8 +79,8 @@ def _draw_picture(
     places: list[Path],
     gif: Path | None,
 ) -> None:
-    from imagegpt.animations import appearing, check_gif_size
-    from imagegpt.figures import sample_grid, sample_grid_size
+    from imagegpt.figures.animations import appearing, check_gif_size
+    from imagegpt.figures.grids import sample_grid, sample_grid_size
     from imagegpt.sampling import SamplingRules
 
     facts = {"model": model, "seed": seed, "rules": SamplingRules(**rules)}

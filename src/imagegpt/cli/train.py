@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagegpt import commands, ranges
 from imagegpt.cli import _checks, _options, _rate_search, _training
+from imagegpt.common import ranges, shell
 
 if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
-    from imagegpt.training.recipes import Recipe
+    from imagegpt.training.recipe import Recipe
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key, as in training.batch_size=16. May be repeated.")
@@ -55,13 +55,13 @@ def train(
     path, changes = find_recipe(recipe), with_max_broken(changes, max_broken)
 
     def choose() -> "Recipe":
-        from imagegpt.training.reading import read_recipe
+        from imagegpt.training.recipe_io import read_recipe
 
         return read_recipe(path, changes)
 
     def command(folder: str) -> str:
         sets = (word for change in changes for word in ("--set", change))
-        return commands.command("train", recipe, "--out", folder, *sets)
+        return shell.command("train", recipe, "--out", folder, *sets)
 
     if find_lr:
         _rate_search.find_rate(choose, out, command, num_steps=find_lr_steps, device=device, force=force)

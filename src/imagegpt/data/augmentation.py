@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 from PIL import Image
 
-from imagegpt.data.examples import ImageSource
 from imagegpt.data.palettes import checked_palette
-from imagegpt.images import read_image, scaled_crop
-from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.data.sources.base import ImageSource
+from imagegpt.images.processor import ImageGPTImageProcessor
+from imagegpt.images.reading import read_image, scaled_crop
 
 Seed = int | Sequence[int]  # what numpy.random.default_rng takes; (seed, step, position) for example
 Size = tuple[int, int]  # height, width

@@ -11,8 +11,8 @@ from typing import Literal, Self
 
 from PIL import Image
 
-from imagegpt.files import atomic_write
-from imagegpt.text import printable
+from imagegpt.common.text import printable
+from imagegpt.files.atomic import atomic_write
 
 MAX_BROKEN = 0.05
 BROKEN_FILE = "broken-images.txt"  # in the folder of a run, or where a command is given that makes none

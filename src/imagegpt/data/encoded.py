@@ -18,10 +18,10 @@ from jaxtyping import Int64, Integer, UInt64
 from imagegpt.data import encoding_folder as places
 from imagegpt.data.encoding_settings import EncodingSettings
 from imagegpt.data.encoding_shards import open_shard
+from imagegpt.data.sources.tables import saved_splits
 from imagegpt.data.splits import choose_split
-from imagegpt.data.tables import saved_splits
-from imagegpt.palette import PROCESSOR_FILE, ColorPalette
-from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.images.palette import PROCESSOR_FILE, ColorPalette
+from imagegpt.images.processor import ImageGPTImageProcessor
 
 _SHOWN = 3  # damaged files in an error
 

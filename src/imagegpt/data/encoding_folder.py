@@ -28,10 +28,12 @@ from typing import Any
 
 from imagegpt.data.encoding_settings import KIND, EncodingSettings
 from imagegpt.data.encoding_shards import Shard, check_shard, features
-from imagegpt.data.examples import missing_library
-from imagegpt.files import FORMAT_KEY, LOCK_FILE, atomic_write, final_name, locked, read_own
-from imagegpt.palette import PROCESSOR_FILE
-from imagegpt.schemas import validate
+from imagegpt.data.sources.base import missing_library
+from imagegpt.files.atomic import atomic_write, final_name
+from imagegpt.files.locks import LOCK_FILE, locked
+from imagegpt.files.schemas import validate
+from imagegpt.files.versions import FORMAT_KEY, read_own
+from imagegpt.images.palette import PROCESSOR_FILE
 
 MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.json", "state.json", "dataset_dict.json"
 

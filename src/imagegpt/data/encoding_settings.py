@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from imagegpt import ranges
-from imagegpt.number_fields import Within
+from imagegpt.common import ranges
+from imagegpt.common.number_fields import Within
 
 KIND = "images encoded by imagegpt"
 

@@ -15,9 +15,9 @@ from jaxtyping import Int64, UInt16, UInt64
 
 from imagegpt.data.broken_images import BrokenImage
 from imagegpt.data.encoding_settings import EncodingSettings
-from imagegpt.data.examples import UNLABELED, in_one_line
-from imagegpt.files import sha256_of
-from imagegpt.schemas import parse_json, validate
+from imagegpt.data.sources.base import UNLABELED, in_one_line
+from imagegpt.files.checksums import sha256_of
+from imagegpt.files.schemas import parse_json, validate
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema

@@ -21,9 +21,10 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 from imagegpt.data.broken_images import READ_ERRORS, BrokenImage
-from imagegpt.data.examples import ImageSource, no_warnings
 from imagegpt.data.identity import pixel_hash
-from imagegpt.files import atomic_write, cache_folder, expand_home
+from imagegpt.data.sources.base import ImageSource, no_warnings
+from imagegpt.files.atomic import atomic_write
+from imagegpt.files.paths import cache_folder, expand_home
 
 CACHE_FORMAT = 2  # goes up, too, when pictures are read as other pixels than before
 

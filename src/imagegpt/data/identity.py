@@ -23,10 +23,11 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 from PIL import Image
 
-from imagegpt import ranges
-from imagegpt.files import FORMAT_KEY, atomic_write, read_own
-from imagegpt.images import read_image
-from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.common import ranges
+from imagegpt.files.atomic import atomic_write
+from imagegpt.files.versions import FORMAT_KEY, read_own
+from imagegpt.images.processor import ImageGPTImageProcessor
+from imagegpt.images.reading import read_image
 
 RECORD_FILE = "data.json"
 DATA_FORMAT = 1

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt8
 
-from imagegpt import ranges
+from imagegpt.common import ranges
 from imagegpt.data.broken_images import MAX_BROKEN, READ_ERRORS, BrokenImage, check_broken
-from imagegpt.data.examples import ImageSource, no_warnings
-from imagegpt.palette import ColorPalette, PaletteReport
-from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.data.sources.base import ImageSource, no_warnings
+from imagegpt.images.palette import ColorPalette, PaletteReport
+from imagegpt.images.processor import ImageGPTImageProcessor
 
 _REPORTED = 10_000  # images that are kept for the report, at most
 _REPORTED_PIXELS = _REPORTED * 32 * 32  # that these have, at most: 30 MB

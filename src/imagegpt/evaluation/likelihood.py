@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from imagegpt import ranges
+from imagegpt.common import ranges
+from imagegpt.common.precision import at_least_float32
+from imagegpt.model.eval_mode import evaluating
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.model.modes import evaluating
-from imagegpt.precision import at_least_float32
 
 
 def pixel_nll(

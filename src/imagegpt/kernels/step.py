@@ -1,6 +1,6 @@
 """A step of sampling as one call into C++: the structures it takes, and the library that has it.
 
-Everything here is memory addresses. Whoever fills the structures (`imagegpt.sampling.cpp_backend`) checks shapes and
+Everything here is memory addresses. Whoever fills the structures (`imagegpt.sampling.backends.cpp`) checks shapes and
 types, and keeps the tensors alive that they point to.
 """
 
@@ -10,7 +10,7 @@ from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p
 from enum import IntEnum
 from pathlib import Path
 
-from imagegpt.kernels.building import Library, find_or_build
+from imagegpt.kernels.compiler import Library, find_or_build
 
 PREFIX_MULTIPLE = 4  # of positions in a prefix
 TILE = 32  # outputs of a product that are computed together, and the multiple to which vectors are padded

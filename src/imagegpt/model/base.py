@@ -22,7 +22,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.model import inputs
+from imagegpt.model import input_checks
 from imagegpt.model.attention import kernels  # noqa: F401 - registers a backend
 from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.initialization import initialize_module
@@ -75,7 +75,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         Raises: ShapeError if weights have other shapes than the configuration says, unless `ignore_mismatched_sizes`.
         """
         if kwargs.get("tp_plan") is not None or kwargs.get("distributed_config") is not None:
-            from imagegpt.model.parallel import register_parallel_styles  # slow to import, and for few
+            from imagegpt.model.tensor_parallel import register_parallel_styles  # slow to import, and for few
 
             register_parallel_styles()
         return load_with_checked_shapes(super().from_pretrained, *args, **kwargs)
@@ -157,7 +157,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.wte = cast(nn.Embedding, value)
 
     @takes_either_name
-    @inputs.without_empty_cross_attentions
+    @input_checks.without_empty_cross_attentions
     @merge_with_config_defaults
     @record_outputs
     def forward(
@@ -224,7 +224,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         )
 
     def _prepare_cache(self, past: Cache | LegacyCache | None, use_cache: bool | None) -> Cache | None:
-        if inputs.is_filled(past) and not self.config.is_causal:
+        if input_checks.is_filled(past) and not self.config.is_causal:
             raise ValueError(
                 "past_key_values was given to a bidirectional model (is_causal=False), in which earlier pixels see "
                 "later ones: feed all pixels at once"
@@ -261,22 +261,22 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             given = "both" if input_ids is not None else "neither"
             raise ValueError(f"{given} of input_ids and inputs_embeds were given: give exactly one")
         if inputs_embeds is None:
-            embeddings = self.wte(inputs.checked_ids(input_ids, "input_ids", self.config.vocab_size))
+            embeddings = self.wte(input_checks.checked_ids(input_ids, "input_ids", self.config.vocab_size))
         else:
-            inputs.check_embeddings(inputs_embeds, "inputs_embeds", self.config.n_embd)
+            input_checks.check_embeddings(inputs_embeds, "inputs_embeds", self.config.n_embd)
             embeddings = inputs_embeds
         if position_ids is None:
             past, num_new = cache.get_seq_length() if cache is not None else 0, embeddings.shape[1]
-            known_past = inputs.cached_length(cache)
+            known_past = input_checks.cached_length(cache)
             if known_past is not None:
-                inputs.check_length(known_past + num_new, self.config.n_positions)
+                input_checks.check_length(known_past + num_new, self.config.n_positions)
             position_ids = (torch.arange(num_new, device=embeddings.device) + past).unsqueeze(0)
         else:
-            inputs.check_positions(position_ids, self.config.n_positions)
+            input_checks.check_positions(position_ids, self.config.n_positions)
         hidden_states = embeddings + self.wpe(position_ids).to(embeddings.device)
         if token_type_ids is not None:
             hidden_states = hidden_states + self.wte(
-                inputs.checked_ids(token_type_ids, "token_type_ids", self.config.vocab_size)
+                input_checks.checked_ids(token_type_ids, "token_type_ids", self.config.vocab_size)
             )
         return self.drop(hidden_states)
 
@@ -315,14 +315,14 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     ) -> tuple[Any, Any]:
         """Masks of self-attention and cross-attention in the backend's own form; None where none is needed."""
         num_images, num_new = hidden_states.shape[:2]
-        past = inputs.cached_length(cache)
-        inputs.check_attention_mask(attention_mask, num_images, None if past is None else past + num_new)
+        past = input_checks.cached_length(cache)
+        input_checks.check_attention_mask(attention_mask, num_images, None if past is None else past + num_new)
         config = self.config
         if backend != config._attn_implementation:
             config = copy.copy(config)
             config._attn_implementation = backend
         if backend == "flex_attention" and cache is not None:
-            cache = inputs.with_lengths_of_now(cache)
+            cache = input_checks.with_lengths_of_now(cache)
         self_mask = create_causal_mask(  # bidirectional where config.is_causal is False
             config=config,
             inputs_embeds=hidden_states,

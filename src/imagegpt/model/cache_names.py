@@ -11,7 +11,7 @@ from typing import Any
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
-from imagegpt.model.inputs import is_filled
+from imagegpt.model.input_checks import is_filled
 
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 

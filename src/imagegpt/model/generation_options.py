@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.generation.configuration_utils import SynthIDTextWatermarkingConfig
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.model import inputs as door
+from imagegpt.model import input_checks as door
 from imagegpt.model.cache_names import CACHE
 
 NO_PAGES = 'continuous batching is for texts of unknown length: give cache_implementation="dynamic" or "static"'

@@ -21,9 +21,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
+from imagegpt.common.precision import at_least_float32
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.attention.reference import AttentionFunction, eager_attention_forward
-from imagegpt.precision import at_least_float32
 
 _SIGMOID_FACTOR = 1.702  # of the original code's activation
 

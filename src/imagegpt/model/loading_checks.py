@@ -9,11 +9,11 @@ from safetensors import SafetensorError
 from transformers.configuration_utils import PreTrainedConfig
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.config_checks import read_config
+from imagegpt.files.config_json import read_config
+from imagegpt.files.schemas import naming
+from imagegpt.files.untrusted import check_model_files, first_line
 from imagegpt.model import cost
 from imagegpt.model.weight_files import ADAPTER_FILES, check_weights, files_of_weights, list_tensors_of
-from imagegpt.schemas import naming
-from imagegpt.untrusted_files import check_model_files, first_line
 
 HEAD = "lm_head.weight"
 

@@ -15,14 +15,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from imagegpt.common.precision import at_least_float32
 from imagegpt.config import ImageGPTConfig
-from imagegpt.model import inputs as door
+from imagegpt.model import input_checks as door
 from imagegpt.model.base import ImageGPTModel, ImageGPTPreTrainedModel, LegacyCache
 from imagegpt.model.cache_names import CACHE, takes_either_name
 from imagegpt.model.generation import ImageGPTGenerationMixin
 from imagegpt.model.pixel_loss import kept_positions, pixel_loss, pixel_targets, up_to
 from imagegpt.model.tracing import has_values
-from imagegpt.precision import at_least_float32
 
 __all__ = [
     "ImageGPTForCausalImageModeling",

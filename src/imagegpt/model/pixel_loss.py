@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imagegpt.model import inputs as door
+from imagegpt.common.precision import at_least_float32
+from imagegpt.model import input_checks as door
 from imagegpt.model.tracing import has_values
-from imagegpt.precision import at_least_float32
 
 IGNORED = -100  # the label of a pixel that is not to be predicted
 

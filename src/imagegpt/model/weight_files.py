@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from imagegpt.schemas import naming, read_json
-from imagegpt.untrusted_files import check_index
+from imagegpt.files.schemas import naming, read_json
+from imagegpt.files.untrusted import check_index
 
 WEIGHT_FILES = (  # in the order in which transformers looks for them
     "model.safetensors",

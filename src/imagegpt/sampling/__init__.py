@@ -1,6 +1,6 @@
 """Sampling: the rules by which a pixel is drawn, and what computes it."""
 
-from imagegpt.sampling.filling import FillSchedule, fill
+from imagegpt.sampling.fill import FillSchedule, fill
 from imagegpt.sampling.plan import BackendName, BackendOption, ExecutionPlan
 from imagegpt.sampling.rules import SamplingRules, image_seed
 from imagegpt.sampling.sampler import DecoderName, FinishedRow, Generation, Sampler

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.sampling.backend import StepBackend
+from imagegpt.sampling.backends.base import StepBackend
 from imagegpt.sampling.parallel import prepare_parallel
 from imagegpt.sampling.session import Decoder, SequentialDecoder
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from imagegpt.sampling.backend import StepBackend
+from imagegpt.sampling.backends.base import StepBackend
 
 _SHARE = 0.55  # of the influence on the second pixel, elsewhere; see decision 9
 _MOST_COLORS = 2048  # the table is as large as their square

@@ -23,7 +23,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from imagegpt.config import ImageGPTConfig
-from imagegpt.sampling.backend import StepBackend
+from imagegpt.sampling.backends.base import StepBackend
 from imagegpt.sampling.draft_length import DraftLength
 from imagegpt.sampling.drafting import first_drafts, influence_of, redrawn
 from imagegpt.sampling.session import Decoder, Session, on_device

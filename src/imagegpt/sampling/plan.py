@@ -9,21 +9,21 @@ from typing import Literal, Self, get_args
 import torch
 from torch import nn
 
-from imagegpt import ranges
+from imagegpt.common import ranges
 from imagegpt.config import ImageGPTConfig
 from imagegpt.kernels import step as kernel
 from imagegpt.model import cost
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling import cpp_backend
-from imagegpt.sampling.backend import StepBackend
-from imagegpt.sampling.cpp_backend import CppStep
-from imagegpt.sampling.cuda_backend import CudaStep
+from imagegpt.sampling.backends import cpp
+from imagegpt.sampling.backends.base import StepBackend
+from imagegpt.sampling.backends.cpp import CppStep
+from imagegpt.sampling.backends.cuda_graphs import CudaStep
+from imagegpt.sampling.backends.pytorch import TorchStep, attention_of, device_of
 from imagegpt.sampling.decoders import MakeDecoder, OpenBackend, decoder_of
 from imagegpt.sampling.drafting import influence_bytes
 from imagegpt.sampling.packed_linear import Layout, PackedLinear, prepare, prepared_bytes
 from imagegpt.sampling.prompts import checked_length
 from imagegpt.sampling.session import Session
-from imagegpt.sampling.torch_backend import TorchStep, attention_of, device_of
 from imagegpt.sampling.weight_formats import WeightFormat, choose_format
 
 BackendName = Literal["cpp", "torch", "cuda"]
@@ -158,7 +158,7 @@ def _open_backend(
     if backend != "cpp":
         kind = CudaStep if backend == "cuda" else TorchStep
         return kind(model, capacity, num_pixels, cache_dtype)
-    if reason := cpp_backend.reason_against(model):
+    if reason := cpp.reason_against(model):
         raise ValueError(
             f"the model was changed after it was prepared, and C++ cannot compute it now ({reason}): make a new "
             "Sampler, or one with backend='torch'"
@@ -207,9 +207,7 @@ def _choose_backend(
         return backend
     if backend == "auto" and model.device.type == "cuda" and not _is_placed(model):
         return "cuda"
-    reason = (
-        "its weights stay as they are" if weight_format is None else cpp_backend.reason_against(model, weight_format)
-    )
+    reason = "its weights stay as they are" if weight_format is None else cpp.reason_against(model, weight_format)
     if reason is None and weight_format is not None and weight_format.kind is not None:
         try:
             kernel.loaded_step(weight_format.kind, model.config.n_embd // model.config.n_head)
@@ -236,7 +234,7 @@ def _cache_bytes_per_pixel(
     model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, backend: BackendName, dtype: torch.dtype
 ) -> int:
     if backend == "cpp" and weight_format is not None and weight_format.kind is not None:
-        return cpp_backend.numbers_per_position(model, weight_format.kind) * dtype.itemsize
+        return cpp.numbers_per_position(model, weight_format.kind) * dtype.itemsize
     return cost.cache_bytes_per_pixel(model.config, dtype.itemsize)
 
 

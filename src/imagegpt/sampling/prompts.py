@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from imagegpt import ranges
+from imagegpt.common import ranges
+from imagegpt.common.memory import check_memory
 from imagegpt.config import ImageGPTConfig
-from imagegpt.memory import check_memory
 
 Prompts = Int64[Tensor, "b p"] | Sequence[Int64[Tensor, " p"]]
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from imagegpt import ranges
+from imagegpt.common import ranges
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.plan import BackendOption, ExecutionPlan
 from imagegpt.sampling.prompts import Prompts, check_room, checked_length, checked_prompts
@@ -61,7 +61,7 @@ class Sampler:
         model: a causal model of ours. It is copied as it is now, without dropout; see `in_place`.
         precision: of the projections' weights, and of keys and values: "float32", "bfloat16" or "int8" (keys and values
             in bfloat16 where our kernels cannot be used); all sums and everything else are in float32. "auto" is
-            bfloat16 where the device multiplies it, else float32, see `imagegpt.precision`; None is the model's own
+            bfloat16 where the device multiplies it, else float32, see `common.precision`; None is the model's own
             dtype.
         decoder: "sequential" draws pixel after pixel, "parallel" drafts several and keeps those that are right. The
             images are the same; see `imagegpt.sampling.parallel`.

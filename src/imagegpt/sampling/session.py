@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from imagegpt import ranges
-from imagegpt.sampling.backend import StepBackend
+from imagegpt.common import ranges
+from imagegpt.sampling.backends.base import StepBackend
 from imagegpt.sampling.rules import SamplingRules, gumbel_noise, score, seed_tensor
 
 # Numbers of noise computed at once, for 80 bytes each meanwhile: enough to hide the cost of a call, which on a GPU is

@@ -15,8 +15,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from imagegpt.common.precision import choose_precision, multiplies_bfloat16
 from imagegpt.kernels.step import Kind
-from imagegpt.precision import choose_precision, multiplies_bfloat16
 
 Precision = Literal["float32", "bfloat16", "int8"]
 PrecisionOption = Literal["auto"] | Precision

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from imagegpt.data.broken_images import BrokenImage
 from imagegpt.data.identity import DataRecord
-from imagegpt.palette import ColorPalette
-from imagegpt.processing import ImageGPTImageProcessor
-from imagegpt.training.feed import Images, Subset
+from imagegpt.images.palette import ColorPalette
+from imagegpt.images.processor import ImageGPTImageProcessor
+from imagegpt.training.dataloader import Images, Subset
 from imagegpt.training.source_images import Rows
 
 

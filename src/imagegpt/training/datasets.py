@@ -15,16 +15,16 @@ from typing import Literal
 
 import numpy as np
 
-from imagegpt import ranges
 from imagegpt.checkpoints.loading import find_folder
+from imagegpt.common import ranges
 from imagegpt.data.broken_images import MAX_BROKEN
 from imagegpt.data.identity import RECORD_FILE, DataRecord, ImagesRecord, PartRecord, class_changes, preprocessing_of
 from imagegpt.data.splits import split_by_hash
-from imagegpt.palette import ColorPalette
-from imagegpt.processing import ImageGPTImageProcessor
+from imagegpt.images.palette import ColorPalette
+from imagegpt.images.processor import ImageGPTImageProcessor
 from imagegpt.training.data import Data
-from imagegpt.training.order import random_subset
-from imagegpt.training.recipes import DataRecipe, SplitRecipe
+from imagegpt.training.recipe import DataRecipe, SplitRecipe
+from imagegpt.training.rng import random_subset
 from imagegpt.training.source_images import (
     DIGITS,
     Opened,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from imagegpt.precision import multiplies_bfloat16
+from imagegpt.common.precision import multiplies_bfloat16
 
 # Five rounds of x -> a x + b x^3 + c x^5 on the singular values take all of [0.01, 1] to about 0.7 ... 1.2.
 _ROUNDS = 5

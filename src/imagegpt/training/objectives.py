@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from imagegpt.common.precision import at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
-from imagegpt.precision import at_least_float32
-from imagegpt.training.two_heads import GeneratorAndClassifier
+from imagegpt.training.joint_model import GeneratorAndClassifier
 
 
 @dataclass(frozen=True, kw_only=True)

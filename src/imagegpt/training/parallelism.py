@@ -16,11 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from imagegpt.common.precision import choose_precision
 from imagegpt.model.attention import kernels
-from imagegpt.precision import choose_precision
+from imagegpt.training.distributed import World
 from imagegpt.training.objectives import Loss
-from imagegpt.training.recipes import PrecisionField, TrainingRecipe
-from imagegpt.training.world import World
+from imagegpt.training.recipe import PrecisionField, TrainingRecipe
 
 
 def prepare(loss: Loss, recipe: TrainingRecipe, world: World) -> nn.Module:

@@ -13,16 +13,16 @@ from jaxtyping import Int64, UInt64
 
 from imagegpt.data.augmentation import Augmentation, AugmentedImages, find_augmentation
 from imagegpt.data.broken_images import BrokenImage, check_broken
-from imagegpt.data.digits import load_digits
 from imagegpt.data.encoded import EncodedImages
 from imagegpt.data.encoding_folder import MANIFEST
 from imagegpt.data.hashing import pixel_hashes
 from imagegpt.data.identity import class_changes
-from imagegpt.data.sources import DigitsSource, list_splits, open_images
+from imagegpt.data.sources.digits import load_digits
+from imagegpt.data.sources.registry import DigitsSource, list_splits, open_images
+from imagegpt.data.sources.tables import saved_splits
 from imagegpt.data.splits import canonical
-from imagegpt.data.tables import saved_splits
-from imagegpt.processing import ImageGPTImageProcessor
-from imagegpt.training.feed import Images
+from imagegpt.images.processor import ImageGPTImageProcessor
+from imagegpt.training.dataloader import Images
 from imagegpt.training.images import ArrayTable, IdImages, PictureImages
 
 DIGITS = "digits"

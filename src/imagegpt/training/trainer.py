@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from imagegpt.training.checkpoints import Checkpoints
-from imagegpt.training.feed import Steps, feed
+from imagegpt.training.checkpoint import Checkpoints
+from imagegpt.training.dataloader import Steps, feed
+from imagegpt.training.distributed import World
 from imagegpt.training.objectives import Batch, Loss
-from imagegpt.training.optimization import AveragedWeights, build_optimizers, learning_rate, local, whole
-from imagegpt.training.order import dropout_seed
+from imagegpt.training.optimizers import AveragedWeights, build_optimizers, learning_rate, local, whole
 from imagegpt.training.parallelism import autocast, prepare, synchronised
-from imagegpt.training.progress import Metrics, Progress
-from imagegpt.training.recipes import Recipe
-from imagegpt.training.world import World
+from imagegpt.training.recipe import Recipe
+from imagegpt.training.rng import dropout_seed
+from imagegpt.training.run_state import Metrics, Progress
 
 
 @dataclass(frozen=True, kw_only=True)

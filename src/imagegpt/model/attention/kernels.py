@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from imagegpt.kernels import training
+from imagegpt.kernels import attention
 from imagegpt.model import tracing
 
 NAME = "kernels"
@@ -25,7 +25,7 @@ NAME = "kernels"
 def has_kernels() -> bool:
     """Whether the kernels can be called; compiles them if need be, and warns once if that fails."""
     try:
-        training.load()
+        attention.load()
     except Exception as error:  # noqa: BLE001 - no compiler, no disk: all the same here
         warnings.warn(f"attention is torch's, and slower: {' '.join(str(error).split())}", stacklevel=2)
         return False
@@ -45,8 +45,8 @@ def kernel_attention_forward(
 ) -> tuple[Tensor, None]:
     """As `reference.eager_attention_forward`, without head masks and without weights to return."""
     is_plain = attention_mask is None and not dropout and (not is_causal or query.shape[2] == key.shape[2])
-    if is_plain and training.can_attend(query, key, value) and _is_ready(query, key, value):
-        return training.attention(query, key, value, scaling, is_causal), None
+    if is_plain and attention.can_attend(query, key, value) and _is_ready(query, key, value):
+        return attention.attention(query, key, value, scaling, is_causal), None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
     )
@@ -56,7 +56,7 @@ def kernel_attention_forward(
 def _is_ready(*tensors: Tensor) -> bool:
     """Whether the kernels can be called here: not under `torch.func`, forward-mode derivatives or fake tensors."""
     if torch.compiler.is_compiling():
-        return training.is_loaded()
+        return attention.is_loaded()
     is_plain = not tracing.is_traced() and forward_ad._current_level < 0 and all(map(tracing.is_plain, tensors))
     return is_plain and has_kernels()
 

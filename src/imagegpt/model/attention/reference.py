@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils.generic import maybe_autocast
 
-from imagegpt.precision import at_least_float32
+from imagegpt.common.precision import at_least_float32
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
