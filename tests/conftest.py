@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from forkserver import Forkserver
 from imagegpt.kernels import attention
 
 pytest_plugins = ("image_fixtures",)
@@ -49,6 +50,14 @@ def _cache_home(request, tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def forkserver(_cache_home):
+    """Runs Python code in new processes that need not import torch and transformers, see `forkserver`."""
+    server = Forkserver()
+    yield server
+    server.close()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Tests that draw without a generator of their own draw the same numbers alone and in company."""
@@ -64,13 +73,15 @@ def transformers_log():
         def emit(self, record):
             messages.append(record.getMessage())
 
-    handler = Keep()
+    handler, verbosity = Keep(), transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()  # commands that ran in this process silence it
     loggers = [transformers_logging.get_logger(name) for name in ("transformers", "imagegpt")]
     for logger in loggers:
         logger.addHandler(handler)
     yield messages
     for logger in loggers:
         logger.removeHandler(handler)
+    transformers_logging.set_verbosity(verbosity)
 
 
 # Warnings of other people's code that no caller can avoid; everything else is an error.

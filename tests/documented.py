@@ -1,5 +1,6 @@
 """The commands and Python blocks of README and docs, and a place to run them in."""
 
+import glob
 import os
 import re
 import shlex
@@ -49,6 +50,16 @@ def run(command, cwd, executables=Path(sys.executable).parent, **environment):
         text=True,
         check=False,
     )
+
+
+def run_forked(forkserver, line, cwd):
+    """Run a line of bash as `run` does, but `imagegpt ...` without waiting for imports."""
+    words = shlex.split(line)
+    if words[0] != "imagegpt" or any(sign in line for sign in ("|", ">", "&", "$", "~", ";")):
+        return run(line, cwd)
+    found = [sorted(glob.glob(word, root_dir=cwd)) if "*" in word else [] for word in words]  # noqa: PTH207 - of words
+    words = [path for word, paths in zip(words, found, strict=True) for path in paths or [word]]
+    return forkserver.run(["-m", *words], cwd, {**os.environ, "OMP_NUM_THREADS": "2"})
 
 
 def check(done, line):

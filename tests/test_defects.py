@@ -1,7 +1,7 @@
 """The defects of transformers 5.23's ImageGPT listed at the end of paper.md: each a fact there, and mended here.
 
 Each test first shows the defect in the pinned reference. When a new version mends one, its test fails, and the docs
-want a new sentence. Number 10, the image processor, is in test_processing.py.
+want a new sentence. Number 10, the image processor, is in images/test_processor.py.
 """
 
 import importlib.util

@@ -7,12 +7,10 @@ must exist.
 
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
-from documented import COMMANDS, PAGES, ROOT, blocks, check, is_for_a_checkout, lay_out, lines, run
+from documented import COMMANDS, PAGES, ROOT, blocks, check, is_for_a_checkout, lay_out, lines, run_forked
 
 
 @pytest.fixture
@@ -23,7 +21,7 @@ def workplace(tmp_path):
 
 @pytest.mark.parametrize("block", list(blocks("bash")))
 @pytest.mark.timeout(1800)  # a machine may be twice as slow as ours
-def test_commands_run(block, workplace):
+def test_commands_run(block, workplace, forkserver):
     targets = re.findall(r"^([\w./-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for line in lines(block):
         words = shlex.split(line)
@@ -35,12 +33,12 @@ def test_commands_run(block, workplace):
             assert words[1] == "clone", line
         elif words[0] != "cd":
             assert words[0] in COMMANDS, f"who runs {words[0]}?"
-            check(run(line, workplace), line)
+            check(run_forked(forkserver, line, workplace), line)
 
 
 @pytest.mark.parametrize("block", list(blocks("python")))
-def test_python_runs(block, workplace):
-    done = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, check=False)
+def test_python_runs(block, workplace, forkserver):
+    done = forkserver.run(["-c", block], workplace)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,5 +1,6 @@
 """The wheel alone, outside any checkout, does what the README shows."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -69,11 +70,12 @@ def test_it_is_the_unpacked_package_that_runs(unpacked):
         ("train digits --set training.num_steps=1 --set training.warmup_steps=0 --out run", "run/model.safetensors"),
     ],
 )
-def test_what_ships_inside_is_found(unpacked, command, result):
+def test_what_ships_inside_is_found(unpacked, command, result, forkserver):
     """Weights and palettes, recipes, and the sources of the kernels, which are compiled where none are yet."""
-    folder, executables, _ = unpacked
+    folder, _, packages = unpacked
     caches = folder / "caches"
-    done = run(f"python -m imagegpt {command}", folder, executables, XDG_CACHE_HOME=str(caches), **ALONE)
+    code = f"import sys; sys.path.insert(0, {str(packages)!r}); from imagegpt.cli import main; main(sys.argv[1:])"
+    done = forkserver.run(["-c", code, *command.split()], folder, {**os.environ, "XDG_CACHE_HOME": str(caches)})
     assert done.returncode == 0, done.stderr
     assert (folder / result).is_file()
     assert list(caches.rglob("*.so")) or "sampling goes on in torch" in done.stderr  # where there is no compiler

@@ -62,7 +62,7 @@ def test_of_several_processes_one_speaks(run, workplace, monkeypatch):
     words = ["sample", "--model", "./tiny", "--num", 2, "--precision", "auto", "--out", "many"]
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("imagegpt.jobs.sample_many", lambda *_, **__: None)
+    monkeypatch.setattr("imagegpt.jobs.sample.sample_many", lambda *_, **__: None)
     assert "precision" not in run(*words)[2]
     monkeypatch.setenv("RANK", "0")
     assert FLOAT32 in run(*words)[2].splitlines()

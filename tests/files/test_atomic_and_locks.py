@@ -80,7 +80,7 @@ def test_a_folder_is_locked_once(tmp_path):
 
 
 def test_a_killed_process_lets_go(tmp_path):
-    code = "import sys, time; from pathlib import Path; from imagegpt.files import lock_folder; "
+    code = "import sys, time; from pathlib import Path; from imagegpt.files.locks import lock_folder; "
     code += "lock = lock_folder(Path(sys.argv[1]), 'trains in'); print('locked', flush=True); time.sleep(100)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     with process:

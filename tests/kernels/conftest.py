@@ -17,8 +17,8 @@ def run_with_flags(tmp_path):
         (tmp_path / "choose_flags.py").write_text(
             "import torch\n"
             "def pytest_configure():\n"
-            "    from imagegpt.kernels import building\n"
-            f"    building._FLAGS += {flags!r}\n"
+            "    from imagegpt.kernels import compiler\n"
+            f"    compiler._FLAGS += {flags!r}\n"
             f"{lines}"
         )
         options = ["-q", "-x", "-p", "choose_flags", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "inner")]

@@ -230,7 +230,7 @@ def test_of_two_processes_one_compiles_and_the_other_waits(sources, tmp_path):
     compiler.write_text(f'#!/bin/sh\necho compiled >> "{log}"\nsleep 2\nexec "{building._compiler()}" "$@"\n')
     compiler.chmod(0o755)
     code = (
-        "from pathlib import Path; from imagegpt.kernels import building as b; "
+        "from pathlib import Path; from imagegpt.kernels import compiler as b; "
         f"b._SOURCES = Path({str(sources)!r}); "
         f"print(b.find_or_build(b.{ANSWER!r}, Path({str(tmp_path / 'kernels')!r})))"
     )

@@ -148,13 +148,13 @@ def test_second_gradients():
 
 IN_A_NEW_PROCESS = """
 import os, threading, torch
-from imagegpt.kernels import training
-assert not training.is_loaded() and torch.ops.imagegpt.attention.default  # known before anything is compiled
+from imagegpt.kernels import attention
+assert not attention.is_loaded() and torch.ops.imagegpt.attention.default  # known before anything is compiled
 torch.set_num_threads(1)
 x = torch.randn(2, 3, 70, 16, requires_grad=True)
 gradients = []
 def compute():
-    gradients.append(torch.autograd.grad(training.attention(x, x, x, 1.0, True).square().sum(), x)[0])
+    gradients.append(torch.autograd.grad(attention.attention(x, x, x, 1.0, True).square().sum(), x)[0])
 threads = [threading.Thread(target=compute) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -164,7 +164,7 @@ if not child:
 assert len(gradients) == (4 if child else 5) and all(torch.equal(gradients[0], other) for other in gradients)
 if not child:
     os._exit(0)
-assert os.waitpid(child, 0)[1] == 0 and training.is_loaded()
+assert os.waitpid(child, 0)[1] == 0 and attention.is_loaded()
 """
 
 

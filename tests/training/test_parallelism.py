@@ -132,7 +132,7 @@ SHARDS = """
 import json, sys
 from pathlib import Path
 from torch.distributed.tensor import DTensor
-from imagegpt.runs import Run
+from imagegpt.training.run import Run
 from imagegpt.training.recipe_io import read_recipe
 from imagegpt.training.distributed import joined_world
 

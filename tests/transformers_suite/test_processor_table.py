@@ -25,7 +25,7 @@ FIELDS = {"clusters": PALETTE.clusters, "do_resize": True, "size": {"height": 18
 
 # The file, from tests/, and the name of our test.
 HERE = "transformers_suite/test_processor_table.py"
-PROCESSING = "test_processing.py"
+PROCESSING = "images/test_processor.py"
 OURS = {
     # PreprocessingTesterMixin
     "test_to_json_string": (HERE, "test_every_field_is_in_the_json"),
