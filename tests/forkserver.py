@@ -14,14 +14,16 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 from pathlib import Path
 
 PRELOADED = (
     "torch", "torch.distributed", "torch.optim", "transformers", "transformers.generation.utils",
-    "transformers.image_processing_backends", "transformers.modeling_layers", "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.image_processing_auto", "transformers.pipelines", "safetensors.torch", "numpy",
-    "PIL.Image", "PIL.PngImagePlugin", "pydantic", "rich.progress", "rich.table", "typer", "jaxtyping", "filelock",
-    "yaml", "matplotlib.figure", "sklearn.cluster", "sklearn.datasets", "sklearn.linear_model", "pyarrow", "datasets", "peft",
+    "transformers.image_processing_backends", "transformers.modeling_layers",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.image_processing_auto",
+    "transformers.pipelines", "safetensors.torch", "numpy", "PIL.Image", "PIL.PngImagePlugin", "pydantic",
+    "rich.progress", "rich.table", "typer", "jaxtyping", "filelock", "yaml", "matplotlib.figure",
+    "sklearn.cluster", "sklearn.datasets", "sklearn.linear_model", "pyarrow", "datasets", "peft",
 )  # fmt: skip
 
 
@@ -96,7 +98,8 @@ def _child(request):
         if kind == "-c":
             sys.argv = ["-c", *rest]
             sys.path[0] = ""
-            exec(compile(target, "<string>", "exec"), {"__name__": "__main__"})
+            sys.modules["__main__"] = main = types.ModuleType("__main__")
+            exec(compile(target, "<string>", "exec"), vars(main))
         else:
             sys.argv = [target, *rest]
             runpy.run_module(target, run_name="__main__", alter_sys=True)

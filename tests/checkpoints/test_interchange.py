@@ -1,7 +1,6 @@
 """Folders, hubs, trainers and adapters: what others expect of a transformers model, and files either library reads."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -327,7 +326,7 @@ print(json.dumps({"modules": [n.__module__.split(".")[0] for n in names], "answe
 """
 
 
-def test_auto_classes_and_pipeline_after_register(tmp_path):
+def test_auto_classes_and_pipeline_after_register(tmp_path, forkserver):
     pytest.importorskip("imagegpt.checkpoints.registry", reason="being written")
     from imagegpt import ImageGPTImageProcessor
 
@@ -335,9 +334,7 @@ def test_auto_classes_and_pipeline_after_register(tmp_path):
     model.save_pretrained(tmp_path)
     levels = torch.linspace(-1, 1, 16)[:, None].expand(16, 3).numpy()
     ImageGPTImageProcessor(clusters=levels, size={"height": 4, "width": 4}).save_pretrained(tmp_path)
-    result = subprocess.run(
-        [sys.executable, "-c", REGISTERED, str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    result = forkserver.run(["-c", REGISTERED, tmp_path])
     assert result.returncode == 0, result.stderr[-2000:]
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["modules"] == ["imagegpt"] * 4

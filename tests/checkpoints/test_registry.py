@@ -251,10 +251,10 @@ assert {one["label"] for one in answer} == {"LABEL_0", "LABEL_1", "LABEL_2"}, an
 """
 
 
-def test_register_puts_our_classes_behind_transformers(tmp_path):
+def test_register_puts_our_classes_behind_transformers(tmp_path, forkserver):
     ImageGPTForImageClassification(ImageGPTConfig(**FIELDS, num_labels=3)).save_pretrained(tmp_path)
     ImageGPTImageProcessor(ColorPalette.grey(10), size=4).save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", REGISTER, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = forkserver.run(["-c", REGISTER, tmp_path])
     assert done.returncode == 0, done.stderr
 
 
@@ -277,12 +277,12 @@ assert json.loads((folder / "preprocessor_config.json").read_text())["image_proc
 """
 
 
-def test_the_name_that_transformers_4_had_for_the_processor(tmp_path):
+def test_the_name_that_transformers_4_had_for_the_processor(tmp_path, forkserver):
     """As old folders have it: the feature extractor's name, no image_processor_type, and here no config.json either."""
     fields = {"clusters": ColorPalette.grey(10).clusters.tolist(), "size": 4, "resample": 2, "do_resize": True}
     fields["feature_extractor_type"] = "ImageGPTFeatureExtractor"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
-    done = subprocess.run([sys.executable, "-c", OLD_NAME, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = forkserver.run(["-c", OLD_NAME, tmp_path])
     assert done.returncode == 0, done.stderr
 
 
@@ -296,10 +296,10 @@ assert isinstance(AutoImageProcessor.from_pretrained(sys.argv[1]), imagegpt.Imag
 """
 
 
-def test_a_folder_that_names_transformers_class_for_pillow(tmp_path):
+def test_a_folder_that_names_transformers_class_for_pillow(tmp_path, forkserver):
     """With that name in it AutoImageProcessor went past what was registered."""
     path = tmp_path / "preprocessor_config.json"
     ImageGPTImageProcessor(ColorPalette.grey(10), size=4).to_json_file(path)
     edit_json(path, image_processor_type="ImageGPTImageProcessorPil")
-    done = subprocess.run([sys.executable, "-c", PIL_NAME, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = forkserver.run(["-c", PIL_NAME, tmp_path])
     assert done.returncode == 0, done.stderr

@@ -76,8 +76,8 @@ def call(place):
     "variables",
     {
         "no home": {},
-        "a home that is not there": {"HOME": "/nonexistent"},
-        "a cache that cannot be written to": {"XDG_CACHE_HOME": "/proc"},
+        "a home that is not there": pytest.param({"HOME": "/nonexistent"}, marks=pytest.mark.slow),
+        "a cache that cannot be written to": pytest.param({"XDG_CACHE_HOME": "/proc"}, marks=pytest.mark.slow),
     }.values(),
     ids=str,
 )
@@ -106,6 +106,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_hub_without_a_home(call, place):
     done = call([["sample", "--model", "openai/imagegpt-small", "--num", "1", "--out", "x.png"]])
     assert done.stdout == "status 2\n", done.stderr

@@ -52,6 +52,7 @@ def kill_at(process, path, delay_s):
     assert process.returncode == -signal.SIGKILL, told
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_files(run, workplace):
     command = ["--model", "./tiny", "--num", 200, "--batch-size", 2]  # a second or two of drawing
     assert run("sample", *command, "--out", "undisturbed")[0] == 0

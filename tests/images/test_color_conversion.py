@@ -212,7 +212,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / sid
 """
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("narrow", 6), ("F", 14), ("RGBA", 14), ("hash", 14)])
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [("narrow", 6), *(pytest.param(kind, 14, marks=pytest.mark.slow) for kind in ("F", "RGBA", "hash"))],
+)
 def test_memory_is_bounded_by_the_picture(kind, limit):
     """Bytes a pixel. 1,000,000 x 1 took 5 GB, floats 40 bytes a pixel; its RGB takes 4, as its source."""
     done = subprocess.run([sys.executable, "-c", BOUNDED, kind], capture_output=True, text=True, check=True)

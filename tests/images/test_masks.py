@@ -2,8 +2,6 @@
 
 import io
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 
@@ -104,11 +102,11 @@ def test_a_mask_is_cropped_as_its_image_is():
     assert read_mask(mask, 5, 6, "squash").tolist() == [[False, False, True, True, False, False]] * 5
 
 
-def test_the_command_line_says_it_too(tmp_path):
+def test_the_command_line_says_it_too(tmp_path, forkserver):
     Image.new("1", (40, 80)).save(tmp_path / "mask.png")
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     command = ["-m", "imagegpt", "complete", "a.png", "--mask", "mask.png", "--num", "1"]
-    done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+    done = forkserver.run(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the mask is 40 x 80 pixels, the model's images are 8 x 8: it was cropped and resized" in done.stderr
 

@@ -297,6 +297,7 @@ def assert_same_ids(ours, reference, images):
     assert np.array_equal(ours(images)["input_ids"], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @needs_data
 def test_a_thousand_cifar_images_have_the_references_ids():

@@ -67,6 +67,7 @@ def many(tmp_path, processor, palette):
     return tmp_path / "many.npy"
 
 
+@pytest.mark.slow
 def test_a_killed_encoding_goes_on_to_the_same_bytes(tmp_path, many, processor):
     encode_images(many, tmp_path / "whole", processor, num_workers=1, shard_size=500)
     out = tmp_path / "out"

@@ -1,8 +1,6 @@
 """The classifier: what enters it, what it averages, and its three losses against float64 by hand."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -109,7 +107,7 @@ def test_transformers_refuses_a_bidirectional_model(tmp_path):
         AutoConfig.from_pretrained(tmp_path)
 
 
-def test_ours_reads_each_of_them_behind_auto_classes(tmp_path):
+def test_ours_reads_each_of_them_behind_auto_classes(tmp_path, forkserver):
     """In a process of its own: `register` is for a whole process."""
     models = [classifier(**options) for options in ({}, {"shift_inputs": True}, {"is_causal": False})]
     for index, model in enumerate(models):
@@ -124,7 +122,8 @@ def test_ours_reads_each_of_them_behind_auto_classes(tmp_path):
         "    assert type(model) is imagegpt.ImageGPTForImageClassification\n"
         "    torch.save(model(torch.load(place / 'ids.pt')).logits, place / f'logits{folder}.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
+    done = forkserver.run(["-c", code, tmp_path])
+    assert done.returncode == 0, done.stderr
     for index, model in enumerate(models):
         assert largest_difference(torch.load(tmp_path / f"logits{index}.pt"), model(pixels()).logits) < 1e-6
 

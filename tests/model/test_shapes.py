@@ -4,10 +4,10 @@ In a process of its own, because the import hook must come before the imports. N
 wrong input, the hook would speak before our own error does. Models are left out, since checked calls do not compile.
 """
 
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
+
+import pytest
 
 WATCHED = [
     "imagegpt.images.palette",
@@ -48,12 +48,12 @@ from imagegpt.training.objectives import autoregressive_loss
 """
 
 
-def run(code):
-    script = PREAMBLE + textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=200)
+@pytest.fixture
+def run(forkserver):
+    return lambda code: forkserver.run(["-c", PREAMBLE + textwrap.dedent(code)])
 
 
-def test_the_signatures_hold():
+def test_the_signatures_hold(run):
     done = run(
         """
         pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
@@ -86,7 +86,7 @@ def test_the_signatures_hold():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_wrong_shape_is_noticed():
+def test_a_wrong_shape_is_noticed(run):
     done = run("draw(torch.zeros(2, 5), torch.zeros(3, 5), SamplingRules())")
     assert done.returncode != 0
     assert "TypeCheckError" in done.stderr

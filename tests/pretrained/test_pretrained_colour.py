@@ -67,6 +67,7 @@ def test_the_card_compares_with_what_can_be_counted(card):
     assert card["this"] < card["neighbours"] < card["histogram"] < card["uniform"]
 
 
+@pytest.mark.slow
 @needs_cifar
 def test_held_out_images_are_as_likely_as_the_card_says(card, model, processor):
     """Of 32 images, so that the mean is within four standard errors of that of all."""

@@ -1,8 +1,6 @@
 """Many users of one sampler: threads, an event loop, forked processes. Every image is the one drawn alone."""
 
 import asyncio
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -61,9 +59,7 @@ print(before == here == after, len(set(here)))
 """
 
 
-def test_workers_forked_before_and_after_the_parent_sampled():
+def test_workers_forked_before_and_after_the_parent_sampled(forkserver):
     """Those forked after it waited for ever for threads that were not forked with it."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, check=False, timeout=200
-    )
+    done = forkserver.run(["-c", FORK])
     assert done.stdout.split() == ["True", "6"], done.stderr[-2000:]

@@ -65,18 +65,21 @@ def test_images_follow_the_exact_distribution(model, rules, decoder):
     assert p_value(drawn(model, rules, decoder), exact(model, rules)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 def test_the_test_notices_noise_of_the_wrong_size(model, decoder, monkeypatch):
     monkeypatch.setattr(module, "gumbel_noise", lambda *args: 1.1 * gumbel_noise(*args))
     assert p_value(drawn(model, SamplingRules(), decoder), exact(model, SamplingRules())) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 def test_the_test_notices_noise_that_is_the_same_for_two_pixels(model, decoder, monkeypatch):
     monkeypatch.setattr(module, "gumbel_noise", lambda seeds, pixels, num: gumbel_noise(seeds, pixels // 2, num))
     assert p_value(drawn(model, SamplingRules(), decoder), exact(model, SamplingRules())) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_test_notices_a_temperature_that_is_a_little_off(model):
     for meant, done in ((0.7, 0.8), (1.0, 1.1)):
         images = drawn(model, SamplingRules(temperature=done), "sequential")

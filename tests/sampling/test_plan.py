@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -178,7 +176,7 @@ def test_without_a_compiler_it_is_said_and_images_are_right(build_model, monkeyp
 
 
 @pytest.mark.parametrize("setting", [{"CXX": "/nonexistent", "PATH": "/nonexistent"}, {"CXX": "false"}])
-def test_a_machine_whose_compiler_fails(setting, tmp_path):
+def test_a_machine_whose_compiler_fails(setting, tmp_path, forkserver):
     script = (
         "import warnings, torch; from imagegpt import ImageGPTPipeline\n"
         "with warnings.catch_warnings(record=True) as said:\n"
@@ -187,9 +185,7 @@ def test_a_machine_whose_compiler_fails(setting, tmp_path):
         "pipe.sample(1)\n"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **setting}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+    done = forkserver.run(["-c", script], env=environment)
     assert done.stdout.startswith("torch ['sampling goes on in torch and slower: "), done.stderr[-2000:]
     assert not list(tmp_path.glob("imagegpt/kernels/*.so"))
 

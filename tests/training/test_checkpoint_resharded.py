@@ -45,6 +45,7 @@ def assert_loads(folder):
         assert all(one[kind].equal(other[kind]) for one, other in several for kind in other)
 
 
+@pytest.mark.slow
 def test_two_processes_save_and_one_loads(tmp_path):
     start(2, "save", "fsdp", tmp_path)
     assert_loads(tmp_path)
