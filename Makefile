@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check lint format parity slow gpu fuzz lowest bench clean
+.PHONY: demo test check lint format parity slow sanitizers gpu fuzz lowest bench clean
 
 demo: $(VENV)/.installed  ## complete photographs with the bundled model and write demo.png
 	$(BIN)/imagegpt complete examples/photos/*.png --model cifar10 --keep 0.5 --num 8 --seed 0 --out demo.png --force
@@ -32,6 +32,9 @@ parity: $(VENV)/.installed-dev  ## every comparison with transformers' ImageGPT,
 
 slow: $(VENV)/.installed-dev  ## real training, whole models, exports
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+sanitizers: $(VENV)/.installed-dev  ## the C++ kernels under the address and undefined-behaviour sanitizers
+	$(BIN)/python -m pytest -m slow tests/kernels/test_sanitizers.py
 
 gpu: $(VENV)/.installed-dev  ## needs a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -1,10 +1,10 @@
-"""How fast do pixels become ids? The palette's table and the whole processor, beside transformers' processor.
+"""How fast is encoding images to ids? The palette's lookup table and the whole processor, and transformers' processor.
 
     python benchmarks/encode.py            # 32x32 images, OpenAI's palette and CIFAR-10 if ../shared/data has them
     python benchmarks/encode.py --num-images 10000 --repeats 9 --no-data
 
-Everything runs on one core. The ids are compared with the reference's before anything is timed. Without the data, the
-images are crops of scikit-learn's two photographs and the palette is fitted to them. Ends with one JSON line.
+Everything runs on one core. Before the timing, the ids are compared with the reference's. Without the data, the images
+are crops of scikit-learn's two photographs, and the palette is fitted to them. The last line of the output is JSON.
 """
 
 import argparse
@@ -32,13 +32,13 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SIZE = {"height": 32, "width": 32}
 
 
-def seconds(work: Callable[[], object], repeats: int) -> list[float]:
-    """Durations of `repeats` calls, after one that does not count."""
-    work()
+def seconds(function: Callable[[], object], repeats: int) -> list[float]:
+    """Durations of `repeats` calls, after a warm-up."""
+    function()
     durations = []
     for _ in range(repeats):
         start = time.perf_counter()
-        work()
+        function()
         durations.append(time.perf_counter() - start)
     return durations
 
@@ -63,14 +63,14 @@ def cifar_images(num: int) -> np.ndarray:
 
 
 def fitted_palette(images: np.ndarray) -> ColorPalette:
-    """512 colours off the 8-bit ones, as OpenAI's are: between 8-bit colours there are ties, luck in the reference."""
+    """512 colours off the 8-bit grid, as OpenAI's are: ties on the grid are broken by chance in the reference."""
     clusters = ColorPalette.fit(images, max_pixels=1 << 18).clusters
     shift = np.random.default_rng(0).uniform(-0.3, 0.3, clusters.shape) / 127.5
     return ColorPalette(np.clip(clusters + shift, -1, 1))
 
 
 def cold_seconds(palette: ColorPalette, pixels: np.ndarray, repeats: int) -> list[float]:
-    """Durations of the first `encode` of a palette that has seen nothing."""
+    """Durations of the first `encode` of a new palette."""
     durations = []
     for _ in range(repeats):
         fresh = ColorPalette(palette.clusters)
@@ -86,7 +86,7 @@ def rate(durations: list[float], num: int) -> dict[str, float]:
 
 
 def measure(images: np.ndarray, palette: ColorPalette, num_reference: int, repeats: int) -> dict[str, object]:
-    """All measurements, rates in images/s and times in seconds, once the ids are known to be equal."""
+    """Compare the ids, then measure: rates in images/s, times in seconds."""
     ours = ImageGPTImageProcessor(palette, size=SIZE, resize_mode="squash")
     reference = ImageGPTImageProcessorPil(clusters=palette.clusters.tolist(), size=SIZE)
     few = [Image.fromarray(image) for image in images[:num_reference]]
@@ -94,7 +94,7 @@ def measure(images: np.ndarray, palette: ColorPalette, num_reference: int, repea
     for name, group in {"small images": few, "photographs": photos}.items():
         theirs = np.asarray(reference(group, return_tensors="np")["input_ids"])
         if not np.array_equal(ours(group)["input_ids"], theirs):
-            raise SystemExit(f"the ids of the {name} differ from the reference's: nothing was timed")
+            raise SystemExit(f"the ids of the {name} differ from the reference's: nothing to time")
     photo = np.asarray(photos[0])
     cold = {"one image": cold_seconds(palette, images[0], repeats), "one photo": cold_seconds(palette, photo, repeats)}
     return {
@@ -114,12 +114,12 @@ def measure(images: np.ndarray, palette: ColorPalette, num_reference: int, repea
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-images", type=int, default=4000, help="images for the palette (default 4000)")
-    parser.add_argument("--num-reference", type=int, default=64, help="of them for both processors (default 64)")
+    parser.add_argument("--num-reference", type=int, default=64, help="of these, for both processors (default 64)")
     parser.add_argument("--repeats", type=int, default=7, help="timed repetitions of each (default 7)")
-    parser.add_argument("--no-data", action="store_true", help="use photo crops even if ../shared/data is there")
+    parser.add_argument("--no-data", action="store_true", help="use photo crops even if ../shared/data exists")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    threadpool_limits(1)  # numpy's and scikit-learn's threads, from here on
+    threadpool_limits(1)  # also for numpy and scikit-learn
     with_data = DATA.is_dir() and not arguments.no_data
     images = cifar_images(arguments.num_images) if with_data else photo_crops(arguments.num_images)
     palette = ColorPalette.load(DATA / "palette") if with_data else fitted_palette(images)

@@ -1,12 +1,12 @@
-"""How fast do 60,000 pictures become ids on disk? Decode, resize, quantise and write, from four kinds of source.
+"""How fast is encoding 60,000 images to ids on disk? Decode, resize, quantise and write, from four kinds of source.
 
     python benchmarks/encode_dataset.py                 # CIFAR-10 of ../shared/data, two workers
     python benchmarks/encode_dataset.py --num-images 6000 --workers 1 --repeats 3
 
-The pictures are first written, untimed, as PNG files in parquet, a folder of PNG files, an .npz file and CIFAR's binary
-files. Then each is encoded from beginning to end, starting the workers included, in a new folder each time; the ids of
-all must be the same. `datasets` turns parquet into its cache in the first round only; that round is reported by itself.
-Without the data the pictures are noise, which compresses worse. Ends with one JSON line.
+The images are first written, untimed, as PNG files in parquet, a folder of PNG files, an .npz file and CIFAR's binary
+file. Each source is then encoded to a new folder, and timed including the start of the workers; the ids must be the
+same. `datasets` converts parquet to its cache in the first round only, so that round is reported separately. Without
+the data the images are noise, which compresses worse. The last line of the output is JSON.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def noise(num: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_sources(place: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, Path]:
-    """The same pictures as four kinds of source; the folder's are all in one, so that the order is the same."""
+    """The same images as four kinds of source, in the same order."""
     import pyarrow
     from PIL import Image
     from pyarrow import parquet
@@ -71,20 +71,20 @@ def write_sources(place: Path, images: np.ndarray, labels: np.ndarray) -> dict[s
     }
 
 
-def ids_of(folder: Path) -> bytes:
+def read_all_ids(folder: Path) -> bytes:
     import hashlib
 
-    from imagegpt.data.encoded import EncodedImages
+    from imagegpt.data.encoded import EncodedDataset
 
-    encoded = EncodedImages.load(folder)
-    return hashlib.sha256(encoded.ids(range(len(encoded))).astype("<u2").tobytes()).digest()
+    encoded = EncodedDataset(folder)
+    return hashlib.sha256(encoded.read(range(len(encoded))).astype("<u2").tobytes()).digest()
 
 
 def measure(sources: dict[str, Path], place: Path, workers: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of every round for each source; all encodings must be the same."""
+    """Seconds per round for each source; the ids must be the same."""
     from imagegpt.images.palette import ColorPalette
     from imagegpt.images.processor import ImageGPTImageProcessor
-    from imagegpt.jobs.encode import encode_images
+    from imagegpt.jobs.encode import encode
 
     with_data = (DATA / "palette").is_dir()
     palette = ColorPalette.load(DATA / "palette") if with_data else ColorPalette.grey(256)
@@ -95,21 +95,21 @@ def measure(sources: dict[str, Path], place: Path, workers: int, repeats: int) -
         for name, source in sources.items():
             out = place / f"{source.stem}-{source.suffix}-{round_number}"
             start = time.perf_counter()
-            encode_images(source, out, processor, num_workers=workers)
+            encode(source, out, processor, num_workers=workers)
             seconds[name].append(time.perf_counter() - start)
             print(f"round {round_number + 1}, {name}: {seconds[name][-1]:.1f} s", file=sys.stderr)
-            found.add(ids_of(out))
+            found.add(read_all_ids(out))
     if len(found) > 1:
-        raise SystemExit("the sources gave different ids: the numbers mean nothing")
+        raise SystemExit("the sources gave different ids: the times are meaningless")
     return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-images", type=int, default=60_000, help="pictures (default 60000)")
+    parser.add_argument("--num-images", type=int, default=60_000, help="images (default 60000)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--repeats", type=int, default=2, help="rounds (default 2)")
-    parser.add_argument("--no-data", action="store_true", help="use noise even if ../shared/data is there")
+    parser.add_argument("--no-data", action="store_true", help="use noise even if ../shared/data exists")
     arguments = parser.parse_args()
     with_data = (DATA / "cifar10").is_dir() and not arguments.no_data
     images, labels = (cifar_images if with_data else noise)(arguments.num_images)
@@ -123,7 +123,7 @@ def main() -> None:
     for name, several in rates.items():
         print(
             f"  {name:14} {statistics.median(several):8,.0f} images/s ({min(several):,.0f} to {max(several):,.0f}), "
-            f"first {several[0]:,.0f}; {'at least' if min(several) >= TARGET else 'below'} the {TARGET:,} aimed at"
+            f"first {several[0]:,.0f}; {'at least' if min(several) >= TARGET else 'below'} the target of {TARGET:,}"
         )
     settings = {"images": "cifar10" if with_data else "noise", **vars(arguments)}
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,15 +1,15 @@
-"""How long does a forward pass take, beside transformers' ImageGPT on the same weights?
+"""How long does a forward pass take, compared with transformers' ImageGPT on the same weights?
 
     python benchmarks/forward.py                      # iGPT-S, 4 images, float32 and bfloat16
     python benchmarks/forward.py --size medium --batch 1 --repeats 3
 
-Both models compute logits for every position without gradients or cache, ours with its default attention, theirs with
-the only one it has. Before anything is timed, the float32 logits are compared.
+Both models compute the logits of all positions, without gradients or cache: ours with its default attention, theirs
+with the only one it has. Before the timing, the float32 logits are compared.
 """
 
 import torch
 
-from _common import both_models, finish, measure, parser, print_ratios, print_times
+from _common import both_models, finish, measure, parser, print_speedups, print_times
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -30,17 +30,16 @@ def main() -> None:
     with torch.inference_mode():
         difference = (ours(ids, use_cache=False).logits - theirs(ids, use_cache=False).logits).abs().max().item()
         print(f"{options.size}, {options.batch} images, {options.device}; logits differ by {difference:.1e}")
-        contestants = {}
-        models = {}
+        functions = {}
         for name, dtype in DTYPES.items():
-            for who, model in (("transformers", theirs), ("imagegpt", ours)):
-                models[who, name] = copied = _copy(model, dtype)
-                contestants[f"{who} {name}"] = lambda copied=copied: copied(ids, use_cache=False).logits
-        seconds = measure(contestants, options.repeats)
+            for library, model in (("transformers", theirs), ("imagegpt", ours)):
+                copied = _copy(model, dtype)
+                functions[f"{library} {name}"] = lambda copied=copied: copied(ids, use_cache=False).logits
+        seconds = measure(functions, options.repeats)
 
     print_times(seconds)
-    results = print_ratios(seconds)
-    finish("forward", options, {"seconds": seconds, "ratios": results, "max_logit_difference": difference})
+    speedups = print_speedups(seconds)
+    finish("forward", options, {"seconds": seconds, "speedups": speedups, "max_logit_difference": difference})
 
 
 def _copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

@@ -1,15 +1,15 @@
-"""How long does a training step take, and in what memory, beside transformers' ImageGPT on the same weights?
+"""How long does a training step take, and with how much memory, compared with transformers on the same weights?
 
     python benchmarks/train_step.py                       # iGPT-S, 2 images of 1,024 pixels
-    python benchmarks/train_step.py --precisions float32  # for processors that compute slowly in bfloat16
+    python benchmarks/train_step.py --precisions float32  # for CPUs that are slow in bfloat16
     python benchmarks/train_step.py --size medium --batch 1 --repeats 3 --no-memory
 
-A step is what `imagegpt train` does: forward, the loss over all pixels, backward, clipping, AdamW. Both models train
-with torch's autocast for bfloat16 and without dropout, theirs with the only attention it has, and with the same loss
-and optimiser around it. Before anything is timed their losses and gradients are compared.
+A step is that of `imagegpt train`: forward, the loss over all pixels, backward, clipping, AdamW. Both models train with
+torch's autocast for bfloat16, without dropout, and with the same loss and optimiser; theirs with the only attention it
+has. Before the timing, their gradients are compared.
 
-Memory is what a process of its own takes at most, for weights, gradients, AdamW's moments and everything in between,
-beyond what it takes before the model is made.
+Memory is the peak of a subprocess, minus its memory before the model was built: weights, gradients, AdamW's moments and
+activations.
 """
 
 import argparse
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from _common import ReferenceConfig, ReferenceModel, both_models, finish, measure, parser, print_ratios, print_times
+from _common import ReferenceConfig, ReferenceModel, both_models, finish, measure, parser, print_speedups, print_times
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
-from imagegpt.benchmarking.memory import in_use
-from imagegpt.training.objectives import Batch, with_start_token
+from imagegpt.benchmarking.memory import memory_in_use
+from imagegpt.data.batch import Batch
+from imagegpt.model.losses import with_start_token
 from imagegpt.training.optimizers import build_optimizers
 from imagegpt.training.parallelism import set_checkpointing
 from imagegpt.training.recipe import TrainingRecipe
@@ -41,7 +42,7 @@ def main() -> None:
     options.add_argument("--precisions", default=",".join(PRECISIONS), help="some of float32,bfloat16")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    options.add_argument("--alone", help="run one contestant and print its memory; for the benchmark itself")
+    options.add_argument("--alone", help="print the memory of one implementation; used by the benchmark itself")
     options = options.parse_args()
     torch.set_num_threads(options.threads)
     if options.alone:
@@ -54,22 +55,22 @@ def main() -> None:
     batch = _batch(options, models["imagegpt"])
     difference = _compare(models, batch)
     precisions = options.precisions.split(",")
-    contestants = {f"{who} {name}": _step(models[who], name, batch) for name in precisions for who in models}
-    contestants |= {
+    functions = {f"{library} {name}": _step(models[library], name, batch) for name in precisions for library in models}
+    functions |= {
         f"imagegpt {name} recomputed": _step(models["imagegpt"], name, batch, recomputed=True) for name in precisions
     }
-    seconds = measure(contestants, options.repeats)
+    seconds = measure(functions, options.repeats)
     print(f"{options.size}, {options.batch} images, {options.device}")
-    print(f"gradients differ by {difference:.1e} of their norm")
+    print(f"relative difference of the gradients: {difference:.1e}")
     print_times(seconds)
-    results = print_ratios(seconds)
-    memory = {} if options.no_memory else _print_memory(options, list(contestants))
-    finish("train_step", options, {"seconds": seconds, "ratios": results, "bytes": memory})
+    speedups = print_speedups(seconds)
+    memory = {} if options.no_memory else _print_memory(options, list(functions))
+    finish("train_step", options, {"seconds": seconds, "speedups": speedups, "bytes": memory})
 
 
 def _batch(options: argparse.Namespace, model: nn.Module) -> Batch:
     config = model.config
-    num_colors = config.vocab_size - 1  # transformers has no name for it
+    num_colors = config.vocab_size - 1  # transformers has no property for it
     return Batch(ids=torch.randint(num_colors, (options.batch, config.n_positions), device=options.device))
 
 
@@ -80,7 +81,7 @@ def _loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _step(model: nn.Module, precision: str, batch: Batch, recomputed: bool = False) -> Callable[[], float]:
-    """A function that makes one step. Optimisers are made when they are first needed: moments take memory."""
+    """A function that runs one step. It creates the optimisers on the first call, because their state takes memory."""
     optimizers = None
 
     def step() -> float:
@@ -96,7 +97,7 @@ def _step(model: nn.Module, precision: str, batch: Batch, recomputed: bool = Fal
         clip_grad_norm_(model.parameters(), RECIPE.max_grad_norm)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = 1e-6  # so that the models stay alike
+                group["lr"] = 1e-6  # so that both models stay the same
             optimizer.step()
         return loss.item()
 
@@ -104,7 +105,7 @@ def _step(model: nn.Module, precision: str, batch: Batch, recomputed: bool = Fal
 
 
 def _prepare(model: nn.Module) -> None:
-    """Training without dropout, ours with the attention that `imagegpt train` takes."""
+    """Disable dropout; use the attention of `imagegpt train` in our model."""
     _without_dropout(model)
     if isinstance(model, ImageGPTForCausalImageModeling):
         model.set_attn_implementation(RECIPE.attention)
@@ -119,7 +120,7 @@ def _without_dropout(model: nn.Module) -> None:
 
 
 def _compare(models: dict[str, nn.Module], batch: Batch) -> float:
-    """How far apart the gradients of both models are, in float32, as a share of their norm."""
+    """The relative difference of both models' gradients, in float32."""
     gradients = []
     for model in models.values():
         _loss(model, batch).backward()
@@ -131,27 +132,29 @@ def _compare(models: dict[str, nn.Module], batch: Batch) -> float:
 
 
 def _print_memory(options: argparse.Namespace, names: list[str]) -> dict[str, int]:
-    taken = {}
+    peaks = {}
     for name in names:
         print(f"memory of {name}", file=sys.stderr)
         words = ["--size", options.size, "--batch", options.batch, "--device", options.device]
         words += ["--threads", options.threads, "--alone", name]
         command = [sys.executable, __file__, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        taken[name] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{name:<22} {taken[name] / 1e6:9,.0f} MB at most")
+        peaks[name] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name:<22} {peaks[name] / 1e6:9,.0f} MB peak")
     for precision in options.precisions.split(","):
-        theirs = taken[f"transformers {precision}"]
-        shares = [f"{taken[name] / theirs:.0%} ({name})" for name in names if name.startswith(f"imagegpt {precision}")]
-        print(f"{precision}, our memory as a share of theirs: {', '.join(shares)}")
-    return taken
+        theirs = peaks[f"transformers {precision}"]
+        fractions = [
+            f"{peaks[name] / theirs:.0%} ({name})" for name in names if name.startswith(f"imagegpt {precision}")
+        ]
+        print(f"{precision}, our memory relative to theirs: {', '.join(fractions)}")
+    return peaks
 
 
 def _memory_of(options: argparse.Namespace) -> int:
-    who, precision, *recomputed = options.alone.split()
-    before = in_use(options.device) or 0
+    library, precision, *recomputed = options.alone.split()
+    before = memory_in_use(options.device) or 0
     config = ImageGPTConfig.from_size(options.size)
-    if who == "imagegpt":
+    if library == "imagegpt":
         model = ImageGPTForCausalImageModeling(config)
     else:
         model = ReferenceModel(ReferenceConfig(**config.to_dict()))
@@ -159,7 +162,7 @@ def _memory_of(options: argparse.Namespace) -> int:
     step = _step(model, precision, _batch(options, model), bool(recomputed))
     step()
     step()
-    return (in_use(options.device, peak=True) or 0) - before
+    return (memory_in_use(options.device, peak=True) or 0) - before
 
 
 if __name__ == "__main__":

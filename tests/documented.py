@@ -63,8 +63,8 @@ def run_forked(forkserver, line, cwd):
 
 
 def check(done, line):
-    """See that a command did its work: it ends with 0, or, if it left out some of the broken photos, with 1."""
-    expected = 1 if "left out: see " in done.stderr else 0
+    """See that a command did its work: it ends with 0, or, if it skipped some of the broken photos, with 1."""
+    expected = 1 if "skipped: see " in done.stderr else 0
     assert done.returncode == expected, f"{line}\n{done.stderr}"
 
 

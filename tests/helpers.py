@@ -7,13 +7,22 @@ models are right by accident; `randomize` draws them all.
 import math
 import re
 
+import numpy as np
 import torch
 import transformers
 from packaging.version import Version
 from transformers.models.imagegpt import modeling_imagegpt as reference
 from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig as ReferenceConfig
 
-from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+from imagegpt import (
+    ColorPalette,
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTModel,
+)
+from imagegpt.data.augmentation import find_augmentation
+from imagegpt.data.datasets import TokenDataset
 
 REFERENCE_CLASS = {
     ImageGPTModel: reference.ImageGPTModel,
@@ -22,6 +31,7 @@ REFERENCE_CLASS = {
 }
 
 TINY = {"vocab_size": 17, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
+STRIPES = (torch.arange(16).repeat(24, 1) + torch.arange(24)[:, None]) % 16
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -85,6 +95,36 @@ def image_ids(batch=2, pixels=None, config=None, seed=0, sos=True):
     if sos and length:
         ids[:, 0] = config.vocab_size - 1
     return ids
+
+
+class StripeDataset(TokenDataset):
+    """The stripes; the class of each is its first colour modulo 4."""
+
+    palette = ColorPalette.grey(16)
+    size = (4, 4)
+    classes = ["0", "1", "2", "3"]  # noqa: RUF012 - as an attribute of `TokenDataset`
+    augmentation = find_augmentation("none")
+
+    def __len__(self):
+        return len(STRIPES)
+
+    def _read(self, indices, rngs):
+        return STRIPES.numpy()[indices]
+
+    @property
+    def labels(self):
+        return STRIPES.numpy()[:, 0] % 4
+
+    @property
+    def hashes(self):
+        return np.arange(1, len(STRIPES) + 1, dtype=np.uint64)
+
+
+def digit_ids(split):
+    """The digits of a split as ids of the palette of 17 greys, (n, 64)."""
+    from imagegpt.data.sources.digits import load_digits
+
+    return torch.from_numpy(load_digits()[split].levels).long()
 
 
 def largest_difference(a, b):

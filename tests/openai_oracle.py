@@ -13,7 +13,7 @@ def norm(x, gain):
 def random_variables(
     num_layers=3, num_heads=2, width=8, num_colors=11, num_pixels=16, *, bert=False, classes=0, seed=0
 ):
-    """A checkpoint of made-up numbers, in float32."""
+    """A random checkpoint, in float32."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape, scale=0.3):
@@ -42,7 +42,7 @@ def random_variables(
 
 
 def forward(variables, ids, hidden=None):
-    """The stream before each block and after the last, (L + 1, B, T, C), and the logits (B, T, V).
+    """The residual stream before each block and after the last, (L + 1, B, T, C), and the logits (B, T, V).
 
     Args:
         variables: by OpenAI's names.

@@ -1,4 +1,4 @@
-"""ImageGPT once more, in numpy and float64, written from the paper's equations and not from either implementation.
+"""A reference ImageGPT in NumPy and float64, written from the paper's equations, independent of both implementations.
 
 It takes a state dict and a configuration, knows nothing of torch's kernels, masks or caches, and loops where a loop is
 clearer. Agreement to 1e-12 with it is agreement with the definition.
@@ -49,7 +49,7 @@ def attend(query, key, value, allowed, num_heads, scaling, head_factors=None):
 def features(
     state_dict, config, ids, allowed=None, encoded=None, encoder_allowed=None, head_mask=None, token_types=None
 ):
-    """The features (B, T, C) after the final norm, and the stream before each block, for the base model's state dict.
+    """Features (B, T, C) after the final norm, and the residual stream before each block, from a state dict.
 
     Args:
         state_dict: of an `ImageGPTModel`.

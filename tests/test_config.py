@@ -1,4 +1,4 @@
-"""The configuration: transformers' fields and defaults, files either side reads, nonsense refused in one sentence."""
+"""The configuration: fields and defaults of transformers, files that both libraries read, and invalid values."""
 
 import json
 
@@ -15,20 +15,20 @@ def own_fields(config):
     return {name for name in type(config).__annotations__ if name in config.to_dict()}
 
 
-def test_every_field_of_the_reference_is_here_with_its_default():
+def test_fields_and_defaults_of_the_reference():
     ours, theirs = ImageGPTConfig().to_dict(), ReferenceConfig().to_dict()
     assert {name: ours.get(name, "missing") for name in theirs} == theirs
     assert own_fields(ReferenceConfig()) <= own_fields(ImageGPTConfig())
 
 
-def test_what_is_ours_alone_is_this_and_no_more():
+def test_our_additional_fields():
     assert own_fields(ImageGPTConfig()) - own_fields(ReferenceConfig()) <= OURS_ALONE
     config = ImageGPTConfig()
     defaults = (config.use_bias, config.is_causal, config.init_scheme, config.shift_inputs, config.pruned_heads)
     assert defaults == (True, True, "transformers", False, None)
 
 
-def test_model_type_and_attribute_names_are_those_of_the_reference():
+def test_model_type_and_attribute_names_match_the_reference():
     assert ImageGPTConfig.model_type == ReferenceConfig.model_type == "imagegpt"
     assert ImageGPTConfig.attribute_map == ReferenceConfig.attribute_map
     config = tiny_config()
@@ -47,7 +47,7 @@ def test_the_reference_reads_our_file(tmp_path):
     assert theirs.layer_norm_epsilon == 1e-3
 
 
-def test_we_read_the_references_file(tmp_path):
+def test_we_read_the_file_of_the_reference(tmp_path):
     ReferenceConfig(n_embd=48, n_head=6, reorder_and_upcast_attn=True, num_labels=7).save_pretrained(tmp_path)
     ours = ImageGPTConfig.from_pretrained(tmp_path)
     assert (ours.n_embd, ours.n_head, ours.num_labels) == (48, 6, 7)
@@ -67,7 +67,7 @@ def test_we_read_the_references_file(tmp_path):
     ],
     ids=lambda options: next(iter(options), "default"),
 )
-def test_our_own_files_come_back_unchanged(options, tmp_path):
+def test_save_and_load_round_trip(options, tmp_path):
     config = tiny_config(**options)
     config.save_pretrained(tmp_path)
     assert ImageGPTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
@@ -88,7 +88,7 @@ CLASSIFIER, GENERATOR = ["ImageGPTForImageClassification"], ["ImageGPTForCausalI
         ({"is_causal": False}, "imagegpt_extended"),
     ],
 )
-def test_only_what_transformers_computes_alike_carries_its_model_type(options, model_type, tmp_path, transformers_log):
+def test_model_type_tells_whether_transformers_computes_the_same(options, model_type, tmp_path, transformers_log):
     tiny_config(**options).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == model_type
     again = ImageGPTConfig.from_pretrained(tmp_path)
@@ -117,7 +117,7 @@ def test_a_file_of_transformers_4_is_read(tmp_path):
     assert (config.n_layer, config.n_embd, config.shift_inputs) == (24, 512, False)
 
 
-def test_copies_by_dict_are_equal():
+def test_dict_round_trip():
     config = tiny_config(shift_inputs=True, pruned_heads={0: [1]})
     assert ImageGPTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
@@ -132,7 +132,7 @@ REFUSED = [
     ({"n_layer": -1}, "n_layer"),
     ({"n_head": 0}, "n_head"),
     ({"n_head": -2}, "n_head"),
-    ({"n_embd": 30}, "n_embd is 30, which n_head = 4"),
+    ({"n_embd": 30}, "n_embd is 30 and n_head is 4"),
     ({"n_head": 3}, "n_head"),
     ({"n_inner": 0}, "n_inner"),
     ({"n_inner": -1}, "n_inner"),
@@ -169,7 +169,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "named"), REFUSED, ids=lambda value: str(value)[:40])
-def test_nonsense_is_refused_in_one_sentence_naming_the_field(options, named):
+def test_invalid_values_are_one_sentence_naming_the_field(options, named):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below, for several things
         tiny_config(**options)
     message = str(error.value)
@@ -179,14 +179,14 @@ def test_nonsense_is_refused_in_one_sentence_naming_the_field(options, named):
     assert len(message) < 600
 
 
-def test_the_given_value_is_in_the_message():
-    with pytest.raises(ValueError, match="n_layer is -7: it must be a whole number from 1 to 1,024"):
+def test_the_message_contains_the_value():
+    with pytest.raises(ValueError, match="n_layer is -7: it must be an integer from 1 to 1,024"):
         tiny_config(n_layer=-7)
 
 
-def test_nonsense_in_a_file_is_refused_alike(tmp_path):
+def test_invalid_values_in_a_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "imagegpt", "vocab_size": 1}))
-    with pytest.raises(ValueError, match="vocab_size is 1: it must be a whole number from 3 to 65,537"):
+    with pytest.raises(ValueError, match="vocab_size is 1: it must be an integer from 3 to 65,537"):
         ImageGPTConfig.from_pretrained(tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_nonsense_in_a_file_is_refused_alike(tmp_path):
         ("xl", (60, 3072, 16, 4096)),
     ],
 )
-def test_named_sizes_are_the_papers(name, shape):
+def test_named_sizes_match_the_paper(name, shape):
     config = ImageGPTConfig.from_size(name)
     assert (config.n_layer, config.n_embd, config.n_head, config.n_positions) == shape
     assert config.vocab_size == 513
@@ -213,7 +213,7 @@ def test_named_sizes_take_overrides():
     assert (config.n_positions, config.n_embd, config.use_bias) == (2304, 1536, False)
 
 
-def test_an_unknown_size_is_refused_with_those_there_are():
+def test_an_unknown_size_lists_the_known_ones():
     with pytest.raises(ValueError, match="'tiny': choose one of small, medium, large, xl"):
         ImageGPTConfig.from_size("tiny")
 

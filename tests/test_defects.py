@@ -1,4 +1,4 @@
-"""The defects of transformers 5.23's ImageGPT listed at the end of paper.md: each a fact there, and mended here.
+"""The defects of transformers 5.23's ImageGPT listed at the end of paper.md: present there, fixed here.
 
 Each test first shows the defect in the pinned reference. When a new version mends one, its test fails, and the docs
 want a new sentence. Number 10, the image processor, is in images/test_processor.py.
@@ -32,7 +32,7 @@ SOS = 16
 
 
 def their_model(**options):
-    """The reference with random weights, for what ours refuses to be."""
+    """transformers' model with random weights, for configurations that ours refuses."""
     size = {"vocab_size": 17, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4, **options}
     return randomize(reference.ImageGPTForCausalImageModeling(TheirConfig(**size))).eval()
 
@@ -237,7 +237,7 @@ def test_defect_11_the_configuration_accepts_nonsense(field):
 
 
 def test_defect_12_the_converter_is_not_in_the_wheel():
-    # Ours is imagegpt.checkpoints.openai, with tests of its own.
+    # Ours is imagegpt.checkpoints.openai, which has its own tests.
     package = "transformers.models.imagegpt"
     assert importlib.util.find_spec(package) is not None
     for name in ("convert_imagegpt_original_tf2_to_pytorch", "convert_imagegpt_original_tf2_to_pt"):

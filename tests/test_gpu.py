@@ -58,7 +58,7 @@ RULES = [SamplingRules(), SamplingRules(temperature=0.0), SamplingRules(temperat
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_draws_the_images_the_cpu_draws(rules):
+def test_samples_the_same_images_as_the_cpu(rules):
     torch.manual_seed(0)
     model = randomize(ImageGPTForCausalImageModeling(tiny_config(n_positions=64))).eval()
     seeds = [image_seed(3, index) for index in range(8)]
@@ -70,7 +70,7 @@ def test_draws_the_images_the_cpu_draws(rules):
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 @pytest.mark.parametrize("backend", ["cuda", "torch"])
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_recorded_steps_draw_the_images_the_cpu_draws(rules, backend, decoder):
+def test_captured_steps_sample_the_same_images_as_the_cpu(rules, backend, decoder):
     torch.manual_seed(0)
     model = randomize(ImageGPTForCausalImageModeling(tiny_config(n_positions=144))).eval()
     prompts = [torch.randint(model.config.num_colors, (given,)) for given in (0, 30, 144, 30)]

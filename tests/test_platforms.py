@@ -1,4 +1,4 @@
-"""No module of ours needs what only Unix has: the package works on Windows, without kernels."""
+"""No module requires Unix: the package works on Windows, without kernels."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ UNIX_FUNCTIONS = (
 )  # fmt: skip
 UNIX_SIGNALS = ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE", "setitimer")
 
-# Other packages are imported first, with all there is: they have Windows' code of their own, chosen by sys.platform.
+# Other packages are imported first: they have separate code for Windows, chosen by sys.platform.
 IMPORTING = f"""
 import importlib, os, pkgutil, signal, sys
 import asyncio, multiprocessing.popen_spawn_posix, subprocess, tempfile
@@ -37,7 +37,7 @@ print(len([name for name in sys.modules if name.startswith("imagegpt")]))
 """
 
 
-def test_every_module_can_be_imported_without_what_only_unix_has():
+def test_every_module_imports_without_unix_features():
     done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 80
@@ -47,7 +47,7 @@ SOURCES = sorted(Path(imagegpt.__path__[0]).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(imagegpt.__path__[0])))
-def test_what_only_unix_has_is_asked_for_first(path):
+def test_unix_features_are_used_conditionally(path):
     """Where it is used there is a check that it is there, in the same file."""
     text = path.read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(text)):

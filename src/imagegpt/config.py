@@ -1,8 +1,7 @@
-"""The architecture of an ImageGPT: transformers' `ImageGPTConfig`, its fields and defaults, plus five fields of ours.
+"""The architecture of an ImageGPT: the fields and defaults of transformers' `ImageGPTConfig`, plus five of our own.
 
-Either library reads the other's `config.json`, as long as both compute the same. A model that transformers' ImageGPT
-would compute differently, without an error, is written with a `model_type` that transformers does not know
-(`EXTENDED_MODEL_TYPE`).
+Each library reads the other's `config.json` if both compute the same model. A model that transformers' ImageGPT would
+silently compute differently is saved with a `model_type` that transformers does not know (`EXTENDED_MODEL_TYPE`).
 """
 
 import functools
@@ -16,9 +15,9 @@ from transformers.activations import ACT2CLS
 from transformers.configuration_utils import PreTrainedConfig
 
 from imagegpt.common import ranges
-from imagegpt.common.text import printable, shortened
-from imagegpt.files.config_json import check_fields, check_pruned_heads, read_config
-from imagegpt.files.schemas import naming
+from imagegpt.common.text import printable, truncate
+from imagegpt.files.config_json import check_config_fields, check_pruned_heads, read_config
+from imagegpt.files.schemas import prefix_errors
 from imagegpt.files.untrusted import check_attention
 
 _RANGES: dict[str, ranges.Range[Any]] = {
@@ -39,8 +38,8 @@ _RANGES: dict[str, ranges.Range[Any]] = {
 }
 _MAY_BE_NONE = ("n_inner", "pad_token_id", "bos_token_id", "eos_token_id")
 
-# The paper's section on the network architecture and its appendix; the heads of XL were never published, 16 keeps
-# its head width (192) closest to those of the others. "positions" is the side of the square image.
+# From the paper's section on the network architecture and its appendix. The number of heads of XL was never published;
+# 16 makes its head width (192) closest to those of the others.
 NAMED_SIZES: dict[str, dict[str, int]] = {
     "small": {"n_layer": 24, "n_embd": 512, "n_head": 8, "n_positions": 32 * 32},
     "medium": {"n_layer": 36, "n_embd": 1024, "n_head": 8, "n_positions": 32 * 32},
@@ -48,29 +47,29 @@ NAMED_SIZES: dict[str, dict[str, int]] = {
     "xl": {"n_layer": 60, "n_embd": 3072, "n_head": 16, "n_positions": 64 * 64},
 }
 
-_LONGEST_MESSAGE = 300  # characters; the validator repeats values whole
+_MAX_MESSAGE_LENGTH = 300  # characters; the validator prints values in full
 
-# In a config.json, in place of "imagegpt", for models that transformers' ImageGPT cannot compute.
+# Replaces "imagegpt" in the config.json of models that transformers' ImageGPT cannot compute.
 EXTENDED_MODEL_TYPE = "imagegpt_extended"
 
 
 def _checked_number(field: str, value: Any) -> Any:
-    """The value of a field, a number of NumPy's as one of Python's.
+    """Check the value of a field and convert NumPy numbers to Python's.
 
-    Raises: ValueError unless it is in the field's range, if it has one.
+    Raises: ValueError if it is outside the range of the field.
     """
     if isinstance(value, list) and (field == "eos_token_id" or field not in _RANGES):
         return [_checked_number(field, one) for one in value]
     if field in _RANGES and not (value is None and field in _MAY_BE_NONE):
         _RANGES[field].check(field, value)
-    return ranges.plain(value)
+    return ranges.to_python(value)
 
 
 ConfigClass = TypeVar("ConfigClass", bound=type[PreTrainedConfig])
 
 
 def _one_sentence(cls: ConfigClass) -> ConfigClass:
-    """Let the constructor raise ValueError with the one sentence that matters, not the validator's report about it."""
+    """Make the constructor raise ValueError with one sentence instead of the validator's multi-line report."""
     checked_init = cls.__init__
 
     @functools.wraps(checked_init)
@@ -78,7 +77,7 @@ def _one_sentence(cls: ConfigClass) -> ConfigClass:
         try:
             checked_init(self, *args, **{name: _checked_number(name, value) for name, value in kwargs.items()})
         except StrictDataclassError as error:
-            raise ValueError(shortened(printable(str(error.__cause__ or error)), _LONGEST_MESSAGE)) from None
+            raise ValueError(truncate(printable(str(error.__cause__ or error)), _MAX_MESSAGE_LENGTH)) from None
 
     cls.__init__ = init
     return cls
@@ -87,51 +86,51 @@ def _one_sentence(cls: ConfigClass) -> ConfigClass:
 @_one_sentence
 @strict
 class ImageGPTConfig(PreTrainedConfig):
-    """Everything that decides the shape and the arithmetic of a model.
+    """Everything that determines the architecture of a model.
 
     Args:
-        vocab_size: number of input tokens: the palette's colours and, last, the start token (sos).
-        n_positions: pixels in an image, which is also the longest input.
+        vocab_size: number of input tokens: the colours of the palette, then the start token (sos).
+        n_positions: number of pixels in an image, which is also the maximum input length.
         n_embd: width C of the residual stream.
         n_layer: number of blocks.
         n_head: attention heads in a block; must divide `n_embd`.
-        n_inner: width of the MLP's hidden layer; None means 4 * n_embd.
+        n_inner: width of the hidden layer of the MLP; None means 4 * n_embd.
         activation_function: a name from transformers' `ACT2FN`; "quick_gelu" is the paper's x * sigmoid(1.702 x).
-        resid_pdrop: dropout on what attention and MLP add to the stream, in [0, 1).
+        resid_pdrop: dropout on the outputs of attention and MLP, in [0, 1).
         embd_pdrop: dropout on the embeddings, in [0, 1).
         attn_pdrop: dropout on the attention weights, in [0, 1).
         layer_norm_epsilon: added to the mean square in the norm.
-        initializer_range: standard deviation of freshly drawn weights.
+        initializer_range: standard deviation of the initial weights.
         scale_attn_weights: divide attention scores by sqrt(head width).
-        use_cache: return keys and values unless the caller says otherwise.
-        tie_word_embeddings: refused; tied weights would make the start token predictable.
+        use_cache: return keys and values by default.
+        tie_word_embeddings: not supported; tied weights would make the start token predictable.
         scale_attn_by_inverse_layer_idx: divide the scores of block i by i + 1 as well.
-        reorder_and_upcast_attn: scores and softmax in float32 whatever the dtype (eager attention only).
+        reorder_and_upcast_attn: compute scores and softmax in float32 for every dtype (eager attention only).
         add_cross_attention: a second attention in each block, over `encoder_hidden_states`.
-        use_bias: biases in all projections, as in transformers; False is the model of the paper.
-        is_causal: a pixel sees only earlier pixels; False sees all of them (BERT).
-        init_scheme: how fresh weights are drawn, "transformers" or "openai" (see `imagegpt.model.initialization`).
-        shift_inputs: the classifier puts sos first and drops the last pixel, as in pre-training (the paper); False
-            feeds the pixels as they come, as transformers' classifier does.
-        pruned_heads: block index -> indices of attention heads that were removed.
+        use_bias: biases in all projections, as in transformers; the model of the paper has none.
+        is_causal: pixels attend only to earlier pixels; if False, to all of them (BERT).
+        init_scheme: initialisation of the weights, "transformers" or "openai" (see `imagegpt.model.initialization`).
+        shift_inputs: the input of the classifier is sos and all pixels but the last, as in pre-training and the paper;
+            if False, all pixels, as in transformers.
+        pruned_heads: block index -> indices of its pruned attention heads.
 
-    Raises: ValueError, in one sentence that names the field, when a value makes no sense.
+    Raises: ValueError, naming the field, if a value is invalid.
     """
 
     model_type = "imagegpt"
-    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 - Trainer adds it to another list
-    attribute_map = {  # noqa: RUF012 - transformers wants a plain dict
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 - Trainer concatenates it with a list
+    attribute_map = {  # noqa: RUF012 - transformers requires a plain dict
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     }
-    # Styles of `imagegpt.model.tensor_parallel`. Cross-attention, embeddings and norms are whole on every device.
+    # Styles of `imagegpt.model.tensor_parallel`. Cross-attention, embeddings and norms are replicated.
     base_model_tp_plan = {  # noqa: RUF012
-        "h.*.attn.c_attn": "imagegpt_qkv_columns",
-        "h.*.attn.c_proj": "imagegpt_rows",
-        "h.*.mlp.c_fc": "imagegpt_columns",
-        "h.*.mlp.c_proj": "imagegpt_rows",
+        "h.*.attn.c_attn": "imagegpt_packed_colwise",
+        "h.*.attn.c_proj": "imagegpt_rowwise",
+        "h.*.mlp.c_fc": "imagegpt_colwise",
+        "h.*.mlp.c_proj": "imagegpt_rowwise",
     }
 
     vocab_size: int = 512 + 1
@@ -164,11 +163,11 @@ class ImageGPTConfig(PreTrainedConfig):
 
     @classmethod
     def from_size(cls, name: str, **overrides: Any) -> Self:
-        """One of the paper's models by name.
+        """Return the configuration of a model of the paper.
 
         Args:
             name: "small", "medium", "large" or "xl".
-            overrides: fields that replace those of the named size, for example `use_bias=False`.
+            overrides: values for other fields, or in place of those of the named size: `use_bias=False`.
         Raises: ValueError if the name is unknown.
         """
         if name not in NAMED_SIZES:
@@ -177,27 +176,27 @@ class ImageGPTConfig(PreTrainedConfig):
 
     @property
     def num_colors(self) -> int:
-        """Colours a pixel can take: every token but the start token."""
+        """Number of colours: all tokens but the start token."""
         return self.vocab_size - 1
 
     @property
     def sos_token_id(self) -> int:
-        """The start token: the last row of the token embedding."""
+        """ID of the start token: the last row of the token embedding."""
         return self.vocab_size - 1
 
     @property
     def inner_size(self) -> int:
-        """Width of the MLP's hidden layer."""
+        """Width of the hidden layer of the MLP."""
         return self.n_inner if self.n_inner is not None else 4 * self.n_embd
 
     def kept_heads(self, layer_idx: int) -> list[int]:
-        """Original indices of the attention heads that block `layer_idx` still has, ascending."""
+        """Original indices of the attention heads of block `layer_idx` that were not pruned, ascending."""
         pruned = next((heads for layer, heads in (self.pruned_heads or {}).items() if layer == layer_idx), ())
         return [head for head in range(self.n_head) if head not in pruned]
 
     @property
     def head(self) -> Literal["pixels", "classes", "none"]:
-        """What the saved model ends in, by `architectures`; pixels where that is missing."""
+        """The head of the saved model, according to `architectures`; "pixels" if that is missing."""
         names = self.architectures or ()
         if any(name.endswith("ForImageClassification") for name in names):
             return "classes"
@@ -205,11 +204,11 @@ class ImageGPTConfig(PreTrainedConfig):
 
     @property
     def is_extended(self) -> bool:
-        """Whether transformers' ImageGPT would compute something else: bidirectional, or a shifted classifier."""
+        """Whether transformers' ImageGPT would compute another model: if bidirectional, or a shifted classifier."""
         return not self.is_causal or (self.head == "classes" and self.shift_inputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as `config.json` holds them; the model type is `EXTENDED_MODEL_TYPE` where `is_extended`."""
+        """Return the content of `config.json`; the model type is `EXTENDED_MODEL_TYPE` if `is_extended`."""
         fields = super().to_dict()
         return {**fields, "model_type": EXTENDED_MODEL_TYPE} if self.is_extended else fields
 
@@ -217,61 +216,61 @@ class ImageGPTConfig(PreTrainedConfig):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As in transformers.
 
-        Raises: ValueError, which begins with the folder or name, if its `config.json` is damaged or makes no sense.
+        Raises: ValueError, naming the folder or model, if its `config.json` is damaged or invalid.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        with naming(name):
+        with prefix_errors(name):
             return super().from_pretrained(name, *args, **kwargs)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        """What transformers reads every `config.json` with, here with a limit."""
+        """Overrides how transformers reads every `config.json`, to limit its size."""
         return cls._decode_special_floats(read_config(Path(json_file)))
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, which would warn of the extended model type."""
+        """As in transformers, but without its warning about the extended model type."""
         fields, unused = super().get_config_dict(*args, **kwargs)
         return _with_own_model_type(fields), unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Build from the contents of a `config.json`, of either model type.
+        """Build from the content of a `config.json` of either model type.
 
-        Raises: ValueError if they choose an attention that has to be fetched, which `kwargs` may, or have fields of
-            another kind than ImageGPT's.
+        Raises: ValueError if it selects an attention implementation that would be downloaded, which only `kwargs` may,
+            or has unsupported fields.
         """
         check_attention(config_dict, kwargs)
-        check_fields(config_dict, cls)
+        check_config_fields(config_dict, cls)
         return super().from_dict(_with_own_model_type(config_dict), **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:
-        """Build from a `config.json` by its path."""
+        """Build from the path of a `config.json`."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.pruned_heads is not None:  # JSON turns the block indices into strings
+        if self.pruned_heads is not None:  # JSON has only string keys
             if not all(str(layer).isdecimal() for layer in self.pruned_heads):
                 raise ValueError(
-                    f"pruned_heads names blocks {', '.join(map(repr, self.pruned_heads))}: give their indices"
+                    f"pruned_heads has the keys {', '.join(map(repr, self.pruned_heads))}: give the indices of blocks"
                 )
             self.pruned_heads = {int(layer): sorted(heads) for layer, heads in self.pruned_heads.items()}
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Refuse impossible sizes and options, in one sentence naming the field."""
+        """Raise ValueError, naming the field, if sizes or options are invalid."""
         for field in _RANGES:
             _checked_number(field, getattr(self, field))
         if self.n_embd % self.n_head:
             raise ValueError(
-                f"n_embd is {self.n_embd}, which n_head = {self.n_head} does not divide: "
+                f"n_embd is {self.n_embd} and n_head is {self.n_head}: "
                 "choose a width that is a multiple of the number of heads"
             )
         if self.tie_word_embeddings:
             raise ValueError(
                 "tie_word_embeddings is True, but tied embeddings would make the start token predictable: "
-                "leave it False, the output matrix of ImageGPT is its own"
+                "leave it False, ImageGPT has a separate output matrix"
             )
         if self.activation_function not in ACT2CLS:
             raise ValueError(
@@ -286,7 +285,7 @@ def _with_own_model_type(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 class ImageGPTExtendedConfig(ImageGPTConfig):
-    """What AutoConfig finds under the extended model type; reading one gives an `ImageGPTConfig`."""
+    """Registered with AutoConfig for the extended model type; loading one returns an `ImageGPTConfig`."""
 
     model_type = EXTENDED_MODEL_TYPE
 

@@ -60,7 +60,7 @@ class Job:
     def prepare(self, place, inputs):
         """Fill a place before the command runs; the kernels are built already, since compilers take long."""
         kernels = inputs / "kernels"
-        if self.words[:1] in (("sample",), ("train",)):
+        if self.words[:1] in (("sample",), ("complete",), ("train",)):
             if not kernels.exists():
                 in_child(partial(_build_kernels, inputs, kernels))
             shutil.copytree(kernels, place / "cache")
@@ -104,7 +104,8 @@ def jobs(inputs, address):
     sets = [
         "model.n_layer=1", "model.n_embd=8", "model.n_head=2", f"data.train={inputs / 'encoded'}",
         "data.split.validation=0.2", "training.num_steps=3", "training.batch_size=4", "training.warmup_steps=1",
-        "watch.validate_every=2", "watch.checkpoint_every=1", "watch.keep_checkpoints=2", "watch.samples=1",
+        "monitoring.validate_every=2", "monitoring.checkpoint_every=1", "monitoring.keep_checkpoints=2",
+        "monitoring.samples=1",
     ]  # fmt: skip
     train = ("train", "pictures", "--out", "out", *(word for one in sets for word in ("--set", one)))
     sample = ("sample", "--model", str(inputs / "tiny"), "--num", "5", "--batch-size", "2", "--out", "out")
@@ -115,10 +116,13 @@ def jobs(inputs, address):
         "train": Job(train),
         "train --force": Job((*train, "--force"), force=False, earlier=train, inside=True),
         "encode": Job(("encode", str(inputs / "pictures.npy"), "out", *palette), force=False),
+        "encode parquet": Job(("encode", str(inputs / "few.npy"), "out", *palette, "--format", "parquet"), force=False),
         "encode splits": Job(("encode", str(inputs / "pictures"), "out", *palette), force=False),
         "sample png": Job(sample),
         "sample npz": Job((*sample, "--format", "npz")),
         "sample arrow": Job((*sample, "--format", "arrow")),
+        "sample parquet": Job((*sample, "--format", "parquet")),
+        "complete": Job(("complete", str(inputs / "pictures" / "train"), *sample[1:3], "--num", "1", "--out", "out")),
         "sample --force": Job((*sample, "--seed", "1", "--force"), force=False, earlier=sample),
         "convert transformers": Job(transformers),
         "convert openai": Job(openai),
@@ -165,7 +169,7 @@ def in_child(work):
 
 
 def _build_kernels(inputs, cache):
-    for job in ("sample png", "train"):
+    for job in ("sample png", "complete", "train"):
         with tempfile.TemporaryDirectory() as folder:
             _run(Path(folder), jobs(inputs, "")[job].words, cache)
 

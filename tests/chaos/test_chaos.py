@@ -18,8 +18,8 @@ from chaos_calls import Action, Trouble
 HERE = Path(__file__).parent
 JOBS = [
     "convert transformers", "convert openai", "convert --force", "export openai",
-    "sample png", "sample npz", "sample arrow", "sample --force",
-    "encode", "encode splits", "download", "train", "train --force",
+    "sample png", "sample npz", "sample arrow", "sample parquet", "sample --force", "complete",
+    "encode", "encode parquet", "encode splits", "download", "train", "train --force",
 ]  # fmt: skip
 ENVIRONMENT = {
     **os.environ,
@@ -88,12 +88,14 @@ def test_nothing_is_lost_wherever_it_ends(tried, job, record_property):
     assert not faults
 
 
+@pytest.mark.slow
 def test_some_of_them(tried):
     faults, told = tried("convert --force", every=8)
     assert told["cases"] >= told["points"] // 2
     assert not faults
 
 
+@pytest.mark.slow
 def test_a_careless_writer_is_caught(tried):
     """Otherwise these tests might be blind."""
     faults, told = tried("careless")

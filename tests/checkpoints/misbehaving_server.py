@@ -1,4 +1,4 @@
-"""A server on this machine that behaves as badly as a test wants."""
+"""A local HTTP server that misbehaves as a test asks."""
 
 import base64
 import hashlib
@@ -9,21 +9,21 @@ from functools import partial
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves files, and does to its answers what `mischief` says.
+    """Serves files, modifying its responses with `modify`.
 
     Attributes:
         files: path to content.
-        mischief: called with the path, the answer's headers and its body; gives both again.
-        redirects: path to address.
-        asked: (path, range) of every request.
+        modify: called with the path, the response's headers and body; returns the headers and body to send.
+        redirects: path to URL.
+        requests: (path, range) of every request.
     """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.has_md5, self.has_etag = {}, [], True, True
-        self.status, self.mischief = None, lambda path, headers, body: (headers, body)
+        self.files, self.requests, self.has_md5, self.has_etag = {}, [], True, True
+        self.status, self.modify = None, lambda path, headers, body: (headers, body)
         self.redirects = {}
         threading.Thread(target=partial(self.serve_forever, poll_interval=0.01), daemon=True).start()
 
@@ -35,8 +35,8 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server, path = self.server, self.path.lstrip("/")
-        wanted = self.headers.get("Range")
-        server.asked.append((path, wanted))
+        requested_range = self.headers.get("Range")
+        server.requests.append((path, requested_range))
         if path in server.redirects:
             self.send_response(302)
             self.send_header("Location", server.redirects[path])
@@ -45,20 +45,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.status is not None or path not in server.files:
             return self.send_error(server.status or 404)
         content = server.files[path]
-        tag = '"' + hashlib.sha256(content).hexdigest()[:16] + '"'
+        etag = '"' + hashlib.sha256(content).hexdigest()[:16] + '"'
         begin, status = 0, 200
-        if wanted and self.headers.get("If-Range", tag) == tag:  # a range that nothing restrains is given (RFC 9110)
-            begin, status = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]), 206
+        # RFC 9110: without If-Range the range applies.
+        if requested_range and self.headers.get("If-Range", etag) == etag:
+            begin, status = int(re.fullmatch(r"bytes=(\d+)-", requested_range)[1]), 206
             if begin >= len(content):
                 return self.send_error(416)
         headers = {"Content-Length": str(len(content) - begin)}
         if status == 206:
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         if server.has_etag:
-            headers["ETag"] = tag
+            headers["ETag"] = etag
         if server.has_md5:
             headers["Content-MD5"] = base64.b64encode(hashlib.md5(content).digest()).decode()
-        headers, body = server.mischief(path, headers, content[begin:])
+        headers, body = server.modify(path, headers, content[begin:])
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -1,4 +1,4 @@
-"""Objects of transformers' own classes, handed to the pipeline."""
+"""Models and processors of transformers' classes in the pipeline."""
 
 import re
 
@@ -10,7 +10,7 @@ from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTI
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as TheirModel
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor, ImageGPTPipeline
-from imagegpt.checkpoints.from_transformers import our_model, our_processor
+from imagegpt.checkpoints.from_transformers import convert_model, convert_processor
 
 FIELDS = {"vocab_size": 11, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
 PALETTE = ColorPalette.grey(10)
@@ -26,7 +26,7 @@ def processor():
     return ImageGPTImageProcessor(PALETTE, size=4)
 
 
-def test_a_model_of_transformers_draws_what_its_folder_draws(theirs, processor, tmp_path):
+def test_transformers_model_samples_like_its_folder(theirs, processor, tmp_path):
     pipe = ImageGPTPipeline(theirs, processor)
     theirs.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -34,13 +34,13 @@ def test_a_model_of_transformers_draws_what_its_folder_draws(theirs, processor, 
     assert [image.tobytes() for image in pipe.sample(3)] == [image.tobytes() for image in loaded.sample(3)]
 
 
-def test_the_weights_are_shared_and_theirs_is_left_as_it_is(theirs):
+def test_weights_are_shared_and_original_is_unchanged(theirs):
     before = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
-    ours = our_model(theirs)
+    ours = convert_model(theirs)
     for name, tensor in ours.state_dict().items():
         assert tensor.data_ptr() == theirs.state_dict()[name].data_ptr(), name
     assert not ours.training
-    assert our_model(theirs.train()).training
+    assert convert_model(theirs.train()).training
     ids = torch.randint(0, 10, (2, 16))
     theirs.eval()
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-5)
@@ -51,7 +51,7 @@ def test_the_weights_are_shared_and_theirs_is_left_as_it_is(theirs):
 
 def test_half_precision_and_fields_of_the_configuration_are_kept():
     config = transformers.ImageGPTConfig(**FIELDS, scale_attn_by_inverse_layer_idx=True, activation_function="gelu")
-    ours = our_model(TheirModel(config).to(torch.bfloat16))
+    ours = convert_model(TheirModel(config).to(torch.bfloat16))
     assert ours.dtype == torch.bfloat16
     assert ours.config.scale_attn_by_inverse_layer_idx
     assert ours.config.activation_function == "gelu"
@@ -81,7 +81,7 @@ def test_a_processor_of_transformers_gives_the_same_ids(theirs):
     ],
 )
 def test_other_models_are_refused(make, name, processor):
-    message = f"the model is of the class {name}: give an ImageGPTForCausalImageModeling, of imagegpt or"
+    message = f"the model is a {name}: give an ImageGPTForCausalImageModeling of imagegpt or"
     with pytest.raises(ValueError, match=re.escape(message)):
         ImageGPTPipeline(make(), processor)
 
@@ -89,14 +89,14 @@ def test_other_models_are_refused(make, name, processor):
 def test_our_own_classifier_is_refused_too(processor):
     from imagegpt import ImageGPTConfig, ImageGPTForImageClassification
 
-    with pytest.raises(ValueError, match=r"of the class imagegpt\.model\.modeling\.ImageGPTForImageClassification:"):
+    with pytest.raises(ValueError, match=r"is a imagegpt\.model\.modeling\.ImageGPTForImageClassification:"):
         ImageGPTPipeline(ImageGPTForImageClassification(ImageGPTConfig(**FIELDS)), processor)
 
 
 def test_other_processors_are_refused(theirs):
-    message = "the processor is of the class builtins.NoneType: give an ImageGPTImageProcessor, of imagegpt or"
+    message = "the processor is a builtins.NoneType: give an ImageGPTImageProcessor of imagegpt or"
     with pytest.raises(ValueError, match=re.escape(message)):
         ImageGPTPipeline(theirs, None)
     with pytest.raises(ValueError, match=r"makes images of 5 x 5 = 25 pixels, the model has 16 positions"):
         ImageGPTPipeline(theirs, ImageGPTImageProcessorPil(clusters=PALETTE.clusters.tolist(), size=5))
-    assert our_processor(ImageGPTImageProcessorPil(size=5)).palette is None
+    assert convert_processor(ImageGPTImageProcessorPil(size=5)).palette is None

@@ -1,4 +1,4 @@
-"""Models that cannot be written, because a disk is full: the system's limit on the size of a file stands for it."""
+"""Saving to a full disk, simulated by a limit on file size."""
 
 import contextlib
 import resource
@@ -12,12 +12,12 @@ from imagegpt.cli import main
 from imagegpt.training.factory import save_model
 
 PROCESSOR = ImageGPTImageProcessor(ColorPalette.grey(16), size=4)
-TOLD = r"the model cannot be written \(.*File too large.*\): make room there, or choose another place"
+TOLD = r"the model cannot be written \(.*File too large.*\): free some space, or choose another path"
 
 
 @contextlib.contextmanager
 def small_files():
-    """Nothing longer than 20,000 bytes can be written; the weights of the tiny model have more, all else fewer."""
+    """Limit files to 20,000 bytes: more than all files of the tiny model except its weights."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -30,7 +30,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+def test_full_disk_is_an_oserror(tmp_path):
     with small_files(), pytest.raises(OSError, match=TOLD):
         save_folder(tiny_model(), PROCESSOR, tmp_path / "m")
     pipe = ImageGPTPipeline(tiny_model(), PROCESSOR)
@@ -38,7 +38,7 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path):
         pipe.save_pretrained(tmp_path / "m")
 
 
-def test_a_run_keeps_the_model_that_it_had(tmp_path):
+def test_run_keeps_its_previous_model(tmp_path):
     model, other = tiny_model(seed=0), tiny_model(seed=1)
     save_model(model.state_dict(), model, PROCESSOR, tmp_path)
     before = contents(tmp_path)
@@ -49,7 +49,7 @@ def test_a_run_keeps_the_model_that_it_had(tmp_path):
     assert contents(tmp_path) != before
 
 
-def test_converting_leaves_nothing_half(tmp_path, capsys):
+def test_conversion_leaves_no_partial_files(tmp_path, capsys):
     save_folder(tiny_model(), PROCESSOR, tmp_path / "old")
     with small_files(), pytest.raises(SystemExit) as ended:
         main(["convert", "transformers", str(tmp_path / "old"), str(tmp_path / "new")])

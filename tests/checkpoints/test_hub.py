@@ -1,4 +1,4 @@
-"""Fetching from the hub and publishing there, without it: folders in its cache's format, and a mocked client."""
+"""Download from and upload to the hub, offline: with cache folders and a mocked client."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def cache(folder, tmp_path):
-    """The hub's cache as it is after a download of `main` and of the tag `v1`."""
+    """A hub cache after a download of `main` and of the tag `v1`."""
     root = tmp_path / "cache"
     model = root / "models--owner--tiny"
     for ref, commit in (("main", COMMIT), ("v1", LATER)):
@@ -66,7 +66,7 @@ def test_a_model_in_a_cache_loads_without_a_network(cache, folder):
     assert find_folder(NAME, cache_dir=cache, local_files_only=True, revision=LATER).name == LATER
 
 
-def test_what_is_not_in_the_cache_is_one_sentence(cache, tmp_path):
+def test_missing_from_cache_is_one_sentence(cache, tmp_path):
     with pytest.raises(
         ConnectionError, match=rf"^'owner/other' is not in the cache {cache} and local_files_only is True: leave that"
     ):
@@ -89,7 +89,7 @@ OPTIONS = [
 
 @pytest.fixture
 def fetched(folder, monkeypatch):
-    """The calls to the hub's client, which fetches nothing."""
+    """Record the calls to the hub's client, without downloads."""
     calls = []
 
     def fetch(name, *, allow_patterns, **options):
@@ -101,7 +101,7 @@ def fetched(folder, monkeypatch):
     return calls
 
 
-def test_without_a_home_files_are_kept_beside_our_own(folder, fetched, monkeypatch, tmp_path):
+def test_without_home_hub_files_are_in_our_cache(folder, fetched, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     find_folder(NAME)
@@ -110,7 +110,7 @@ def test_without_a_home_files_are_kept_beside_our_own(folder, fetched, monkeypat
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_each_option_reaches_every_file_that_is_fetched(folder, fetched, options, monkeypatch):
+def test_options_apply_to_every_download(folder, fetched, options, monkeypatch):
     monkeypatch.setattr(hub, "_has_weights", lambda _: False)  # so that all three kinds of files are fetched
     ImageGPTPipeline.from_pretrained(NAME, **options)
     assert [patterns for _, patterns, _ in fetched] == [hub._SMALL_FILES, ["*.safetensors"], ["*.bin"]]
@@ -122,7 +122,7 @@ def test_every_option_of_the_hub_is_tested_above():
     assert {name for options in OPTIONS for name in options} == set(hub.HubOptions.__annotations__)
 
 
-def test_pickles_are_fetched_only_where_there_is_nothing_else(folder, fetched):
+def test_pickles_are_downloaded_only_without_safetensors(folder, fetched):
     assert find_folder(NAME) == folder
     (folder / "model.safetensors").unlink()
     find_folder(NAME, weights=False)
@@ -132,13 +132,13 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(folder, fetched):
     assert all(options == {} for *_, options in fetched)
 
 
-def test_a_forced_download_fetches_the_weights_again_too(folder, fetched):
+def test_force_download_includes_weights(folder, fetched):
     find_folder(NAME, force_download=True)
     assert [patterns for _, patterns, _ in fetched] == [hub._SMALL_FILES, ["*.safetensors"]]
 
 
 def test_all_files_are_of_one_commit(cache, monkeypatch):
-    """The branch may move between the calls: the weights of one commit would meet the configuration of another."""
+    """If the branch moves between the calls, weights and configuration must still be of one commit."""
     snapshot = cache / "models--owner--tiny" / "snapshots" / COMMIT
     (snapshot / "model.safetensors").unlink()
     seen = []
@@ -156,12 +156,12 @@ def answer(status):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (GatedRepoError("x", response=answer(403)), ValueError, "'owner/tiny' needs permission on the hub: ask for it"),
+        (GatedRepoError("x", response=answer(403)), ValueError, "'owner/tiny' needs permission on the hub: request it"),
         (RepositoryNotFoundError("x", response=answer(404)), ValueError, "there is no model 'owner/tiny' on the hub"),
         (RevisionNotFoundError("x", response=answer(404)), ValueError, "give an existing branch, tag or commit"),
-        (HFValidationError("odd"), ValueError, r"'owner/tiny' is no name on the hub \(odd\)"),
+        (HFValidationError("odd"), ValueError, r"'owner/tiny' is not a valid name on the hub \(odd\)"),
         (HfHubHTTPError("x", response=answer(500)), ConnectionError, "huggingface.co cannot be reached: connect to"),
-        (OSError(28, "No space left on device"), OSError, r"kept on this machine \(No space left .*\): make room"),
+        (OSError(28, "No space left on device"), OSError, r"stored on this machine \(No space left .*\): free some"),
         (ConnectionError("x"), ConnectionError, "huggingface.co cannot be reached: connect to the internet, or give"),
     ],
 )
@@ -179,7 +179,7 @@ def test_the_hubs_errors_are_one_sentence_each(monkeypatch, error, kind, message
 
 
 class Hub:
-    """Stands in for `HfApi`: keeps what it was told, and what was uploaded."""
+    """A mock of `HfApi` that records calls and uploads."""
 
     def __init__(self, *, has_card=False, error=None):
         self.has_card, self.error, self.calls, self.files = has_card, error, [], {}
@@ -210,7 +210,7 @@ def api(monkeypatch):
     return stand_in
 
 
-def test_model_processor_and_card_are_published(folder, api, tmp_path):
+def test_upload_of_model_processor_and_card(folder, api, tmp_path):
     pipe = ImageGPTPipeline.from_pretrained(folder)
     address = pipe.push_to_hub(NAME, private=True, token="hf_x", revision="dev", commit_message="New", create_pr=True)
     assert address == f"https://huggingface.co/owner/tiny/commit/{COMMIT}"
@@ -240,7 +240,7 @@ def test_a_model_without_a_card_gets_a_short_one(folder, api):
     })  # fmt: skip
 
 
-def test_the_card_that_is_on_the_hub_is_not_overwritten_by_a_short_one(folder, api):
+def test_existing_card_on_hub_is_kept(folder, api):
     (folder / "README.md").unlink()
     api.has_card = True
     ImageGPTPipeline.from_pretrained(folder).push_to_hub(NAME)
@@ -248,13 +248,13 @@ def test_the_card_that_is_on_the_hub_is_not_overwritten_by_a_short_one(folder, a
     assert set(api.files) == {"config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"}
 
 
-def test_a_card_comes_with_a_model_from_the_hub(cache):
+def test_card_is_downloaded_with_model(cache):
     pipe = ImageGPTPipeline.from_pretrained(NAME, cache_dir=cache, local_files_only=True)
     assert pipe._card is not None
     assert "# Tiny" in pipe._card
 
 
-def test_rounded_weights_are_not_published(folder, api):
+def test_quantized_weights_are_not_uploaded(folder, api):
     pipe = ImageGPTPipeline.from_pretrained(folder, precision="int8")
     with pytest.raises(ValueError, match="rounded to int8 for sampling"):
         pipe.push_to_hub(NAME)
@@ -267,30 +267,30 @@ def test_rounded_weights_are_not_published(folder, api):
         (
             HfHubHTTPError("x", response=answer(403)),
             ValueError,
-            r"^'owner/tiny' cannot be written \(403\): log in with",
+            r"^cannot upload 'owner/tiny' \(403\): log in with",
         ),
         (
             HfHubHTTPError("x", response=answer(401)),
             ValueError,
-            r"^'owner/tiny' cannot be written \(401\): log in with",
+            r"^cannot upload 'owner/tiny' \(401\): log in with",
         ),
         (
             RepositoryNotFoundError("x", response=answer(404)),
             ValueError,
-            "cannot be made or reached on the hub: log in",
+            "cannot be created or reached on the hub: log in",
         ),
-        (ConnectionError("x"), ConnectionError, "^'owner/tiny' cannot be written, huggingface.co cannot be reached"),
+        (ConnectionError("x"), ConnectionError, "^cannot upload 'owner/tiny', huggingface.co cannot be reached"),
     ],
 )
-def test_why_a_model_cannot_be_published_is_one_sentence(folder, api, error, kind, message):
+def test_upload_errors_are_one_sentence(folder, api, error, kind, message):
     api.error = error
     with pytest.raises(kind, match=message) as raised:
         ImageGPTPipeline.from_pretrained(folder).push_to_hub(NAME)
     assert "\n" not in str(raised.value)
 
 
-def test_options_of_the_hub_mean_nothing_for_folders(folder):
-    """As in transformers; but a revision would be a promise that is not kept."""
+def test_hub_options_are_ignored_for_folders(folder):
+    """As in transformers, except for a revision, which cannot be honoured."""
     ImageGPTPipeline.from_pretrained(folder, token="hf_x", local_files_only=True, cache_dir="x", force_download=True)
     with pytest.raises(ValueError, match=r"^revision 'main' was given for .*tiny', which is not on the hub: leave it"):
         ImageGPTPipeline.from_pretrained(folder, revision="main", token="hf_x")

@@ -1,4 +1,4 @@
-"""Folders, hubs, trainers and adapters: what others expect of a transformers model, and files either library reads."""
+"""Interchange with transformers and its ecosystem: folders, hub, Trainer, adapters."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ ALL_MODELS = pytest.mark.parametrize(
 
 
 def strictly_loaded(model_class, folder, **options):
-    """The model in the folder; anything missing, unexpected or of another shape is a failure."""
+    """Load a model; missing, unexpected or mismatched weights fail the test."""
     model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
     assert not any(info.values()), info
     return model.eval()
@@ -43,7 +43,7 @@ def test_we_read_the_references_folder(model_class, tmp_path):
 
 
 @ALL_MODELS
-def test_our_own_folders_come_back_bit_for_bit(model_class, tmp_path):
+def test_folder_round_trip_is_bit_exact(model_class, tmp_path):
     model = tiny_model(model_class, use_bias=False, add_cross_attention=True, n_inner=20)
     model.save_pretrained(tmp_path)
     loaded = strictly_loaded(model_class, tmp_path)
@@ -52,7 +52,7 @@ def test_our_own_folders_come_back_bit_for_bit(model_class, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".safetensors") == ["model.safetensors"]
 
 
-def test_body_and_heads_share_their_weights_files(tmp_path):
+def test_base_model_and_heads_load_from_each_other(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path / "generative")
     base = strictly_loaded_but_for(ImageGPTModel, tmp_path / "generative", unexpected={"lm_head.weight"})
@@ -85,7 +85,7 @@ def test_sharded_folders(direction, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_folders(dtype, tmp_path):
-    """Saved by the reference, gains in half precision too: the same numbers in ours, and the norms in float32."""
+    """Saved by transformers with gains in half precision: the same values here, with norms in float32."""
     theirs = reference_for(tiny_model()).to(dtype)
     theirs.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
@@ -103,7 +103,7 @@ def test_half_precision_folders(dtype, tmp_path):
     assert largest_difference(back(image_ids()).logits, wide(image_ids()).logits) < 1e-5
 
 
-def test_mask_buffers_of_transformers_4_are_passed_over(tmp_path):
+def test_mask_buffers_of_transformers_4_are_ignored(tmp_path):
     from safetensors.torch import load_file, save_file
 
     model = tiny_model()
@@ -119,7 +119,7 @@ def test_mask_buffers_of_transformers_4_are_passed_over(tmp_path):
     assert torch.equal(loaded.transformer.h[0].attn.c_attn.bias, model.transformer.h[0].attn.c_attn.bias)
 
 
-def test_another_architectures_weights_are_noticed(tmp_path, transformers_log):
+def test_weights_of_another_architecture_are_reported(tmp_path, transformers_log):
     tiny_model(n_layer=3).save_pretrained(tmp_path)
     _, info = ImageGPTForCausalImageModeling.from_pretrained(
         tmp_path, config=tiny_config(n_layer=4), output_loading_info=True
@@ -133,7 +133,7 @@ def test_another_architectures_weights_are_noticed(tmp_path, transformers_log):
 
 
 def test_push_to_hub_uploads_config_and_weights(monkeypatch, tmp_path):
-    """Without a network: what would be sent is loaded again from what was captured."""
+    """Offline: the captured upload is loaded again."""
     from huggingface_hub import HfApi
 
     sent = {}
@@ -150,7 +150,7 @@ def test_push_to_hub_uploads_config_and_weights(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # the tests' user may have no home
     monkeypatch.setattr(HfApi, "create_repo", lambda self, *args, **kwargs: Url("https://example.org/someone/digits"))
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    for name in ("create_commit", "create_repo"):  # transformers holds bound methods of its own
+    for name in ("create_commit", "create_repo"):  # transformers has its own bound methods
         module = sys.modules["transformers.utils.hub"]
         if hasattr(module, name):
             replacement = {"create_commit": create_commit, "create_repo": lambda self=None, *a, **k: Url("x")}[name]

@@ -1,4 +1,4 @@
-"""OpenAI's variables become our models, compute what the original computes, and come back without a bit changed."""
+"""Conversion from and to OpenAI's variables: same outputs as the original, bit-exact round trips."""
 
 import re
 
@@ -12,7 +12,7 @@ from imagegpt.checkpoints import conversion
 from imagegpt.checkpoints.openai import from_openai, to_openai
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
 from imagegpt.config import ImageGPTConfig
-from imagegpt.training.objectives import with_start_token
+from imagegpt.model.losses import with_start_token
 from openai_oracle import forward, random_variables
 
 
@@ -25,7 +25,7 @@ def built(variables, **options):
 
 @pytest.mark.parametrize("bert", [False, True])
 @pytest.mark.parametrize("biases", [False, True])
-def test_every_layer_computes_what_the_original_does(bert, biases):
+def test_every_layer_matches_the_original(bert, biases):
     variables = random_variables(bert=bert)
     found, model = built(variables, biases=biases)
     config = found.config
@@ -48,7 +48,7 @@ def test_every_layer_computes_what_the_original_does(bert, biases):
 
 @pytest.mark.parametrize("bert", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_nothing_changes_on_the_way_there_and_back(bert, dtype):
+def test_openai_round_trip_is_bit_exact(bert, dtype):
     kind = "float32" if dtype == "bfloat16" else dtype
     variables = {name: array.astype(kind) for name, array in random_variables(bert=bert, classes=5).items()}
     found = from_openai(variables)
@@ -67,7 +67,7 @@ def test_nothing_changes_on_the_way_there_and_back(bert, dtype):
     )
 
 
-def test_what_is_no_weight_is_left_out():
+def test_variables_that_are_not_weights_are_ignored():
     extra = {"global_step": np.int64(131_000), "model/wte/Adam": np.zeros(1), "model/h0/ln_1/g/Adam_1": np.zeros(1)}
     extra |= {"beta1_power": np.float32(0.9), "model/wpe/adam_v": np.zeros(1)}
     found = from_openai({**random_variables(), **extra})
@@ -85,8 +85,8 @@ def test_what_is_no_weight_is_left_out():
             lambda v: v.update({"model/h0/attn/bias": np.zeros(3)}),
             "it has model/h0/attn/bias, which are not",
         ),
-        (lambda v: v.update({"model/wtet": np.zeros((12, 8))}), "model/wtet has the shape (12, 8), where the other"),
-        (lambda v: v.update({"model/h2/mlp/c_proj/w": np.zeros((32, 9))}), "where the other variables want (32, 8)"),
+        (lambda v: v.update({"model/wtet": np.zeros((12, 8))}), "model/wtet has the shape (12, 8), but the other"),
+        (lambda v: v.update({"model/h2/mlp/c_proj/w": np.zeros((32, 9))}), "but the other variables imply (32, 8)"),
         (lambda v: v.update({"model/wte": np.zeros(8)}), "must have 2, 2, 3 and 2 axes"),
         (lambda v: v.update({"model/clf/wclf": np.zeros((3, 9))}), "model/clf/wclf has the shape (3, 9)"),
         # A name alone made a list of as many blocks as it says, and of other names.
@@ -95,10 +95,10 @@ def test_what_is_no_weight_is_left_out():
         (lambda v: v.update({"model/ln_f/g": np.ones(8, np.int32)}), "model/ln_f/g is of type int32: weights must be"),
         (lambda v: v.update({"model/wpe": v["model/wpe"].astype("c8")}), "model/wpe is of type complex64: weights"),
         (lambda v: v.update({"global_step": np.zeros(3)}), "global_step is float64 of the shape (3,): it must be one"),
-        (lambda v: v.clear(), "this is no checkpoint of OpenAI's ImageGPT: it lacks model/h0/attn/c_proj"),
+        (lambda v: v.clear(), "this is not a checkpoint of OpenAI's ImageGPT: it lacks model/h0/attn/c_proj"),
     ],
 )
-def test_what_does_not_fit_is_listed(change, message):
+def test_inconsistent_variables_are_listed(change, message):
     variables = random_variables()
     change(variables)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -111,12 +111,12 @@ def test_what_does_not_fit_is_listed(change, message):
         ({"add_cross_attention": True}, "cross-attention"),
         ({"activation_function": "relu"}, "the activation relu"),
         ({"n_inner": 20}, "the inner width 20"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scaling by the layer's number"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scaling by layer index"),
         ({"layer_norm_epsilon": 1e-6}, "the epsilon 1e-06"),
         ({"use_bias": True}, "biases, such as transformer.h.0.attn.c_attn.bias"),
     ],
 )
-def test_what_openais_code_cannot_compute_is_not_exported(fields, message):
+def test_unsupported_models_are_not_exported(fields, message):
     config = ImageGPTConfig(
         **{"vocab_size": 12, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2, "use_bias": False} | fields
     )
@@ -144,11 +144,11 @@ def test_a_converted_folder_loads_in_transformers(checkpoint, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "after 7 updates" in card
+    assert "after 7 training steps" in card
     assert len(re.findall(r"\| [0-9a-f]{64} \|", card)) == 5
 
 
-def test_a_head_for_classes_goes_into_a_folder_of_its_own(tmp_path):
+def test_classifier_is_saved_to_a_subfolder(tmp_path):
     variables = random_variables(classes=5)
     write_bundle(tmp_path / "b", variables)
     converted = conversion.convert_openai(tmp_path / "b", tmp_path / "out", palette=ColorPalette.grey(11))
@@ -174,17 +174,17 @@ def test_export_then_import_changes_no_bit(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "bert"}, "is no checkpoint for the objective 'bert': it has a start token"),
+        ({"objective": "bert"}, "is not a checkpoint for the objective 'bert': it has a start token"),
         ({"palette": ColorPalette.grey(12)}, "the palette has 12 colours and"),
     ],
 )
-def test_what_cannot_be_converted(options, message, checkpoint, tmp_path):
+def test_conversion_errors(options, message, checkpoint, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         conversion.convert_openai(checkpoint, tmp_path / "out", **{"palette": ColorPalette.grey(11)} | options)
     assert not (tmp_path / "out").exists()
 
 
-def test_older_folders_become_ones_of_today(tmp_path):
+def test_convert_transformers_folders(tmp_path):
     variables = random_variables()
     write_bundle(tmp_path / "b", variables)
     conversion.convert_openai(tmp_path / "b", tmp_path / "new", palette=ColorPalette.grey(11), biases=True)
@@ -193,11 +193,11 @@ def test_older_folders_become_ones_of_today(tmp_path):
     model.save_pretrained(old, max_shard_size="4kB")
     assert len(list(old.glob("*.safetensors"))) > 1
     (old / "preprocessor_config.json").write_bytes((tmp_path / "new" / "preprocessor_config.json").read_bytes())
-    conversion.convert_folder(old, tmp_path / "sharded")
+    conversion.convert_transformers(old, tmp_path / "sharded")
     for path in old.glob("*.safetensors*"):
         path.unlink()
     torch.save(model.state_dict(), old / "pytorch_model.bin")
-    conversion.convert_folder(old, tmp_path / "pickled")
+    conversion.convert_transformers(old, tmp_path / "pickled")
     for name in ("sharded", "pickled"):
         assert [path.name for path in (tmp_path / name).glob("*.safetensors")] == ["model.safetensors"]
         again = ImageGPTForCausalImageModeling.from_pretrained(tmp_path / name, dtype="auto")

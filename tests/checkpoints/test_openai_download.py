@@ -1,4 +1,4 @@
-"""Files are fetched from a server that behaves badly, and only whole and right ones take their places."""
+"""Download from a misbehaving server: only complete, verified files reach their destination."""
 
 import random
 import urllib.request
@@ -6,10 +6,10 @@ import urllib.request
 import pytest
 
 from imagegpt.checkpoints import https
-from imagegpt.checkpoints.openai_download import addresses, download, largest_bytes
+from imagegpt.checkpoints.openai_download import checkpoint_urls, download_checkpoint, max_checkpoint_bytes
 from imagegpt.checkpoints.tensor_bundle import read_bundle, write_bundle
-from imagegpt.files.locks import LOCK_FILE, BusyError, locked
-from imagegpt.files.paths import FETCHING
+from imagegpt.files.locks import LOCK_FILE, BusyError, folder_lock
+from imagegpt.files.paths import PARTIAL_DOWNLOAD
 from imagegpt.images.palette import ColorPalette
 from misbehaving_server import Server
 from openai_oracle import random_variables
@@ -19,12 +19,12 @@ BUNDLE = "checkpoints/igpt-s/131000"
 
 @pytest.fixture
 def server(tmp_path):
-    made = tmp_path / "served"
-    made.mkdir()
-    write_bundle(made / "model.ckpt-131000", random_variables(), num_shards=32)
-    ColorPalette.grey(11).save(made / "kmeans_centers.npy")
+    served = tmp_path / "served"
+    served.mkdir()
+    write_bundle(served / "model.ckpt-131000", random_variables(), num_shards=32)
+    ColorPalette.grey(11).save(served / "kmeans_centers.npy")
     server = Server()
-    for path in made.iterdir():
+    for path in served.iterdir():
         folder = "color-clusters" if path.suffix == ".npy" else BUNDLE
         server.files[f"{folder}/{path.name}"] = path.read_bytes()
     yield server
@@ -34,7 +34,9 @@ def server(tmp_path):
 
 @pytest.fixture
 def fetch(server, tmp_path):
-    return lambda: download(addresses("s", 131_000, base=server.address), tmp_path / "out", pause_s=0.0)
+    return lambda: download_checkpoint(
+        checkpoint_urls("s", 131_000, base=server.address), tmp_path / "out", retry_delay_s=0.0
+    )
 
 
 def assert_complete(server, out):
@@ -43,37 +45,37 @@ def assert_complete(server, out):
     }
 
 
-def placed(out):
-    if not out.exists():  # nothing came
+def downloaded_files(out):
+    if not out.exists():  # nothing was downloaded
         return []
-    return sorted(path.name for path in out.iterdir() if path.name not in (FETCHING, LOCK_FILE))
+    return sorted(path.name for path in out.iterdir() if path.name not in (PARTIAL_DOWNLOAD, LOCK_FILE))
 
 
 def only_once(name, num_bytes):
-    """So many bytes of a file come the first time, and none later."""
-    came = []
+    """Send this many bytes of a file the first time, and none later."""
+    requests = []
 
-    def mischief(path, headers, body):
+    def modify(path, headers, body):
         if not path.endswith(name):
             return headers, body
-        came.append(path)
-        return headers, body[: num_bytes if len(came) == 1 else 0]
+        requests.append(path)
+        return headers, body[: num_bytes if len(requests) == 1 else 0]
 
-    return mischief
+    return modify
 
 
-def test_a_checkpoint_comes_whole(server, fetch, tmp_path):
+def test_download_is_complete(server, fetch, tmp_path):
     prefix = fetch()
     assert prefix == tmp_path / "out" / "model.ckpt-131000"
     assert_complete(server, tmp_path / "out")
     assert len(read_bundle(prefix)) == len(random_variables())
-    server.asked.clear()
+    server.requests.clear()
     assert fetch() == prefix
-    assert not server.asked
+    assert not server.requests
 
 
-def test_addresses_are_openais():
-    files = addresses("l", 1_000_000, bert=True)
+def test_urls_are_openais():
+    files = checkpoint_urls("l", 1_000_000, bert=True)
     assert len(files) == 66
     assert files["model.ckpt-1000000.data-00063-of-00064"] == (
         "https://openaipublic.blob.core.windows.net/image-gpt/checkpoints/igpt-l-bert/1000000/"
@@ -81,8 +83,8 @@ def test_addresses_are_openais():
     )
 
 
-def test_cut_twenty_times_and_resumed(server, fetch, tmp_path):
-    """The first twenty answers end too early, after some bytes at random."""
+def test_download_is_resumed_after_twenty_interruptions(server, fetch, tmp_path):
+    """The first twenty responses end early, after a random number of bytes."""
     rng, left = random.Random(0), [20]
 
     def cut(_, headers, body):
@@ -91,33 +93,33 @@ def test_cut_twenty_times_and_resumed(server, fetch, tmp_path):
             return headers, body[: rng.randrange(1, len(body))]
         return headers, body
 
-    server.mischief = cut
+    server.modify = cut
     fetch()
     assert left == [0]
     assert_complete(server, tmp_path / "out")
-    assert sum(wanted is not None for _, wanted in server.asked) == 20
+    assert sum(wanted is not None for _, wanted in server.requests) == 20
 
 
 @pytest.mark.parametrize("has_md5", [True, False])
-def test_a_call_that_was_stopped_goes_on(server, fetch, tmp_path, has_md5):
+def test_interrupted_call_is_resumed(server, fetch, tmp_path, has_md5):
     server.has_md5 = has_md5
-    server.mischief = only_once("00003-of-00032", 20)
-    with pytest.raises(ConnectionError, match=r"data-00003-of-00032 cannot be fetched .*the same command goes on"):
+    server.modify = only_once("00003-of-00032", 20)
+    with pytest.raises(ConnectionError, match=r"cannot download .*data-00003-of-00032 .*the same command resumes"):
         fetch()
-    assert placed(tmp_path / "out") == []
-    server.mischief = lambda path, headers, body: (headers, body)
-    server.asked.clear()
+    assert downloaded_files(tmp_path / "out") == []
+    server.modify = lambda path, headers, body: (headers, body)
+    server.requests.clear()
     fetch()
     assert_complete(server, tmp_path / "out")
-    assert len(server.asked) == 30  # shards 3 to 31, palette
+    assert len(server.requests) == 30  # shards 3 to 31, palette
 
 
-def test_a_file_that_has_changed_meanwhile_is_begun_anew(server, fetch, tmp_path):
+def test_changed_file_is_downloaded_from_the_start(server, fetch, tmp_path):
     name = "color-clusters/kmeans_centers.npy"
-    server.mischief = only_once(name, 150)  # behind the header, which is the same
+    server.modify = only_once(name, 150)  # after the header, which is the same
     with pytest.raises(ConnectionError):
         fetch()
-    server.mischief = lambda path, headers, body: (headers, body)
+    server.modify = lambda path, headers, body: (headers, body)
     other = tmp_path / "other.npy"
     ColorPalette.from_rgb(range(100, 111)).save(other)
     server.files[name] = other.read_bytes()
@@ -127,7 +129,7 @@ def test_a_file_that_has_changed_meanwhile_is_begun_anew(server, fetch, tmp_path
 
 @pytest.mark.parametrize("has_md5", [True, False])
 @pytest.mark.parametrize("which", ["data-00005-of-00032", "index", "kmeans_centers.npy"])
-def test_a_damaged_file_never_takes_its_place(server, fetch, tmp_path, has_md5, which):
+def test_damaged_file_is_not_moved_to_its_destination(server, fetch, tmp_path, has_md5, which):
     server.has_md5 = has_md5
 
     def damaged(path, headers, body):
@@ -135,22 +137,22 @@ def test_a_damaged_file_never_takes_its_place(server, fetch, tmp_path, has_md5, 
             body = body[:-60] + bytes([body[-60] ^ 1]) + body[-59:] if "npy" not in which else b"x" + body[1:]
         return headers, body
 
-    server.mischief = damaged
-    with pytest.raises(ValueError, match="the same command fetches it again"):
+    server.modify = damaged
+    with pytest.raises(ValueError, match="the same command downloads it again"):
         fetch()
-    assert placed(tmp_path / "out") == []
-    server.mischief = lambda path, headers, body: (headers, body)
+    assert downloaded_files(tmp_path / "out") == []
+    server.modify = lambda path, headers, body: (headers, body)
     fetch()
     assert_complete(server, tmp_path / "out")
 
 
-def test_a_good_file_stays_whatever_comes(server, fetch, tmp_path):
+def test_valid_file_is_kept(server, fetch, tmp_path):
     fetch()
     victim = tmp_path / "out" / "model.ckpt-131000.index"
     (tmp_path / "out" / "model.ckpt-131000.data-00000-of-00032").unlink()
     good = victim.read_bytes()
-    server.mischief = lambda path, headers, body: (headers, bytes(len(body)))
-    with pytest.raises(ValueError, match="fetches it again"):
+    server.modify = lambda path, headers, body: (headers, bytes(len(body)))
+    with pytest.raises(ValueError, match="downloads it again"):
         fetch()
     assert victim.read_bytes() == good
 
@@ -164,34 +166,36 @@ def test_a_good_file_stays_whatever_comes(server, fetch, tmp_path):
         (429, "try again later"),
     ],
 )
-def test_what_a_server_may_say(server, fetch, tmp_path, status, message):
+def test_http_errors(server, fetch, tmp_path, status, message):
     server.status = status
     with pytest.raises(ConnectionError, match=message):
         fetch()
-    assert len(server.asked) == (5 if status in (500, 429) else 1)
+    assert len(server.requests) == (5 if status in (500, 429) else 1)
 
 
 @pytest.mark.parametrize(
-    "mischief",
+    "modify",
     [
         lambda _, headers, body: ({key: value for key, value in headers.items() if key != "Content-Length"}, body),
         lambda _, headers, body: ({**headers, "Content-Length": "many"}, body),
     ],
 )
-def test_answers_without_a_length(server, fetch, mischief):
-    server.mischief = mischief
+def test_responses_without_content_length(server, fetch, modify):
+    server.modify = modify
     with pytest.raises(ConnectionError):
         fetch()
 
 
-def test_nobody_there(tmp_path):
-    with pytest.raises(ConnectionError, match=r"cannot be fetched .*the same command goes on"):
-        download(addresses("s", 131_000, base="http://127.0.0.1:9"), tmp_path / "out", pause_s=0.0)
+def test_unreachable_server(tmp_path):
+    with pytest.raises(ConnectionError, match=r"cannot download .*the same command resumes"):
+        download_checkpoint(
+            checkpoint_urls("s", 131_000, base="http://127.0.0.1:9"), tmp_path / "out", retry_delay_s=0.0
+        )
 
 
-def test_no_place(server, tmp_path):
+def test_missing_parent_folder(server, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        download(addresses("s", 131_000, base=server.address), tmp_path / "no" / "out")
+        download_checkpoint(checkpoint_urls("s", 131_000, base=server.address), tmp_path / "no" / "out")
 
 
 @pytest.mark.parametrize(
@@ -201,32 +205,32 @@ def test_no_place(server, tmp_path):
         "http://localhost@example.org/",
     ],
 )  # fmt: skip
-def test_only_https_is_spoken_and_http_to_this_machine(base):
-    with pytest.raises(ValueError, match=r"^the address is .*: give one of https://, or of http:// on this machine$"):
-        addresses("s", 131_000, base=base)
+def test_only_https_and_local_http_are_allowed(base):
+    with pytest.raises(ValueError, match=r"^the URL is .*: give https://, or http:// to this machine$"):
+        checkpoint_urls("s", 131_000, base=base)
 
 
 @pytest.mark.parametrize(
     "base", ["https://example.org/x", "http://localhost:8/x", "http://127.9.9.9", "http://[::1]:8"]
 )
-def test_bases_that_may_be_given(base):
-    assert len(addresses("s", 131_000, base=base)) == 34
+def test_allowed_base_urls(base):
+    assert len(checkpoint_urls("s", 131_000, base=base)) == 34
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1:9/x", "http://example.org/x"])
-def test_redirects_lead_nowhere_else(server, fetch, tmp_path, target):
+def test_redirects_to_other_schemes_are_refused(server, fetch, tmp_path, target):
     server.redirects[f"{BUNDLE}/model.ckpt-131000.index"] = target
     with pytest.raises(ConnectionError, match=rf"index .*edirect.* to .*{target}.*: .*"):
         fetch()
-    assert placed(tmp_path / "out") == []
-    assert len(server.asked) == 1
+    assert downloaded_files(tmp_path / "out") == []
+    assert len(server.requests) == 1
 
 
-def test_redirects_from_elsewhere_do_not_lead_to_this_machine():
-    """A server on the net could have had its client ask what only this machine may."""
+def test_redirects_from_other_machines_to_this_one_are_refused():
+    """Otherwise a remote server could make the client access local services."""
     request = urllib.request.Request("https://example.org/x")
-    with pytest.raises(ConnectionError, match="redirects to http://localhost:8/x, and only https is followed"):
-        https._Redirects().redirect_request(request, None, 302, "Found", {}, "http://localhost:8/x")
+    with pytest.raises(ConnectionError, match="redirects to http://localhost:8/x, but only https is followed"):
+        https._RedirectHandler().redirect_request(request, None, 302, "Found", {}, "http://localhost:8/x")
 
 
 def test_redirects_on_this_machine_are_followed(server, fetch, tmp_path):
@@ -241,54 +245,59 @@ def test_redirects_on_this_machine_are_followed(server, fetch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "limit"), [("model.ckpt-131000.index", "16,777,216"), ("kmeans_centers.npy", "1,048,576")]
 )
-def test_a_file_is_no_larger_than_needed(server, fetch, tmp_path, name, limit):
-    """The index and the palette of any size were fetched to the end."""
-    server.mischief = lambda path, headers, body: (
+def test_file_size_is_limited(server, fetch, tmp_path, name, limit):
+    """Regression: an index or palette of any size was downloaded completely."""
+    server.modify = lambda path, headers, body: (
         ({**headers, "Content-Length": "1000000000"}, body) if path.endswith(name) else (headers, body)
     )
-    with pytest.raises(ConnectionError, match=f"{name} has 1,000,000,000 bytes, and no more than {limit} are needed"):
+    with pytest.raises(ConnectionError, match=f"{name} has 1,000,000,000 bytes, but at most {limit} are expected"):
         fetch()
-    assert placed(tmp_path / "out") == []
+    assert downloaded_files(tmp_path / "out") == []
 
 
-def test_a_data_file_is_no_larger_than_the_index_says(server, fetch, tmp_path):
+def test_data_file_size_is_limited_by_index(server, fetch, tmp_path):
     name = "model.ckpt-131000.data-00005-of-00032"
     server.files[f"{BUNDLE}/{name}"] += bytes(2 << 20)
-    with pytest.raises(ConnectionError, match=rf"{name} has 2,\d+,\d+ bytes, and no more than 1,\d+,\d+ are needed"):
+    with pytest.raises(ConnectionError, match=rf"{name} has 2,\d+,\d+ bytes, but at most 1,\d+,\d+ are expected"):
         fetch()
-    assert placed(tmp_path / "out") == []
+    assert downloaded_files(tmp_path / "out") == []
 
 
-def test_an_index_asks_for_no_more_than_the_model_needs(server, tmp_path):
-    """One of a few kilobytes may list any number of gigabytes; another server may have a better one."""
-    files = addresses("s", 131_000, base=server.address)
-    with pytest.raises(ValueError, match=r"index is damaged \(it asks for [\d,]+ bytes, and such a model has 999 at"):
-        download(files, tmp_path / "out", most_bytes=999)
-    assert [path for path, _ in server.asked] == [f"{BUNDLE}/model.ckpt-131000.index"]
-    download(files, tmp_path / "out", most_bytes=largest_bytes("s"))
+def test_total_size_is_limited_by_model(server, tmp_path):
+    """An index of a few kilobytes may list any number of gigabytes."""
+    files = checkpoint_urls("s", 131_000, base=server.address)
+    with pytest.raises(
+        ValueError, match=r"index is damaged \(it implies [\d,]+ bytes, but such a model has at most 999"
+    ):
+        download_checkpoint(files, tmp_path / "out", max_bytes=999)
+    assert [path for path, _ in server.requests] == [f"{BUNDLE}/model.ckpt-131000.index"]
+    download_checkpoint(files, tmp_path / "out", max_bytes=max_checkpoint_bytes("s"))
     assert_complete(server, tmp_path / "out")
 
 
 def test_an_index_of_other_files_is_damaged(server, fetch, tmp_path):
     write_bundle(tmp_path / "other", random_variables(), num_shards=40)
     server.files[f"{BUNDLE}/model.ckpt-131000.index"] = (tmp_path / "other.index").read_bytes()
-    with pytest.raises(ValueError, match=r"index is damaged \(it lists 40 data files, and there are 32\)"):
+    with pytest.raises(ValueError, match=r"index is damaged \(it lists 40 data files, but there are 32\)"):
         fetch()
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-def test_two_in_one_folder(server, fetch, tmp_path):
-    """Each wrote into the other's files."""
+def test_folder_is_locked(server, fetch, tmp_path):
+    """Regression: two processes wrote into each other's files."""
     (tmp_path / "out").mkdir()
-    with locked(tmp_path / "out", "downloads into"), pytest.raises(BusyError, match="another process downloads into"):
+    with (
+        folder_lock(tmp_path / "out", "downloads into"),
+        pytest.raises(BusyError, match="another process downloads into"),
+    ):
         fetch()
-    assert not server.asked
+    assert not server.requests
     fetch()
     assert_complete(server, tmp_path / "out")
 
 
-def test_nothing_is_left_where_nothing_came(server, fetch, tmp_path):
-    """An empty folder for what is being fetched stayed, and kept --force from replacing the folder."""
+def test_empty_download_leaves_nothing(server, fetch, tmp_path):
+    """Regression: an empty partial folder stayed, so that --force did not replace the folder."""
     server.status = 404
     with pytest.raises(ConnectionError):
         fetch()
@@ -299,7 +308,7 @@ def test_nothing_is_left_where_nothing_came(server, fetch, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_FILE]
 
 
-def test_a_full_disk_is_no_fault_of_the_network(server, fetch, tmp_path, monkeypatch):
+def test_full_disk_is_not_a_connection_error(server, fetch, tmp_path, monkeypatch):
     opened = https.Path.open
 
     def open_full(path, *arguments, **options):
@@ -308,8 +317,10 @@ def test_a_full_disk_is_no_fault_of_the_network(server, fetch, tmp_path, monkeyp
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(https.Path, "open", open_full)
-    told = r"^the checkpoint cannot be written to .*out \(No space left on device\): make room there, or choose another"
-    with pytest.raises(OSError, match=told) as caught:
+    message = (
+        r"^the checkpoint cannot be written to .*out \(No space left on device\): free some space, or choose another"
+    )
+    with pytest.raises(OSError, match=message) as caught:
         fetch()
     assert not isinstance(caught.value, ConnectionError)
     monkeypatch.undo()
@@ -317,11 +328,11 @@ def test_a_full_disk_is_no_fault_of_the_network(server, fetch, tmp_path, monkeyp
     assert_complete(server, tmp_path / "out")
 
 
-def test_what_is_damaged_in_its_place_is_not_fetched_over(server, fetch, tmp_path):
-    """It was said that the same command fetches it again, which it did not."""
+def test_damaged_user_file_is_not_overwritten(server, fetch, tmp_path):
+    """Regression: the error promised that the same command downloads it again, which it did not."""
     fetch()
     (tmp_path / "out" / "kmeans_centers.npy").write_bytes(b"mine")
-    told = "kmeans_centers.npy is damaged .*; remove it, then the same command"
-    with pytest.raises(ValueError, match=told):
+    message = "kmeans_centers.npy is damaged .*; remove it, then the same command"
+    with pytest.raises(ValueError, match=message):
         fetch()
     assert (tmp_path / "out" / "kmeans_centers.npy").read_bytes() == b"mine"

@@ -1,4 +1,4 @@
-"""Names, strict loading with one sentence for everything that can be wrong, and our classes behind `Auto...`."""
+"""Model names, strict loading with one-sentence errors, and registration with the `Auto...` classes."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def package(tmp_path, monkeypatch):
     return config.parent
 
 
-def test_names_are_looked_up_in_the_documented_order(package, tmp_path):
+def test_names_are_resolved_in_documented_order(package, tmp_path):
     assert resolve("letters").kind == "bundled"
     assert resolve("letters").folder == package
     (tmp_path / "letters").mkdir()
@@ -78,13 +78,13 @@ def test_bundled_models_are_described_by_their_cards(package):
         (Path("nowhere"), "there is no folder nowhere: check the path"),
     ],
 )
-def test_names_that_stand_for_nothing_are_refused(package, name, message):
+def test_unknown_names_are_an_error(package, name, message):
     with pytest.raises((ValueError, FileNotFoundError), match=f"^{message}"):
         resolve(name)
 
 
-def test_a_file_is_no_model(folder):
-    with pytest.raises(ValueError, match=r"config\.json is a file: give the folder that holds config\.json"):
+def test_file_instead_of_folder_is_an_error(folder):
+    with pytest.raises(ValueError, match=r"config\.json is a file: give the folder that contains config\.json"):
         resolve(str(folder / "config.json"))
 
 
@@ -102,7 +102,7 @@ def test_a_revision_is_for_the_hub_only(folder):
         find_folder(folder, revision="main")
 
 
-def test_loading_gives_what_was_saved(folder):
+def test_save_and_load_round_trip(folder):
     saved = ImageGPTForCausalImageModeling.from_pretrained(folder)
     model = load_model(find_folder(folder))
     assert not model.training
@@ -118,7 +118,7 @@ def test_a_half_precision_checkpoint_computes_in_the_dtype_asked_for(folder):
     assert load_model(folder).dtype == torch.float32
 
 
-def test_openais_palette_file_serves_without_a_processor_configuration(folder):
+def test_kmeans_centers_without_processor_config(folder):
     (folder / "preprocessor_config.json").unlink()
     ColorPalette.grey(10).save(folder / "kmeans_centers.npy")
     processor = load_processor(folder, load_config(folder))
@@ -142,7 +142,7 @@ def edit_json(path, **fields):
 DAMAGES = {
     "a weight is missing": (
         lambda f: change_weights(f, lambda w: w.pop("lm_head.weight")),
-        r"do not fit its config\.json and ImageGPTForCausalImageModeling: 1 missing \(lm_head\.weight\)$",
+        r"do not match its config\.json and ImageGPTForCausalImageModeling: 1 missing \(lm_head\.weight\)$",
     ),
     "a block is missing": (
         lambda f: change_weights(f, lambda w: [w.pop(n) for n in list(w) if ".h.1." in n]),
@@ -150,7 +150,7 @@ DAMAGES = {
     ),
     "a weight is left over": (
         lambda f: change_weights(f, lambda w: w.update({"score.weight": torch.zeros(2)})),
-        r"1 left over \(score\.weight\)$",
+        r"1 unexpected \(score\.weight\)$",
     ),
     "a weight has another shape": (
         lambda f: change_weights(f, lambda w: w.update({"transformer.wpe.weight": torch.zeros(9, 16)})),
@@ -158,7 +158,7 @@ DAMAGES = {
     ),
     "the config is another model's": (
         lambda f: edit_json(f / "config.json", n_layer=1),
-        r"\d+ left over \(transformer\.h\.1\.",
+        r"\d+ unexpected \(transformer\.h\.1\.",
     ),
     "weights are cut short": (
         lambda f: truncate(f / "model.safetensors", 5000),
@@ -166,8 +166,14 @@ DAMAGES = {
     ),
     "weights are empty": (lambda f: truncate(f / "model.safetensors", 0), "is damaged or cut short"),
     "weights are garbage": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 4000), "is damaged or cut short"),
-    "there are no weights": (lambda f: (f / "model.safetensors").unlink(), "tiny holds no weights: expected model.saf"),
-    "there is no config": (lambda f: (f / "config.json").unlink(), r"tiny holds no config\.json: give a folder that"),
+    "there are no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "tiny contains no weights: expected model.saf",
+    ),
+    "there is no config": (
+        lambda f: (f / "config.json").unlink(),
+        r"tiny contains no config\.json: give a folder written",
+    ),
     "the config is cut short": (lambda f: truncate(f / "config.json", 40), r"config\.json is not JSON \("),
     "the config is no mapping": (
         lambda f: (f / "config.json").write_text("[1]"),
@@ -179,11 +185,11 @@ DAMAGES = {
     ),
     "the config makes no sense": (
         lambda f: edit_json(f / "config.json", n_head=3),
-        r"config\.json: n_embd is 16, which n_head = 3 does not divide",
+        r"config\.json: n_embd is 16 and n_head is 3: choose a width",
     ),
     "there is no palette": (
         lambda f: (f / "preprocessor_config.json").unlink(),
-        r"tiny holds no palette: expected preprocessor_config\.json or kmeans_centers\.npy",
+        r"tiny contains no palette: expected preprocessor_config\.json or kmeans_centers\.npy",
     ),
     "the palette has another size": (
         lambda f: ImageGPTImageProcessor(ColorPalette.grey(11), size=4).save_pretrained(f),
@@ -201,21 +207,21 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_folder_that_is_not_in_order_is_one_sentence(folder, damage, message):
+def test_defective_folder_is_one_sentence(folder, damage, message):
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         load_processor(folder, load_model(folder).config)
     assert "\n" not in str(error.value)
 
 
-def test_a_classifier_is_no_generative_model(tmp_path):
+def test_classifier_is_not_loaded_as_generative_model(tmp_path):
     ImageGPTForImageClassification(ImageGPTConfig(**FIELDS, num_labels=3)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"1 missing \(lm_head\.weight\); 1 left over \(score\.weight\)"):
+    with pytest.raises(ValueError, match=r"1 missing \(lm_head\.weight\); 1 unexpected \(score\.weight\)"):
         load_model(tmp_path)
     assert load_model(tmp_path, ImageGPTForImageClassification).score.weight.shape == (3, 16)
 
 
-def test_listing_models_needs_no_torch():
+def test_listing_models_does_not_import_torch():
     code = (
         "import sys; from imagegpt.checkpoints import registry as r; r.bundled_models(); print('torch' in sys.modules)"
     )
@@ -251,7 +257,7 @@ assert {one["label"] for one in answer} == {"LABEL_0", "LABEL_1", "LABEL_2"}, an
 """
 
 
-def test_register_puts_our_classes_behind_transformers(tmp_path, forkserver):
+def test_register_auto_classes(tmp_path, forkserver):
     ImageGPTForImageClassification(ImageGPTConfig(**FIELDS, num_labels=3)).save_pretrained(tmp_path)
     ImageGPTImageProcessor(ColorPalette.grey(10), size=4).save_pretrained(tmp_path)
     done = forkserver.run(["-c", REGISTER, tmp_path])
@@ -277,8 +283,8 @@ assert json.loads((folder / "preprocessor_config.json").read_text())["image_proc
 """
 
 
-def test_the_name_that_transformers_4_had_for_the_processor(tmp_path, forkserver):
-    """As old folders have it: the feature extractor's name, no image_processor_type, and here no config.json either."""
+def test_feature_extractor_name_of_transformers_4(tmp_path, forkserver):
+    """As in old folders: the feature extractor's name and no image_processor_type; here no config.json either."""
     fields = {"clusters": ColorPalette.grey(10).clusters.tolist(), "size": 4, "resample": 2, "do_resize": True}
     fields["feature_extractor_type"] = "ImageGPTFeatureExtractor"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
@@ -296,8 +302,8 @@ assert isinstance(AutoImageProcessor.from_pretrained(sys.argv[1]), imagegpt.Imag
 """
 
 
-def test_a_folder_that_names_transformers_class_for_pillow(tmp_path, forkserver):
-    """With that name in it AutoImageProcessor went past what was registered."""
+def test_folder_with_transformers_pillow_class_name(tmp_path, forkserver):
+    """Regression: with that name AutoImageProcessor ignored our registration."""
     path = tmp_path / "preprocessor_config.json"
     ImageGPTImageProcessor(ColorPalette.grey(10), size=4).to_json_file(path)
     edit_json(path, image_processor_type="ImageGPTImageProcessorPil")

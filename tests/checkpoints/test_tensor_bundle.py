@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints are read and written without TensorFlow, and whatever is wrong with one is told."""
+"""Reading and writing of TensorFlow checkpoints without TensorFlow, and errors for damaged ones."""
 
 import random
 import re
@@ -10,8 +10,8 @@ import pytest
 
 from imagegpt.checkpoints import leveldb
 from imagegpt.checkpoints.leveldb import masked_crc32c, read_table, write_table
-from imagegpt.checkpoints.protobuf import varint
-from imagegpt.checkpoints.slice_names import encoded_slice_name
+from imagegpt.checkpoints.protobuf import write_varint
+from imagegpt.checkpoints.slice_names import encode_slice_name
 from imagegpt.checkpoints.tensor_bundle import read_bundle, shard_path, write_bundle
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "tf-checkpoints"
@@ -42,7 +42,7 @@ def written(tmp_path):
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 32])
-def test_what_was_written_is_read(tmp_path, num_shards):
+def test_bundle_round_trip(tmp_path, num_shards):
     arrays = arrays_of_all_types()
     write_bundle(tmp_path / "b", arrays, num_shards)
     assert len(list(tmp_path.iterdir())) == num_shards + 1
@@ -54,7 +54,7 @@ def test_what_was_written_is_read(tmp_path, num_shards):
     assert list(read_bundle(str(tmp_path / "b.index"))) == list(bundle)
 
 
-def test_arrays_that_lie_otherwise_in_memory(tmp_path):
+def test_non_contiguous_arrays(tmp_path):
     array = np.arange(24, dtype=">f4").reshape(4, 6)
     write_bundle(tmp_path / "b", {"x": array.T[::-1], "y": array})
     bundle = read_bundle(tmp_path / "b")
@@ -62,7 +62,7 @@ def test_arrays_that_lie_otherwise_in_memory(tmp_path):
     assert bundle["y"].dtype == np.dtype("<f4")
 
 
-def test_arrays_cannot_be_changed_by_accident(written):
+def test_arrays_are_read_only(written):
     with pytest.raises(ValueError, match="read-only"):
         read_bundle(written)["float32"][0, 0] = 1
 
@@ -74,7 +74,7 @@ def test_tables_of_many_entries():
     assert read_table(write_table({})) == {}
 
 
-def test_the_checksum_is_the_one_of_the_specification():
+def test_checksum_matches_specification():
     """RFC 3720, B.4: 32 zeros have the CRC-32C 8A9136AA."""
     crc = 0x8A9136AA
     assert masked_crc32c(bytes(32)) == ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF
@@ -89,7 +89,7 @@ def test_the_checksum_is_the_one_of_the_specification():
         ("two-shard", "variables", 67),
     ],
 )
-def test_checkpoints_of_others(folder, prefix, num):
+def test_checkpoints_written_by_tensorflow(folder, prefix, num):
     if not (SHARED / folder).is_dir():
         pytest.skip(f"{SHARED} is not there")
     bundle = read_bundle(SHARED / folder / prefix)
@@ -121,13 +121,13 @@ def test_an_index_without_its_data_can_be_listed():
         (8191, b"\xdf\xff"), (8192, b"\xe0\x20\x00"), (-65, b"\x3f\xbf"),
     ],
 )  # fmt: skip
-def test_names_of_parts(number, content):
-    """A zero, the name and its end, the number of axes, and for each two numbers that sort as their bytes do."""
-    assert encoded_slice_name("a", [(number, -1)]) == b"\x00a\x00\x01\x01\x01" + content + b"\x7f"
+def test_slice_names(number, content):
+    """A zero, the terminated name, the number of axes, and two order-preserving numbers per axis."""
+    assert encode_slice_name("a", [(number, -1)]) == b"\x00a\x00\x01\x01\x01" + content + b"\x7f"
 
 
-def test_names_with_bytes_that_mean_something():
-    assert encoded_slice_name("a\0b", [])[1:] == b"a\x00\xffb\x00\x01\x00"
+def test_names_with_special_bytes():
+    assert encode_slice_name("a\0b", [])[1:] == b"a\x00\xffb\x00\x01\x00"
 
 
 @pytest.mark.parametrize("suffix", ["data-00001-of-00003", "index"])
@@ -140,7 +140,7 @@ def test_a_missing_file_is_named(written, suffix):
 def test_a_file_that_is_cut_short_is_named(written):
     path = shard_path(written, 0, 3)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"data-00000-of-00003 has \d+ bytes and .* it is cut short"):
+    with pytest.raises(ValueError, match=r"data-00000-of-00003 has \d+ bytes, but .* it is cut short"):
         dict(read_bundle(written))
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_is_cut_short_is_named(written):
 def test_an_index_that_is_cut_short(written, length):
     path = written.with_name(written.name + ".index")
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match="is no index of a TensorFlow checkpoint, or damaged"):
+    with pytest.raises(ValueError, match="is not the index of a TensorFlow checkpoint, or is damaged"):
         read_bundle(written)
 
 
@@ -159,14 +159,14 @@ def flipped(content, bit):
 
 
 def read_all(prefix):
-    """Everything in a checkpoint, or None if it was found damaged."""
+    """Read a whole checkpoint; return None if it is reported as damaged."""
     try:
         return dict(read_bundle(prefix))
     except (ValueError, FileNotFoundError):
         return None
 
 
-def test_every_flipped_bit_of_an_index_is_found_or_does_no_harm(tmp_path):
+def test_flipped_index_bits_are_detected_or_harmless(tmp_path):
     arrays = {"a": np.arange(3, dtype=np.float32), "b/c": np.ones((2, 2), np.int8)}
     write_bundle(tmp_path / "b", arrays)
     path = tmp_path / "b.index"
@@ -180,7 +180,7 @@ def test_every_flipped_bit_of_an_index_is_found_or_does_no_harm(tmp_path):
     assert harmless < 8 * (48 + 13)  # the padding of the footer, the empty block, and where that is
 
 
-def test_flipped_bits_of_data_are_found(written):
+def test_flipped_data_bits_are_detected(written):
     rng = random.Random(0)
     contents = {shard: shard_path(written, shard, 3).read_bytes() for shard in range(3)}
     for _ in range(300):
@@ -194,7 +194,7 @@ def test_flipped_bits_of_data_are_found(written):
 
 @pytest.mark.slow
 def test_garbage_never_crashes(tmp_path):
-    """10,000 indexes with right checksums and wrong contents: an array, or one sentence."""
+    """10,000 indexes with valid checksums and corrupted contents: an array or a one-sentence error."""
     rng = random.Random(1)
     write_bundle(tmp_path / "b", arrays_of_all_types())
     path = tmp_path / "b.index"
@@ -214,18 +214,18 @@ def test_garbage_never_crashes(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "num_shards", "message"),
     [
-        ({"x": np.array(["text"])}, 1, "x is of type <U4: TensorFlow's checkpoints hold float32"),
-        ({"": np.zeros(1)}, 1, "'' is no name for a variable"),
-        ({"x": np.zeros(1)}, 0, "num_shards is 0: it must be a whole number from 1 to 99,999"),
+        ({"x": np.array(["text"])}, 1, "x is of type <U4: TensorFlow checkpoints support float32"),
+        ({"": np.zeros(1)}, 1, "'' is not a valid name for a variable"),
+        ({"x": np.zeros(1)}, 0, "num_shards is 0: it must be an integer from 1 to 99,999"),
     ],
 )
-def test_what_cannot_be_written(arrays, num_shards, message, tmp_path):
+def test_write_errors(arrays, num_shards, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         write_bundle(tmp_path / "b", arrays, num_shards)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_what_was_there(written, monkeypatch):
+def test_failed_write_keeps_existing_files(written, monkeypatch):
     before = {path: path.read_bytes() for path in written.parent.iterdir()}
     monkeypatch.setattr(
         "imagegpt.checkpoints.tensor_bundle.write_table", lambda _: (_ for _ in ()).throw(OSError("full"))
@@ -235,40 +235,38 @@ def test_a_failure_leaves_what_was_there(written, monkeypatch):
     assert {path: path.read_bytes() for path in written.parent.iterdir()} == before
 
 
-def test_an_index_does_not_unfold_to_more_than_its_size_allows(tmp_path, monkeypatch):
-    """Keys share what they begin with: 240 kB stood for 1.1 GB of keys."""
-    for name in ("_BLOCK_BYTES", "_RESTART_EVERY"):
+def test_index_expansion_is_limited(tmp_path, monkeypatch):
+    """Regression: with shared key prefixes, 240 kB expanded to 1.1 GB of keys."""
+    for name in ("_BLOCK_BYTES", "_RESTART_INTERVAL"):
         monkeypatch.setattr(leveldb, name, 1 << 30)
     content = write_table({b"n" * 14_000 + b"%06d" % number: b"" for number in range(1_000)})
     assert len(content) < 50_000
     (tmp_path / "x.index").write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"x.index is no index .*, or damaged \(its [\d,]+ bytes claim to hold more than"
+        ValueError, match=r"x.index is not the index .*, or is damaged \(its [\d,]+ bytes expand to more than"
     ):
         read_bundle(tmp_path / "x")
 
 
-def test_variables_that_share_their_bytes_are_refused(tmp_path):
-    """A small file could have stood for any number of large variables."""
+def test_overlapping_variables_are_an_error(tmp_path):
+    """Regression: a small file could describe any number of large variables."""
     write_bundle(tmp_path / "x", {"a": np.zeros(100, np.float32), "b": np.zeros(100, np.float32)})
     table = read_table((tmp_path / "x.index").read_bytes())
     write = {**table, b"b": table[b"a"]}
     (tmp_path / "x.index").write_bytes(write_table(write))
-    with pytest.raises(
-        ValueError, match=r"x.index is no index .*, or damaged \(its variables lie one over the other\)"
-    ):
+    with pytest.raises(ValueError, match=r"x.index is not the index .*, or is damaged \(its variables overlap\)"):
         read_bundle(tmp_path / "x")
 
 
-def test_variables_that_overlap_behind_a_gap_are_refused(tmp_path):
-    """One entry that claims a place far behind made room, on paper, for any number over each other."""
+def test_overlapping_variables_after_a_gap_are_an_error(tmp_path):
+    """Regression: an entry with a distant offset hid the overlap of the others."""
     write_bundle(tmp_path / "x", {name: np.zeros(100, np.float32) for name in "abcd"})
     path = tmp_path / "x.index"
     table = read_table(path.read_bytes())
-    far = table[b"d"].replace(b"\x20\xb0\x09", b"\x20" + varint(1 << 50))  # field 4, the offset, from 1,200
+    far = table[b"d"].replace(b"\x20\xb0\x09", b"\x20" + write_varint(1 << 50))  # field 4, the offset, from 1,200
     assert far != table[b"d"]
     path.write_bytes(write_table({**table, b"b": table[b"a"], b"c": table[b"a"], b"d": far}))
-    with pytest.raises(ValueError, match=r"damaged \(its variables lie one over the other\)"):
+    with pytest.raises(ValueError, match=r"damaged \(its variables overlap\)"):
         read_bundle(tmp_path / "x")
 
 
@@ -279,12 +277,12 @@ def test_an_index_of_terabytes_is_not_read(tmp_path):
         read_bundle(tmp_path / "x")
 
 
-def test_a_variable_of_very_many_parts_is_refused(tmp_path):
-    """Each is compared with every other."""
+def test_number_of_slices_is_limited(tmp_path):
+    """All pairs of slices are compared."""
     write_bundle(tmp_path / "x", {"a": np.zeros((), np.float32)})
     path = tmp_path / "x.index"
     table = read_table(path.read_bytes())
     table[b"a"] += b"\x3a\x00" * 50_000
     path.write_bytes(write_table(table))
-    with pytest.raises(ValueError, match=r"damaged \('a' has 50,000 parts, more than 1,000\)"):
+    with pytest.raises(ValueError, match=r"damaged \('a' has 50,000 slices, more than 1,000\)"):
         read_bundle(tmp_path / "x")

@@ -1,4 +1,4 @@
-"""TensorFlow itself reads what we write, and we read what it writes, bit for bit.
+"""Round trips with TensorFlow itself, bit for bit.
 
 It is no dependency. Where a Python that has it is at hand:
 
@@ -118,7 +118,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("num_shards", [1, 32])
-def test_what_tensorflow_writes_is_read(tmp_path, num_shards):
+def test_read_checkpoints_of_tensorflow(tmp_path, num_shards):
     arrays = arrays_of_all_types()
     dump(tmp_path / "arrays", arrays)
     tensorflow(WRITE, tmp_path / "arrays", tmp_path / "model.ckpt", num_shards)
@@ -129,7 +129,7 @@ def test_what_tensorflow_writes_is_read(tmp_path, num_shards):
 
 
 @pytest.mark.parametrize("num_shards", [1, 32])
-def test_what_we_write_tensorflow_reads(tmp_path, num_shards):
+def test_tensorflow_reads_our_checkpoints(tmp_path, num_shards):
     arrays = arrays_of_all_types()
     write_bundle(tmp_path / "model.ckpt", arrays, num_shards)
     tensorflow(READ, tmp_path / "model.ckpt", tmp_path / "arrays")

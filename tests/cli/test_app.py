@@ -1,16 +1,23 @@
-"""What the command line does with mistakes, with interruption, and with no command at all."""
+"""The command line as a whole: help, errors, interruption, and the cost of imports."""
 
 import gc
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from helpers import before_transformers
 from imagegpt.cli import _console, _progress, app
 
-COMMANDS = ["complete", "sample", "info", "models", "evaluate", "bench", "train"]
+COMMANDS = app._COMMANDS
+
+
+def test_a_command_is_one_file_and_one_line():
+    folder = Path(app.__file__).parent
+    files = {path.stem for path in folder.glob("[a-z]*.py")} - {"app"}
+    assert files == set(COMMANDS)
 
 
 def test_help_names_every_command(run):
@@ -31,7 +38,7 @@ def test_version(run):
 
 
 @pytest.mark.parametrize("arguments", [[], ["complete"], ["info"], ["train"]])
-def test_without_arguments_there_is_help_and_status_2(run, arguments):
+def test_missing_arguments_print_help_with_exit_code_2(run, arguments):
     status, out, err = run(*arguments)
     assert status == 2
     assert "Usage: imagegpt" in out + err
@@ -57,7 +64,7 @@ def test_usage_errors_are_one_sentence(run, arguments, message):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """`imagegpt models` fails as told."""
+    """Make `imagegpt models` raise an error."""
 
     def arrange(error):
         def fail():
@@ -81,31 +88,31 @@ def failing(monkeypatch):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: there is not enough memory: choose a"),
     ],
 )
-def test_mistakes_of_users_are_one_sentence(run, failing, error, message):
+def test_user_errors_are_one_sentence(run, failing, error, message):
     failing(error)
     status, out, err = run("models")
     assert (status, out) == (2, "")
     assert err.startswith(message)
 
 
-def test_mistakes_of_ours_show_where_they_come_from(failing):
+def test_bugs_show_a_traceback(failing):
     failing(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         app.main(["models"])
 
 
-def test_traceback_shows_where_any_error_comes_from(failing):
+def test_traceback_option_shows_a_traceback_for_every_error(failing):
     failing(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         app.main(["--traceback", "models"])
 
 
-def test_interruption_ends_with_130(run, failing):
+def test_ctrl_c_exits_with_130(run, failing):
     failing(KeyboardInterrupt())
     assert run("models") == (130, "", "error: stopped\n")
 
 
-def test_help_and_models_import_no_torch():
+def test_help_and_models_do_not_import_torch():
     code = (
         "import sys\nfrom imagegpt.cli import main\n"
         "try: main([sys.argv[1]])\nexcept SystemExit: print('torch' in sys.modules, 'transformers' in sys.modules)"
@@ -127,7 +134,7 @@ if before_transformers("5.21"):  # its generate() imports sklearn
     SLOW_AND_NEEDLESS.remove("sklearn")
 
 
-def test_one_sample_imports_and_collects_no_more_than_it_needs(workplace):
+def test_sampling_one_image_imports_and_collects_little(workplace):
     code = (
         "import atexit, gc, json, sys\nfrom imagegpt.cli import main\n"
         "def tell(): print(json.dumps([list(sys.modules), gc.get_stats()[2]['collections'], gc.get_freeze_count()]))\n"
@@ -144,13 +151,13 @@ def test_one_sample_imports_and_collects_no_more_than_it_needs(workplace):
     assert num_frozen > 100_000
 
 
-def test_the_garbage_of_other_programs_is_left_alone(run):
+def test_garbage_collection_is_unchanged_within_another_program(run):
     before = gc.get_threshold()
     assert run("models")[0] == 0
     assert gc.get_threshold() == before
 
 
-def test_progress_is_silent_where_nobody_looks(capsys):
-    with _console.working("working"), _progress.pixel_progress("drawing") as progress:
+def test_progress_is_silent_without_a_terminal(capsys):
+    with _console.spinner("working"), _progress.pixel_progress("drawing") as progress:
         progress(1, 2)
     assert capsys.readouterr() == ("", "")

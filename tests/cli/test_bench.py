@@ -1,4 +1,4 @@
-"""`imagegpt bench`: what it prints and refuses; no time is asserted."""
+"""`imagegpt bench`: its output and errors; no test asserts a time."""
 
 import json
 
@@ -12,52 +12,58 @@ QUICK = ("--pixels", 2, "--repeats", 1)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(timing.MemoryReader.__init__, "__defaults__", (1 << 20,))
-    monkeypatch.setattr(running, "bytes_in_a_process", lambda *_: 12_300_000)
-    monkeypatch.setattr(running, "_LEAST_S", 0.0)
+    monkeypatch.setattr(timing.ReadBandwidth.__init__, "__defaults__", (1 << 20,))
+    monkeypatch.setattr(running, "peak_bytes_in_subprocess", lambda *_: 12_300_000)
+    monkeypatch.setattr(running, "_MIN_RUN_S", 0.0)
 
 
-def test_a_table_and_a_line_of_json(run, workplace):
-    status, out, err = run("bench", "./tiny", *QUICK, "--batch", "1,2", "--json", "bench.json")
+def test_the_table_and_the_notes(run, workplace):
+    status, out, err = run("bench", "./tiny", *QUICK, "--batch", "1,2", "--out", "bench.json")
     assert (status, err) == (0, "")
-    lines = out.splitlines()
-    rows = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if line.startswith("│")]
     assert [(row[0].strip(), row[1].strip()) for row in rows] == [
         *(("imagegpt float32", "1"), ("transformers float32", "1")),
         *(("imagegpt float32", "2"), ("transformers float32", "2")),
     ]
     assert [row[7].strip() for row in rows] == ["12 MB"] * 4
-    assert "Drawn were the first 2 of 16 pixels (--pixels 16)." in out
-    assert "Both make the same likeliest pixels." in out
-    assert "its share says little" in out
-    facts = json.loads(lines[-1])
-    assert (workplace / "bench.json").read_text() == lines[-1] + "\n"
-    assert (facts["benchmark"], facts["settings"]["batches"], facts["num_pixels"]) == ("bench", [1, 2], 2)
-    for one, row in zip(facts["measurements"], rows, strict=True):
+    assert "Only the first 2 of 16 pixels were sampled (--pixels 16)." in out
+    assert "Both libraries produce the same greedy pixels." in out
+    assert "the bandwidth column says little" in out
+    record = json.loads((workplace / "bench.json").read_text())
+    assert (record["benchmark"], record["settings"]["batches"], record["num_pixels"]) == ("bench", [1, 2], 2)
+    for one, row in zip(record["measurements"], rows, strict=True):
         assert one["ms_per_pixel"] > 0
         assert row[2].strip() == f"{one['ms_per_pixel']:.3g}"
         assert row[8].strip() == ("" if one["speedup"] is None else f"{one['speedup']['median']:.2f}x")
 
 
-def test_alone_in_one_precision(run, workplace):
+def test_json_prints_what_out_appends(run, workplace):
     (workplace / "bench.json").write_text("before\n")
-    status, out, _ = run("bench", "./tiny", *QUICK, "--no-compare", "--precision", "bfloat16", "--json", "bench.json")
+    options = ("--no-compare", "--precision", "bfloat16", "--json", "--out", "bench.json")
+    status, out, err = run("bench", "./tiny", *QUICK, *options)
+    assert (status, err) == (0, "")
+    record = json.loads(out)
+    assert [(one["library"], one["precision"]) for one in record["measurements"]] == [("imagegpt", "bfloat16")]
+    before, line = (workplace / "bench.json").read_text().splitlines()
+    assert before == "before"
+    assert json.loads(line) == record
+
+
+def test_without_comparison(run, workplace):
+    status, out, _ = run("bench", "./tiny", *QUICK, "--no-compare", "--precision", "bfloat16")
     assert status == 0
     assert "imagegpt bfloat16" in out
-    assert "transformers float32" not in out
-    assert "likeliest" not in out
-    assert "not compared" not in out
-    assert (workplace / "bench.json").read_text() == f"before\n{out.splitlines()[-1]}\n"
+    assert "transformers" not in out
+    assert "greedy" not in out
 
 
 def test_both_decoders(run, workplace):
     status, out, _ = run("bench", "./tiny", *QUICK, "--no-compare", "--decoder", "sequential,parallel")
     assert status == 0
     assert "│ imagegpt float32 parallel │" in out
-    assert "Parallel, float32, 1 image: " in out
-    assert "x as fast as one by one (" in out
-    assert "Both decoders drew the same pixels in float32." in out
-    assert [one["decoder"] for one in json.loads(out.splitlines()[-1])["measurements"]] == ["sequential", "parallel"]
+    assert "Parallel, float32, batch 1: " in out
+    assert "x as fast as sequential (" in out
+    assert "Both decoders sampled the same pixels in float32." in out
 
 
 @pytest.mark.parametrize(
@@ -66,22 +72,22 @@ def test_both_decoders(run, workplace):
         (["nowhere"], "there is no model 'nowhere'"),
         (
             ["./tiny", "--batch", "1,x"],
-            "--batch is '1,x', and x is not a whole number from 1 to 65,536 (images): give numbers of images",
+            "--batch is '1,x', and x is not an integer from 1 to 65,536 (images): give batch sizes",
         ),
         (
             ["./tiny", "--batch", "0"],
-            "--batch is '0', and 0 is not a whole number from 1 to 65,536 (images): give numbers of images",
+            "--batch is '0', and 0 is not an integer from 1 to 65,536 (images): give batch sizes",
         ),
         (["./tiny", "--pixels", "17"], "num_pixels is 17: this model's images have 16 pixels"),
         (["./tiny", "--pixels", "0"], "Invalid value for '--pixels'"),
-        (["./tiny", "--precision", "float8"], "precisions has 'float8': choose from float32, bfloat16, int8"),
-        (["./tiny", "--decoder", "both"], "decoders has 'both': choose from sequential, parallel"),
+        (["./tiny", "--precision", "float8"], "precisions contains 'float8': choose from float32, bfloat16, int8"),
+        (["./tiny", "--decoder", "both"], "decoders contains 'both': choose from sequential, parallel"),
         (["./tiny", "--device", "gpu"], "Invalid value for '--device': there is no device 'gpu': give cpu, cuda or"),
-        (["./tiny", "--json", "tiny"], "--json is tiny, a folder: give the name of a file"),
-        (["./tiny", "--json", "no/x.json"], "there is no folder no: make it first"),
+        (["./tiny", "--out", "tiny"], "--out is tiny, a folder: give the name of a file"),
+        (["./tiny", "--out", "no/x.json"], "there is no folder no: create it first"),
     ],
 )
-def test_bad_input_is_one_sentence(run, workplace, names_in, arguments, message):
+def test_invalid_input_is_refused_in_one_line(run, workplace, names_in, arguments, message):
     status, out, err = run("bench", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {message}")

@@ -1,5 +1,6 @@
-"""What `imagegpt cache` shows and removes: files of ours, and nothing else."""
+"""`imagegpt cache`: shows and removes our files, and nothing else."""
 
+import json
 import os
 
 import pytest
@@ -31,14 +32,14 @@ def left(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
-def test_an_empty_cache(run, cache):
+def test_clearing_an_empty_cache(run, cache):
     status, out, err = run("cache", "--clear")
     assert (status, err) == (0, "")
     assert "removed 0 files" in out
     assert not cache.exists()
 
 
-def test_sizes_are_shown_and_nothing_is_removed(run, cache):
+def test_without_clear_sizes_are_shown_and_nothing_is_removed(run, cache):
     put(cache, OURS)
     status, out, _ = run("cache")
     assert status == 0
@@ -49,7 +50,19 @@ def test_sizes_are_shown_and_nothing_is_removed(run, cache):
     assert left(cache) == sorted(OURS)
 
 
-def test_only_our_own_files_are_removed(run, cache):
+def test_cache_as_json(run, cache):
+    put(cache, [*OURS, *FOREIGN])
+    for words, removed in (["cache", "--json"], 0), (["cache", "--clear", "--json"], 7):
+        status, out, err = run(*words)
+        assert (status, err) == (0, "")
+        assert json.loads(out) == {
+            "kernels": {"folder": str(cache / "kernels"), "files": 4, "bytes": 4000},
+            "hashes": {"folder": str(cache / "hashes"), "files": 3, "bytes": 3000},
+            "removed_files": removed,
+        }
+
+
+def test_clear_removes_only_our_files(run, cache):
     put(cache, [*OURS, *FOREIGN])
     status, out, _ = run("cache", "--clear")
     assert status == 0
@@ -57,14 +70,14 @@ def test_only_our_own_files_are_removed(run, cache):
     assert left(cache) == sorted(FOREIGN)
 
 
-def test_a_cache_with_nothing_else_is_removed_whole(run, cache):
+def test_clear_removes_empty_folders(run, cache):
     put(cache, OURS)
     assert run("cache", "--clear")[0] == 0
     assert not cache.exists()
     assert cache.parent.exists()
 
 
-def test_what_is_really_kept_is_known(run, cache, workplace):
+def test_clear_removes_everything_that_commands_cached(run, cache, workplace):
     """Files that imagegpt has made itself, whatever they are called."""
     (workplace / "a").mkdir()
     (workplace / "cat.png").rename(workplace / "a" / "1.png")
@@ -79,7 +92,7 @@ def test_what_is_really_kept_is_known(run, cache, workplace):
     assert not cache.exists()
 
 
-def test_a_user_without_a_home_has_a_cache_beside_temporary_files(monkeypatch, tmp_path):
+def test_a_user_without_a_home_folder_has_a_temporary_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -1,6 +1,7 @@
 """`imagegpt complete`: what it writes, what it refuses, and that failures leave nothing behind."""
 
 import errno
+import json
 
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ def test_pictures_tell_how_they_were_made(run, workplace):
 def test_options_reach_the_pipeline(run, workplace, monkeypatch):
     seen = {}
 
-    def complete_ids(self, kept, **options):
-        seen.update(options, kept=kept, sampler=self.sampler)
-        return [self.reduce("cat.png")] * len(kept)
+    def complete_ids(self, prompts, **options):
+        seen.update(options, kept=prompts, sampler=self.sampler)
+        return [self.quantize("cat.png")] * len(prompts)
 
     monkeypatch.setattr(ImageGPTPipeline, "complete_ids", complete_ids)
     options = ["--keep", 0.25, "--num", 2, "--seed", 3, "--temperature", 0.5, "--top-k", 4, "--top-p", 0.9]
@@ -176,7 +177,7 @@ BAD_INPUTS = {
     ),
     "no such model": (["cat.png", "--model", "digitz"], "there is no model 'digitz': "),
     "no such folder": (["cat.png", "--model", "./nowhere"], "there is no folder ./nowhere: check the path"),
-    "a folder without a model": (["cat.png", "--model", "./notes"], "notes holds no config.json: give a folder"),
+    "a folder without a model": (["cat.png", "--model", "./notes"], "notes contains no config.json: give a folder"),
     "a revision of a folder": (
         ["cat.png", "--revision", "v1"],
         "revision 'v1' was given for './tiny', which is not on",
@@ -190,13 +191,13 @@ BAD_INPUTS = {
     "keep less than nothing": (["cat.png", "--keep", "-0.5"], "Invalid value for '--keep'"),
     "keep and rows": (
         ["cat.png", "--keep", "0.5", "--rows", "2"],
-        "--keep 0.5 and --rows 2 each say what is kept: give",
+        "--keep 0.5 and --rows 2 each choose what is kept: give",
     ),
     "rows and mask": (
         ["cat.png", "--rows", "0", "--mask", "hole.png"],
-        "--rows 0 and --mask hole.png each say what is",
+        "--rows 0 and --mask hole.png each choose what is",
     ),
-    "all rows": (["cat.png", "--rows", "4"], "rows is 4: an image has 4, keep a whole number from 0 to 3"),
+    "all rows": (["cat.png", "--rows", "4"], "rows is 4: an image has 4, keep an integer from 0 to 3"),
     "negative rows": (["cat.png", "--rows", "-1"], "Invalid value for '--rows'"),
     "no such mask": (["cat.png", "--mask", "nomask.png"], "there is no image nomask.png: check the path"),
     "not a mask": (["cat.png", "--mask", "notes.txt"], "the mask cannot be used: notes.txt is not an image that"),
@@ -214,13 +215,13 @@ BAD_INPUTS = {
         "--gif is x.png: animations are written as GIF, choose a name that",
     ),
     "gif is a folder": (["cat.png", "--gif", "folder.gif"], "folder.gif is a folder: give the name of a file"),
-    "gif is nowhere": (["cat.png", "--gif", "no/x.gif"], "there is no folder no: make it first, or choose another"),
+    "gif is nowhere": (["cat.png", "--gif", "no/x.gif"], "there is no folder no: create it first, or choose"),
     "gif cannot be written": (["cat.png", "--gif", "/proc/x.gif"], "/proc cannot be written to (No such file"),
     "no completions": (["cat.png", "--num", "0"], "Invalid value for '--num'"),
     "negative seed": (["cat.png", "--seed", "-1"], "Invalid value for '--seed'"),
     "huge seed": (
         ["cat.png", "--seed", str(2**64)],
-        "Invalid value for '--seed': 18446744073709551616 is not a whole number from 0 to 2^64 - 1",
+        "Invalid value for '--seed': 18446744073709551616 is not an integer from 0 to 2^64 - 1",
     ),
     "negative temperature": (["cat.png", "--temperature", "-1"], "Invalid value for '--temperature'"),
     "top-k of nothing": (["cat.png", "--top-k", "0"], "Invalid value for '--top-k'"),
@@ -238,15 +239,18 @@ BAD_INPUTS = {
         "'int4' is not one of 'auto', 'float32', 'bfloat16', 'int8'",
     ),
     "no such decoder": (["cat.png", "--decoder", "fast"], "'fast' is not one of 'sequential', 'parallel'"),
-    "too little memory": (["cat.png", "--max-memory", "0.000001"], "max_memory is 1,000 bytes, the weights take"),
+    "too little memory": (["cat.png", "--max-memory", "0.000001"], "max_memory is 1,000 bytes, but the weights take"),
     "batches of nothing": (["cat.png", "--batch-size", "0"], "Invalid value for '--batch-size'"),
     "out is no PNG": (["cat.png", "--out", "x.jpg"], "--out is x.jpg: images are written as PNG, choose a name"),
-    "out has no suffix": (["cat.png", "--out", "x"], "--out is x: images are written as PNG"),
-    "out is a folder": (["cat.png", "--out", "folder.png"], "folder.png is a folder: give the name of a file"),
-    "out is nowhere": (["cat.png", "--out", "no/where.png"], "there is no folder no: make it first, or choose another"),
+    "an animation of a folder": (["cat.png", "--out", "x", "--gif", "x.gif"], "--gif x.gif belongs to a picture"),
+    "a format of a picture": (["cat.png", "--format", "npz"], "--format npz is for many images in a folder"),
+    "out is nowhere": (
+        ["cat.png", "--out", "no/where.png"],
+        "there is no folder no: create it first, or choose",
+    ),
     "out cannot be written": (["cat.png", "--out", "/proc/x.png"], "/proc cannot be written to (No such file"),
-    "singles is a file": (["cat.png", "--singles", "notes.txt"], "notes.txt is a file: --singles wants a folder"),
-    "singles is nowhere": (["cat.png", "--singles", "no/where"], "there is no folder no: make it first, or choose"),
+    "singles is a file": (["cat.png", "--singles", "notes.txt"], "notes.txt is a file: give --singles a folder"),
+    "singles is nowhere": (["cat.png", "--singles", "no/where"], "there is no folder no: create it first, or choose"),
     "out is a single": (
         ["cat.png", "--singles", ".", "--out", "cat_0.png"],
         "--out is cat_0.png, which is also the name of a single completion: choose another name",
@@ -296,7 +300,7 @@ def test_a_full_disk_leaves_nothing(run, workplace, names_in, monkeypatch, faili
     outputs = ["--out", "out.png", "--singles", "each", "--gif", "out.gif"]
     status, out, err = run("complete", "cat.png", *MODEL, "--num", 2, *outputs)
     assert (status, out) == (2, "")
-    assert "cannot be written (No space left on device): free some space or choose another place" in err
+    assert "cannot be written (No space left on device): free some space, or choose another path" in err
     assert len(calls) == failing_save + 1
     assert names_in() == []
 
@@ -329,3 +333,60 @@ def test_interruption_leaves_nothing(run, workplace, names_in, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", interrupt)
     assert run("complete", "cat.png", *MODEL, "--singles", "each")[0] == 130
     assert names_in() == []
+
+
+def test_many_images_go_into_a_folder_one_file_a_completion(run, workplace, names_in):
+    (workplace / "photos").mkdir()
+    for index in range(3):
+        Image.linear_gradient("L").rotate(90 * index).save(f"photos/{index}.png")
+    options = [*MODEL, "--num", 2, "--seed", 3, "--rows", 1, "--top-k", 4]
+    status, out, err = run("complete", "photos", *options, "--out", "many")
+    assert (status, out, err) == (0, "6 images: many\n", "")
+    pipe = ImageGPTPipeline.from_pretrained(workplace / "tiny")
+    expected = pipe.complete([f"photos/{index}.png" for index in range(3)], num=2, seed=3, rows=1, top_k=4)
+    for index in range(6):
+        found = picture(f"many/0000/{index:08d}.png")
+        assert np.array_equal(np.asarray(found), np.asarray(expected[index // 2][index % 2]))
+        assert (found.text["image"], found.text["completion"]) == (f"{index // 2}.png", str(index % 2))
+    before = {path: path.stat().st_mtime_ns for path in (workplace / "many").rglob("*.png")}
+    (workplace / "many/0000/00000004.png").unlink()
+    (workplace / "many/.imagegpt/00000.done").unlink()
+    status, out, err = run("complete", "photos", *options, "--out", "many", "--json")
+    assert (status, json.loads(out)["num_new"], err) == (0, 1, "resuming: 5 of 6 images are done\n")
+    after = {path: path.stat().st_mtime_ns for path in (workplace / "many").rglob("*.png")}
+    assert {path.name for path in after if before[path] != after[path]} == {"00000004.png"}
+
+
+def test_files_named_one_by_one_go_into_a_folder_without_the_broken_ones(run, workplace):
+    Image.radial_gradient("L").save("dog.png")
+    (workplace / "notes.txt").write_text("no image")
+    command = ["complete", "cat.png", "notes.txt", "dog.png", *MODEL, "--num", 1, "--format", "npz", "--out", "many"]
+    status, _, err = run(*command)
+    assert status == 2
+    assert "1 of 3 images of 3 files are broken and 5 % may be (notes.txt is unreadable)" in err
+    status, out, err = run(*command, "--max-broken", 0.5)
+    assert (status, out) == (1, "2 images: many\n")
+    assert "skipped (unreadable): notes.txt is not an image" in err
+    assert (workplace / "broken-images.txt").read_text().startswith("notes.txt\tunreadable")
+    with np.load("many/00000000.npz") as shard:
+        ids = shard["ids"]
+    pipe = ImageGPTPipeline.from_pretrained(workplace / "tiny")
+    for row, name in enumerate(["cat.png", "dog.png"]):
+        assert np.array_equal(
+            pipe.processor.decode(ids[row : row + 1].astype(int))[0], pipe.complete(name, num=1)[0][0]
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--num", 3], "another number of completions (2, not 3)"),
+        (["--rows", 1], "another number of kept pixels (8, not 4)"),
+    ],
+)
+def test_other_completions_are_refused_in_the_same_folder(run, workplace, change, message):
+    run("complete", "cat.png", *MODEL, "--num", 2, "--out", "many")
+    status, _, err = run("complete", "cat.png", *MODEL, "--num", 2, *change, "--out", "many")
+    assert status == 2
+    assert message in err
+    assert run("sample", *MODEL, "--num", 2, "--out", "many")[0] == 2

@@ -1,4 +1,4 @@
-"""What the commands print: names as they are, on any terminal."""
+"""Terminal output: names are printed verbatim, on any terminal."""
 
 import io
 import re
@@ -14,13 +14,13 @@ HOSTILE = ["[x]", "[/x]", "[red]a[/red]", ":smile:", "ol\udce9", "\x1b[2J", "a\n
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_are_printed_as_they_are(capsys, name):
-    shown = _console.plain(name).plain
+def test_names_are_printed_verbatim(capsys, name):
+    shown = _console.plain_text(name).plain
     _console.echo(f"made {name}")
-    _console.say(f"reading {name}")
-    _console.say_next(f"imagegpt info {name}")
+    _console.print_stderr(f"reading {name}")
+    _console.suggest_command(f"imagegpt info {name}")
     assert capsys.readouterr() == (f"made {shown}\n", f"reading {shown}\nNext: imagegpt info {shown}\n")
-    table = Table("what", title=_console.plain(name))
+    table = Table("what", title=_console.plain_text(name))
     _console.add_row(table, name)
     _console.print_table(table)
     assert capsys.readouterr().out.count(shown) == 2
@@ -42,17 +42,17 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp850", "latin-1", "koi8-r"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_on_a_terminal_with_a_spinner(monkeypatch, name, encoding):
+def test_the_spinner_prints_names_verbatim(monkeypatch, name, encoding):
     terminal = Terminal(encoding)
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with _console.lenient_streams(), _console.working(f"reading {name}"):
+    with _console.lenient_streams(), _console.spinner(f"reading {name}"):
         pass
-    assert f"reading {_console.plain(name).plain}" in terminal.text()
+    assert f"reading {_console.plain_text(name).plain}" in terminal.text()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp850", "latin-1", "koi8-r"])
-def test_what_an_encoding_lacks_is_replaced(monkeypatch, encoding):
+def test_characters_that_cannot_be_encoded_are_replaced(monkeypatch, encoding):
     terminal = Terminal(encoding)
     monkeypatch.setattr(sys, "stdout", terminal)
     with _console.lenient_streams():
@@ -62,7 +62,7 @@ def test_what_an_encoding_lacks_is_replaced(monkeypatch, encoding):
         terminal.write("…")
 
 
-def test_long_words_in_tables_are_folded_not_cut(capsys):
+def test_long_words_in_tables_are_wrapped(capsys):
     table = Table("model", "what it is")
     _console.add_row(table, "openai/imagegpt-medium-with-a-long-name", "a model")
     _console.print_table(table, width=30)
@@ -70,7 +70,7 @@ def test_long_words_in_tables_are_folded_not_cut(capsys):
     assert "".join(rows) == "openai/imagegpt-medium-with-a-long-name"
 
 
-def test_the_commands_print_nothing_past_this():
+def test_commands_print_only_through_this_module():
     printing = re.compile(r"typer\.echo|(?<![.\w])print\(|(?<!_)Console\(|TextColumn\(|stdout\.write")
     for path in Path(_console.__file__).parent.glob("*.py"):
         found = printing.search(path.read_text(encoding="utf-8"))

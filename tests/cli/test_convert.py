@@ -1,5 +1,6 @@
-"""`imagegpt convert`, `export`, `inspect` and `download` on made-up checkpoints."""
+"""`imagegpt convert`, `export`, `inspect` and `download` on random checkpoints."""
 
+import json
 import re
 
 import numpy as np
@@ -24,10 +25,10 @@ def one_line(text):
     return " ".join(text.split())
 
 
-def test_from_openai_and_back(run, bundles):
+def test_convert_and_export_openai(run, bundles):
     code, out, err = run("convert", "openai", "ar", "model")
     assert code == 0, err
-    assert "left out 2 variables that are no weights, such as global_step" in out
+    assert "skipped 2 variables that are not weights, such as global_step" in out
     assert re.search(r"autoregressive, [\d,]+ parameters, step 9: model", out)
     assert "Next: imagegpt info ./model" in err
     code, out, err = run("export", "openai", "./model", "back", "--shards", 3)
@@ -39,13 +40,13 @@ def test_from_openai_and_back(run, bundles):
     assert "`imagegpt convert openai ar model`" in card
 
 
-def test_bert_and_biases(run, bundles):
+def test_convert_bert_with_biases(run, bundles):
     assert run("convert", "openai", "bert", "model", "--objective", "bert", "--biases")[0] == 0
     config = ImageGPTForCausalImageModeling.from_pretrained("model").config
     assert (config.is_causal, config.use_bias) == (False, True)
 
 
-def test_of_transformers(run, bundles):
+def test_convert_transformers(run, bundles):
     run("convert", "openai", "ar", "model")
     model = ImageGPTForCausalImageModeling.from_pretrained("model")
     (bundles / "old").mkdir()
@@ -61,7 +62,7 @@ def test_of_transformers(run, bundles):
 
 
 @pytest.mark.parametrize("source", ["ar", "ar.index", "./tiny"])
-def test_inspecting(run, bundles, source):
+def test_inspect(run, bundles, source):
     code, out, err = run("inspect", source)
     assert code == 0, err
     if source == "./tiny":
@@ -72,10 +73,39 @@ def test_inspecting(run, bundles, source):
     assert re.search(r"^\d+ tensors, [\d,]+ bytes$", out, re.MULTILINE)
 
 
+def test_json(run, bundles, monkeypatch):
+    code, out, _ = run("convert", "openai", "ar", "model", "--json")
+    converted = json.loads(out)
+    assert code == 0
+    assert converted["num_parameters"] == sum(
+        weight.numel() for weight in ImageGPTForCausalImageModeling.from_pretrained("model").parameters()
+    )
+    assert {key: converted[key] for key in ("objective", "step", "num_classes", "path")} == {
+        "objective": "ar", "step": 9, "num_classes": 0, "path": "model",
+    }  # fmt: skip
+    assert converted["ignored"] == ["global_step", "model/wpe/Adam"]
+    _, out, _ = run("export", "openai", "./model", "back", "--json")
+    assert json.loads(out) == {"num_variables": len(read_bundle("back")), "path": "back"}
+    _, out, _ = run("inspect", "back", "--json")
+    inspected = json.loads(out)
+    assert {"name": "model/sos", "shape": [8], "dtype": "float32", "nbytes": 32} in inspected["tensors"]
+    assert inspected["bytes"] == sum(tensor["nbytes"] for tensor in inspected["tensors"])
+
+    def place_files(urls, out, progress, *, max_bytes):
+        out.mkdir()
+        for name in urls:
+            (out / name).write_bytes(b"abc")
+        return out / "model.ckpt-131000"
+
+    monkeypatch.setattr("imagegpt.checkpoints.openai_download.download_checkpoint", place_files)
+    _, out, _ = run("download", "s", "--step", 131000, "--out", "igpt", "--json")
+    assert json.loads(out) == {"num_files": 34, "bytes": 102, "path": "igpt/model.ckpt-131000"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["convert", "openai", "none", "model"], "there is no checkpoint of TensorFlow none: none.index is missing"),
+        (["convert", "openai", "none", "model"], "there is no TensorFlow checkpoint none: none.index is missing"),
         (
             ["convert", "openai", "ar", "model", "--objective", "bert"],
             "it has a start token, model/sos",
@@ -88,10 +118,10 @@ def test_inspecting(run, bundles, source):
         (["export", "openai", "./tiny", "ar"], "ar.index exists already: give --force to overwrite it"),
         (["export", "openai", "./tiny", "no/x"], "there is no folder no"),
         (["inspect", "none"], "there is no model 'none'"),
-        (["inspect", "."], "holds no weights: expected model.safetensors or pytorch_model.bin in it"),
-        (["inspect", "/"], "/ holds no weights: expected model.safetensors or pytorch_model.bin in it"),
-        (["convert", "openai", ".", "model"], ". is a folder: give what its files' names begin with"),
-        (["convert", "openai", "/", "model"], "/ is a folder: give what its files' names begin with"),
+        (["inspect", "."], "contains no weights: expected model.safetensors or pytorch_model.bin in it"),
+        (["inspect", "/"], "/ contains no weights: expected model.safetensors or pytorch_model.bin in it"),
+        (["convert", "openai", ".", "model"], ". is a folder: give the prefix of the checkpoint's files"),
+        (["convert", "openai", "/", "model"], "/ is a folder: give the prefix of the checkpoint's files"),
         (
             ["download", "s", "--step", "200000", "--out", "igpt"],
             "--step is 200000: there are 131000, 262000, 524000, 1000000",
@@ -99,7 +129,7 @@ def test_inspecting(run, bundles, source):
         (["download", "s", "--out", "no/igpt"], "there is no folder no"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_sentence(words, message, run, bundles):
+def test_errors_are_one_sentence(words, message, run, bundles):
     before = sorted(path.name for path in bundles.iterdir())
     code, _, err = run(*words)
     assert code == 2
@@ -108,9 +138,9 @@ def test_what_cannot_be_done_is_told_in_one_sentence(words, message, run, bundle
     assert sorted(path.name for path in bundles.iterdir()) == before
 
 
-def test_without_a_palette(run, bundles):
+def test_missing_palette(run, bundles):
     (bundles / "kmeans_centers.npy").unlink()
     code, _, err = run("convert", "openai", "ar", "model")
     assert code == 2
-    assert "there is no kmeans_centers.npy beside ar: give the colours with --palette" in one_line(err)
+    assert "there is no kmeans_centers.npy next to ar: give the palette with --palette" in one_line(err)
     assert not (bundles / "model").exists()

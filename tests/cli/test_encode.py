@@ -1,5 +1,6 @@
 """`imagegpt encode`: images into a folder of ids, what is told about it, and what is refused."""
 
+import json
 import os
 import signal
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers import digit_ids
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.cli import encode as command
-from imagegpt.data.encoded import EncodedImages
-from imagegpt.jobs import encode_worker
+from imagegpt.data.encoded import EncodedDataset
+from imagegpt.jobs.encode_job import EncodeJob
 
 
 @pytest.fixture
@@ -34,10 +36,32 @@ def test_the_ids_are_the_processors(run, workplace, pictures, mode):
     assert lines[2].startswith("10 images in ")
     assert lines[2].endswith(" images/s: out")
     assert err == "Next: imagegpt train pictures --set data.train=./out --out ./model\n"
-    encoded = EncodedImages.load("out")
+    encoded = EncodedDataset("out")
     processor = ImageGPTImageProcessor(ColorPalette.load("pal.npy"), size=4, resize_mode=mode)
-    assert np.array_equal(encoded.ids(range(10)), processor(list(pictures))["input_ids"])
+    assert np.array_equal(encoded.read(np.array(range(10))), processor(list(pictures))["input_ids"])
     assert encoded.classes == ["ant", "bee"]
+
+
+def test_the_result_as_json(run, workplace, pictures):
+    status, out, _ = run("encode", "src", "out", "--palette", "pal.npy", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert (found["splits"][0]["num_images"], found["splits"][0]["folder"]) == (10, "out")
+    assert found["seconds"] > 0
+
+
+def test_parquet(run, workplace, pictures, names_in):
+    assert run("encode", "src", "out", "--palette", "pal.npy", "--format", "parquet")[0] == 0
+    assert len(EncodedDataset("out")) == 10
+    assert "data-00000-of-00001.parquet" in names_in()
+
+
+def test_the_tasks_of_a_job_array_share_the_work(run, workplace, pictures, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    for task, rest in (("0", "images/s: out"), ("1", "nothing was left to do: out")):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        status, out, _ = run("encode", "src", "out", "--palette", "pal.npy")
+        assert (status, out.splitlines()[-1][-len(rest) :]) == (0, rest)
 
 
 def test_the_same_command_goes_on(run, workplace, pictures):
@@ -45,7 +69,7 @@ def test_the_same_command_goes_on(run, workplace, pictures):
     run(*arguments)
     status, out, err = run(*arguments)
     assert (status, out.splitlines()[-1]) == (0, "nothing was left to do: out")
-    assert err.splitlines()[0] == "going on: 10 of 10 images are there"
+    assert err.splitlines()[0] == "resuming: 10 of 10 images are done"
 
 
 def test_all_splits_with_the_palette_of_a_bundled_model(run, workplace):
@@ -58,15 +82,13 @@ def test_all_splits_with_the_palette_of_a_bundled_model(run, workplace):
         ["validation", "140", "140", "0", "10"],
         ["test", "360", "360", "0", "10"],
     ]
-    from imagegpt.data.sources.digits import load_digits
-
-    assert np.array_equal(EncodedImages.load("out", "test").ids(range(360)), load_digits().test.ids.numpy())
+    assert np.array_equal(EncodedDataset("out", "test").read(np.array(range(360))), digit_ids("test").numpy())
 
 
 def test_one_split_with_the_palette_of_a_folder(run, workplace):
     status, out, _ = run("encode", "digits", "out", "--split", "val", "--palette", "./tiny", "--size", 8)
     assert (status, out.splitlines()[1].split()) == (0, ["validation", "140", "140", "0", "10"])
-    assert EncodedImages.load("out").palette == ColorPalette.grey(10)
+    assert EncodedDataset("out").palette == ColorPalette.grey(10)
 
 
 def test_broken_images_are_told(run, workplace, pictures):
@@ -82,8 +104,8 @@ def test_broken_images_are_told(run, workplace, pictures):
     for _ in range(2):  # the second time nothing is left to do
         status, out, err = run(*arguments, "--max-broken", 0.4)
         assert (status, out.splitlines()[1].split()) == (1, ["16", "10", "6", "2"])
-        assert "left out (unreadable): src/ant/x0.png is not an image that Pillow can read" in err
-        assert "6 broken images left out: see out/encoding.json\n" in err
+        assert "skipped (unreadable): src/ant/x0.png is not an image that Pillow can read" in err
+        assert "6 broken images skipped: see out/encoding.json\n" in err
 
 
 @pytest.mark.parametrize("stop", ["Ctrl-C", "SIGTERM"])
@@ -96,10 +118,10 @@ def test_when_it_is_stopped_it_says_how_to_go_on(run, workplace, pictures, monke
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode_worker.ShardMaker, "make", stopped)
+        patch.setattr(EncodeJob, "make", stopped)
         status, out, err = run("encode", "src", "out", "--palette", "pal.npy")
     assert (status, out) == (130 if stop == "Ctrl-C" else 143, "")
-    assert err == "stopped: the same command goes on from what is in out\n"
+    assert err == "stopped: the same command resumes from what is in out\n"
     assert signal.getsignal(signal.SIGTERM) == handler
     assert run("encode", "src", "out", "--palette", "pal.npy")[0] == 0
 
@@ -113,8 +135,11 @@ PALETTE = ["--palette", "pal.npy"]
         (["src", "out"], "Missing option '--palette'"),
         (["src", "out", "--palette", "nothing"], "there is no palette 'nothing': give a .npy file or a folder"),
         (["src", "out", "--palette", "./nothing"], "there is no palette './nothing': give a .npy file or a folder"),
-        (["src", "out", "--palette", "src"], "src holds no palette: expected preprocessor_config.json or kmeans_cent"),
-        (["src", "out", "--palette", "cat.png"], "cat.png is no readable .npy palette"),
+        (
+            ["src", "out", "--palette", "src"],
+            "src contains no palette: expected preprocessor_config.json or kmeans",
+        ),
+        (["src", "out", "--palette", "cat.png"], "cat.png is not a readable .npy palette"),
         (["src", "out", "--palette", "openai/imagegpt-small"], "'openai/imagegpt-small' is not on this machine"),
         (["src", "out", *PALETTE, "--size", "0"], "Invalid value for '--size'"),
         (["src", "out", *PALETTE, "--resize", "stretch"], "Invalid value for '--resize'"),
@@ -122,8 +147,8 @@ PALETTE = ["--palette", "pal.npy"]
         (["src", "out", *PALETTE, "--max-broken", "2"], "Invalid value for '--max-broken'"),
         (["src", "out", *PALETTE, "--split", "train"], "src has no splits and 'train' was asked for"),
         (["./none", "out", *PALETTE], "'./none' does not exist: check the path"),
-        (["owner/name", "out", *PALETTE], "owner/name does not exist here, nor can a data set of that name be"),
-        (["src", "no/out", *PALETTE], "there is no folder no: make it first"),
+        (["owner/name", "out", *PALETTE], "owner/name does not exist here, and a data set of that name cannot be"),
+        (["src", "no/out", *PALETTE], "there is no folder no: create it first"),
         (["src", "cat.png", *PALETTE], "cat.png is a file: encoded images need a folder"),
         (["src", "src", *PALETTE], "src holds ant, which is no part of this encoding"),
     ],

@@ -1,9 +1,12 @@
+"""`imagegpt env`: versions, hardware and settings, without secrets."""
+
+import json
 from importlib.metadata import version
 
 from imagegpt.cli import env
 
 
-def test_what_a_report_needs(run, monkeypatch):
+def test_env_prints_versions_hardware_and_settings(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -20,13 +23,24 @@ def test_what_a_report_needs(run, monkeypatch):
     assert "secret" not in out
 
 
-def test_a_machine_that_lacks_things(run, monkeypatch, tmp_path):
+def test_env_as_json(run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    status, out, err = run("env", "--json")
+    assert (status, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["libraries"]["transformers"] == version("transformers")
+    assert facts["variables"]["HF_TOKEN"] == "set"
+    assert facts["available_memory_bytes"] > 0
+    assert facts["threads"] >= 1
+
+
+def test_env_without_compiler_cache_and_known_memory(run, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(env, "available_bytes", lambda: None)
+    monkeypatch.setattr(env, "available_memory", lambda: None)
     monkeypatch.setattr(env.os, "access", lambda *_: False)
     status, out, _ = run("env")
     assert status == 0
-    assert "none, so that sampling and training run without kernels" in out
+    assert "none: sampling and training run without kernels" in out
     assert "memory unknown" in out
-    assert "which cannot be written to" in out
+    assert "not writable" in out

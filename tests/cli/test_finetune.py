@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
-from helpers import largest_difference
+from helpers import digit_ids, largest_difference
 from imagegpt import ImageGPTForImageClassification
 from imagegpt.checkpoints.loading import find_folder, load_model
-from imagegpt.data.sources.digits import load_digits
 from imagegpt.training import card
 from imagegpt.training.recipe_io import read_recipe
 from imagegpt.training.trainer import Trainer
@@ -21,7 +20,7 @@ QUICK = [
     for change in ("num_steps=4", "warmup_steps=1", "batch_size=4", "precision=float32")
     for word in ("--set", f"training.{change}")
 ]
-QUICK += ["--set", "watch.validate_every=2", "--set", "watch.checkpoint_every=2"]
+QUICK += ["--set", "monitoring.validate_every=2", "--set", "monitoring.checkpoint_every=2"]
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def recipe_of(folder):
 def test_pictures_in_class_folders_get_the_models_palette_and_size(run, workplace, photos):
     code, out, err = run("finetune", "./tiny", "photos", "--out", "reader", *QUICK)
     assert code == 0, err
-    said = r"accuracy on \d+ images of photos: \d+\.\d% \(validation part; it also chose the checkpoint\)\n"
+    said = r"accuracy on \d+ images of photos: \d+\.\d% \(validation split; it also chose the checkpoint\)\n"
     assert re.fullmatch(said, out)
     classifier = ImageGPTForImageClassification.from_pretrained("reader")
     assert classifier.config.id2label == {0: "dark", 1: "light"}
@@ -56,7 +55,7 @@ def test_pictures_in_class_folders_get_the_models_palette_and_size(run, workplac
 def test_the_bundled_model_has_a_recipe_of_its_own(run, workplace):
     code, out, err = run("finetune", "digits", "digits", "--out", "reader", *QUICK)
     assert code == 0, err
-    assert re.fullmatch(r"accuracy on 360 images of digits: \d+\.\d% \(test part\)\n", out)
+    assert re.fullmatch(r"accuracy on 360 images of digits: \d+\.\d% \(test split\)\n", out)
     assert recipe_of(workplace / "reader").training.learning_rate == 0.003
     other = ["--recipe", "finetune", "--set", "data.augmentation=none"]
     assert run("finetune", "digits", "digits", "--out", "other", *other, *QUICK)[0] == 0
@@ -69,7 +68,7 @@ def test_a_classifier_scores_the_same_in_transformers(run, workplace):
     theirs = AutoModelForImageClassification.from_pretrained("reader").eval()
     assert type(theirs) is not ImageGPTForImageClassification
     ours = ImageGPTForImageClassification.from_pretrained("reader").eval()
-    ids = load_digits().test.ids[:20]
+    ids = digit_ids("test")[:20]
     assert largest_difference(ours(ids).logits, theirs(ids).logits) < 1e-4
 
 
@@ -92,7 +91,7 @@ def test_info_of_a_classifier_is_about_the_classifier(run, workplace, photos):
     assert facts["kind"] == "classifier of 2 classes, autoregressive"
     assert facts["parameters"] == f"{num_parameters:,}"
     assert facts["classes"] == "dark, light"
-    assert facts["input"] == "all pixels, as transformers feeds them"
+    assert facts["input"] == "all pixels, as in transformers' classifier"
     assert "an image" not in facts["operations"]  # it draws none
     assert "keys and values" not in facts
     assert "the start token, then all pixels but the last" in run("info", "./shifted")[1]
@@ -102,7 +101,7 @@ def test_info_of_a_classifier_is_about_the_classifier(run, workplace, photos):
 def test_a_bidirectional_model_becomes_a_bidirectional_classifier(run, workplace):
     code, out, err = run("finetune", "digits-bert", "digits", "--out", "reader", *QUICK)
     assert code == 0, err
-    assert re.fullmatch(r"accuracy on 360 images of digits: \d+\.\d% \(test part\)\n", out)
+    assert re.fullmatch(r"accuracy on 360 images of digits: \d+\.\d% \(test split\)\n", out)
     assert recipe_of(workplace / "reader").objective.name == "joint-bert"
     general = ["--recipe", "finetune", "--set", "data.augmentation=none"]
     assert run("finetune", "digits-bert", "digits", "--out", "other", *general, *QUICK)[0] == 0
@@ -139,11 +138,11 @@ def test_adapters_are_merged_and_leave_everything_else_alone(run, workplace):
 
 def test_a_stopped_run_goes_on_with_its_adapters(run, workplace, monkeypatch):
     run("finetune", "digits", "digits", "--out", "whole", "--lora", 2, *QUICK)
-    reason = Trainer._reason_to_stop
+    status = Trainer._status
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_reason_to_stop", lambda self: "stopped" if self.progress.step == 2 else reason(self))
+        patch.setattr(Trainer, "_status", lambda self: "stopped" if self.state.step == 2 else status(self))
         _, _, err = run("finetune", "digits", "digits", "--out", "parts", "--lora", 2, *QUICK)
-    command = re.search(r"go on with: imagegpt (.*)$", " ".join(err.split()))[1].split()
+    command = re.search(r"resume with: imagegpt (.*)$", " ".join(err.split()))[1].split()
     assert command[:5] == ["finetune", "digits", "digits", "--out", "parts"]
     assert command[5:7] == ["--lora", "2"]
     assert run(*command)[0] == 0
@@ -186,7 +185,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_card(run, workplace, p
     def fail(*_):
         raise ArithmeticError("no\npicture")
 
-    monkeypatch.setattr(card, "confusion_picture", fail)
+    monkeypatch.setattr(card, "confusion_matrix_plot", fail)
     code, out, err = run("finetune", "./tiny", "photos", "--out", "reader", *QUICK)
     assert code == 0, err
     assert "accuracy on " in out

@@ -93,7 +93,7 @@ def test_everything_works(call, place, variables):
 def test_a_tilde_without_a_home_is_one_sentence(call):
     done = call([["sample", "--num", "1", "--out", "~/x.png"]])
     assert done.stdout == "status 2\n"
-    assert "nobody knows which folder ~ is: give the path without it" in done.stderr
+    assert "~ has no home folder: give the full path instead" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

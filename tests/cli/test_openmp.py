@@ -131,7 +131,7 @@ def test_workers_that_encode_inherit_it(notes_of, tmp_path):
 def test_workers_that_prepare_batches_inherit_it(notes_of):
     changes = ["num_steps=2", "warmup_steps=1"]
     words = [word for change in changes for word in ("--set", f"training.{change}")]
-    words += ["--set", "watch.samples=0", "--set", "watch.validation_images=8", "--set", "data.num_workers=1"]
+    words += ["--set", "monitoring.samples=0", "--set", "monitoring.validation_images=8", "--set", "data.num_workers=1"]
     notes, _ = notes_of("-m", "imagegpt", "train", "digits", "--out", "m", *words)
     assert len([note for note in notes if "spawn" in " ".join(note["words"])]) >= 1
     assert policies(notes) == [POLICY] * len(notes)

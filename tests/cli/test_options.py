@@ -1,4 +1,4 @@
-"""How paths, names and devices are read from the command line; numbers are tested in test_limits.py."""
+"""Paths, names and devices on the command line; numbers are tested in test_number_limits.py."""
 
 import inspect
 import typing
@@ -19,25 +19,25 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "path"), [("~", ""), ("~/a/b.png", "a/b.png")])
-def test_the_users_home(home, text, path):
+def test_tilde_expands_to_the_home_folder(home, text, path):
     assert read_path(text) == home / path
     assert expand_home(text) == str(home / path)
 
 
 @pytest.mark.parametrize("text", ["a~b", "./~", "a/~/b", "owner/model", "digits"])
-def test_other_texts_stay_as_they_are(home, text):
+def test_other_text_is_unchanged(home, text):
     assert expand_home(text) == text
 
 
-def test_a_home_that_nobody_knows(home):
-    with pytest.raises(typer.BadParameter, match="nobody knows which folder ~nosuchuser is: give the path without it"):
+def test_an_unknown_home_folder(home):
+    with pytest.raises(typer.BadParameter, match="~nosuchuser has no home folder: give the full path instead"):
         read_path("~nosuchuser/x")
     (home / "~nosuchuser.png").touch()
     assert read_path("~nosuchuser.png") == Path("~nosuchuser.png")
-    assert expand_home("~nosuchuser.png") == "./~nosuchuser.png"  # so that nobody expands it again
+    assert expand_home("~nosuchuser.png") == "./~nosuchuser.png"  # so that it is not expanded again
 
 
-def test_nothing_is_no_path():
+def test_an_empty_path_is_refused():
     with pytest.raises(typer.BadParameter, match="it is empty"):
         read_path("")
 
@@ -55,7 +55,7 @@ NAMES = {"src", "data", "model", "palette", "recipe", "source"}  # of something,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_path_may_begin_with_a_tilde(command):
+def test_every_path_may_start_with_a_tilde(command):
     parameters = inspect.signature(COMMANDS[command]).parameters.values()
     for parameter in parameters:
         kind, info = typing.get_args(parameter.annotation)
@@ -72,11 +72,11 @@ def test_devices(text):
 
 
 @pytest.mark.parametrize("text", ["meta", "xpu", "cuda:", "cuda:x", "gpu", "", "cpu:1"])
-def test_devices_that_do_not_compute(text):
+def test_unknown_devices_are_refused(text):
     with pytest.raises(typer.BadParameter, match=f"there is no device '{text}': give cpu, cuda or cuda:1"):
         read_device(text)
 
 
-def test_the_gpus_of_apple_are_refused_with_the_reason():
+def test_apple_gpus_are_refused_with_the_reason():
     with pytest.raises(typer.BadParameter, match=r"Apple's GPUs \(mps\) lack float64"):
         read_device("mps")

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all; the rest of `_output` is tested through the commands that use it."""
+"""Folders that are created atomically; the rest of `_output` is tested through the commands that use it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from imagegpt.cli._output import new_folder
 from imagegpt.files.locks import LOCK_FILE, BusyError
-from imagegpt.files.paths import FETCHING
+from imagegpt.files.paths import PARTIAL_DOWNLOAD
 
 
 def fill(out, content, force=False):
@@ -14,7 +14,7 @@ def fill(out, content, force=False):
         (folder / "model").write_text(content)
 
 
-def test_a_replacement_that_fails_at_the_last_step_leaves_the_old_folder(tmp_path, monkeypatch):
+def test_a_failed_replacement_restores_the_old_folder(tmp_path, monkeypatch):
     out = tmp_path / "out"
     fill(out, "old")
     rename = Path.rename
@@ -31,7 +31,7 @@ def test_a_replacement_that_fails_at_the_last_step_leaves_the_old_folder(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_force_replaces_the_folder(tmp_path):
     out = tmp_path / "out"
     fill(out, "old")
     fill(out, "new", force=True)
@@ -43,8 +43,8 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
-    """It stayed for ever, as large as a model each; what only looks alike is the user's."""
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
+    """Regression: they stayed forever, each as large as a model. Folders with similar names are the user's."""
     out = tmp_path / "out"
     fill(out, "first")
     for name in (".out.0123abcd.making", ".out.0123abcd.old"):
@@ -58,18 +58,18 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert names(tmp_path) == [*users, "out"]
 
 
-def test_a_folder_that_a_killed_process_was_replacing_is_put_back(tmp_path):
-    """Between two renames there is none of this name; it was left under another one that nobody looks for."""
+def test_a_folder_that_a_killed_process_was_replacing_is_restored(tmp_path):
+    """Regression: a process killed between two renames left the folder under its temporary name."""
     out = tmp_path / "out"
     fill(out, "first")
     out.rename(tmp_path / ".out.0123abcd.old")
-    with pytest.raises(ValueError, match="out exists: choose another place, or replace it with --force"):
+    with pytest.raises(ValueError, match="out exists: choose another path, or replace it with --force"):
         fill(out, "second")
     assert (out / "model").read_text() == "first"
     assert names(tmp_path) == ["out"]
 
 
-def test_two_make_one_folder(tmp_path):
+def test_two_processes_cannot_create_the_same_folder(tmp_path):
     with (
         new_folder(tmp_path / "out", force=False, replaceable={"model"}),
         pytest.raises(BusyError, match=r"another process makes out in .*: wait for it, or end it first"),
@@ -78,10 +78,10 @@ def test_two_make_one_folder(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_locks_and_what_a_download_left_do_not_block_force(tmp_path):
+def test_lock_files_and_partial_downloads_do_not_block_force(tmp_path):
     out = tmp_path / "out"
     fill(out, "first")
     (out / LOCK_FILE).touch()
-    (out / FETCHING).mkdir()
+    (out / PARTIAL_DOWNLOAD).mkdir()
     fill(out, "second", force=True)
     assert names(out) == ["model"]

@@ -25,7 +25,7 @@ def test_a_palette_is_fitted(run, workplace, pictures):
     assert palette == ColorPalette.fit(pictures, 16, seed=2)
     assert out.splitlines() == [
         "16 colours from 12 images: pal",
-        f"as they serve 12 of them: {palette.report(pictures)}",
+        f"reproduction of 12 of them: {palette.report(pictures)}",
     ]
     assert sorted(path.name for path in (workplace / "pal").iterdir()) == [
         "before_after.png", "kmeans_centers.npy", "palette.png",
@@ -54,8 +54,8 @@ def test_broken_images_are_told(run, workplace, pictures):
     assert "error: 1 of 12 images of src are broken and 5 % may be (00.png is unreadable): repair or remove" in err
     status, out, err = run(*command, "--max-broken", 0.1)
     assert (status, out.splitlines()[0]) == (1, "4 colours from 11 images: pal")
-    assert "left out (unreadable): src/00.png is not an image" in err
-    assert "1 broken image left out: see pal/broken-images.txt\n" in err
+    assert "skipped (unreadable): src/00.png is not an image" in err
+    assert "1 broken image skipped: see pal/broken-images.txt\n" in err
     listed = (workplace / "pal" / "broken-images.txt").read_text()
     assert listed.startswith("00.png\tunreadable\tsrc/00.png is not an image")
     (workplace / "src" / "00.png").unlink()
@@ -74,12 +74,12 @@ def test_a_split_of_the_digits(run, workplace):
     [
         (
             ["src", "--out", "pal", "--colors", "1"],
-            "Invalid value for '--colors': 1 is not a whole number from 2 to 65,536",
+            "Invalid value for '--colors': 1 is not an integer from 2 to 65,536",
         ),
         (["src", "--out", "pal", "--colors", "800", "--size", "8"], "the images have "),
-        (["src", "--out", "no/pal"], "there is no folder no: make it, or choose another place"),
-        (["src", "--out", "src"], "src exists: choose another place, or replace it with --force"),
-        (["src", "--out", "src", "--force"], "src holds 00.png, which is no part of a model"),
+        (["src", "--out", "no/pal"], "there is no folder no: create it first, or choose another path"),
+        (["src", "--out", "src"], "src exists: choose another path, or replace it with --force"),
+        (["src", "--out", "src", "--force"], "src contains 00.png, which is not part of a model"),
         (["src", "--out", "pal", "--size", "0"], "Invalid value for '--size'"),
         (["src", "--out", "pal", "--seed", "-1"], "Invalid value for '--seed'"),
         (["src", "--out", "pal", "--max-images", "0"], "Invalid value for '--max-images'"),
@@ -87,7 +87,7 @@ def test_a_split_of_the_digits(run, workplace):
         (["src"], "Missing option '--out'"),
         (["digits", "--out", "pal"], "digits has the splits train, validation, test: choose one"),
         (["./nowhere", "--out", "pal"], "'./nowhere' does not exist: check the path"),
-        (["cat.png", "--out", "pal"], "cat.png is a file of no kind that holds many images"),
+        (["cat.png", "--out", "pal"], "cat.png is no file that holds many images"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, workplace, pictures, names_in, arguments, message):

@@ -1,5 +1,6 @@
 """`imagegpt sample`: the images a seed stands for, and where they go."""
 
+import json
 import os
 import signal
 
@@ -9,8 +10,8 @@ import torch
 from PIL import Image
 
 from imagegpt import ImageGPTPipeline
-from imagegpt.cli import _progress, _sample_folder
-from imagegpt.jobs.ranks import Workers
+from imagegpt.cli import _folder_job, _progress
+from imagegpt.jobs.ranks import Ranks
 from imagegpt.sampling import Sampler
 
 MODEL = ("--model", "./tiny")
@@ -68,7 +69,9 @@ def test_a_folder_gets_a_file_an_image(run, workplace, names_in, name):
     options = ["--num", 5, "--seed", 4, "--top-k", 3, "--min-p", 0.1, "--batch-size", 2]
     status, out, err = run("sample", *MODEL, *options, "--out", name)
     assert (status, out, err) == (0, f"5 images: {name}\n", "")
-    assert names_in() == sorted(["0000", *(f"0000000{index}.png" for index in range(5)), name, "run.json"])
+    assert names_in() == sorted(
+        [".imagegpt", "00000.done", "0000", *(f"0000000{index}.png" for index in range(5)), name, "run.json"]
+    )
     expected = ImageGPTPipeline.from_pretrained(workplace / "tiny").sample(5, seed=4, top_k=3, min_p=0.1)
     for index, image in enumerate(expected):
         drawn = picture(f"{name}/0000/0000000{index}.png")
@@ -77,8 +80,9 @@ def test_a_folder_gets_a_file_an_image(run, workplace, names_in, name):
 
 
 def test_a_folder_of_shards(run, workplace, names_in):
-    assert run("sample", *MODEL, "--num", 5, "--batch-size", 3, "--format", "npz", "--out", "ids")[0] == 0
-    assert names_in() == ["00000000.npz", "00000003.npz", "ids", "run.json"]
+    assert run("sample", *MODEL, "--num", 300, "--format", "npz", "--out", "ids")[0] == 0
+    names = [".imagegpt", "00000.done", "00000000.npz", "00000256.npz", "00001.done", "ids", "run.json"]
+    assert names_in() == names
 
 
 def test_the_same_command_goes_on(run, workplace):
@@ -86,7 +90,7 @@ def test_the_same_command_goes_on(run, workplace):
     run(*command, "--num", 3)
     status, out, err = run(*command, "--num", 5)
     assert (status, out) == (0, "5 images: many\n")
-    assert err == "going on: 3 of 5 images are there\n"
+    assert err == "resuming: 3 of 5 images are done\n"
 
 
 def test_force_replaces_a_run(run, workplace):
@@ -94,13 +98,13 @@ def test_force_replaces_a_run(run, workplace):
     before = (workplace / "many/0000/00000000.png").read_bytes()
     status, _, err = run("sample", *MODEL, "--num", 3, "--seed", 1, "--out", "many")
     assert status == 2
-    assert err.startswith("error: the run in many was made with another seed (0, not 1): give the same")
+    assert err.startswith("error: the images in many were made with another seed (0, not 1): give the same")
     assert run("sample", *MODEL, "--num", 3, "--seed", 1, "--out", "many", "--force")[0] == 0
     assert (workplace / "many/0000/00000000.png").read_bytes() != before
 
 
 def test_a_folder_is_refused_before_the_model_is_loaded(run, workplace, monkeypatch):
-    monkeypatch.setattr(_sample_folder._loading.Loading, "pipeline", lambda _: pytest.fail("it loaded"))
+    monkeypatch.setattr(_folder_job._loading.ModelOptions, "load_pipeline", lambda _: pytest.fail("it loaded"))
     status, _, err = run("sample", *MODEL, "--out", ".")
     assert status == 2
     assert "which is no part of a run of images" in err
@@ -126,43 +130,53 @@ def test_a_run_that_is_stopped_says_how_to_go_on(run, workplace, monkeypatch, st
     command = ["sample", *MODEL, "--num", 7, "--batch-size", 2, "--out", "many"]
     status, out, err = run(*command)
     assert (status, out) == (code, "")
-    assert err == "stopped: 4 of 7 images are in many, the same command goes on from there\n"
+    assert err == "stopped: 4 of 7 images are in many; the same command resumes from there\n"
     assert signal.getsignal(signal.SIGTERM) == handler
     assert run(*command)[0] == 0
 
 
-def test_other_processes_than_the_first_are_silent(run, workplace, monkeypatch):
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+def test_processes_other_than_the_first_are_silent(run, workplace, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    run_first = ["sample", *MODEL, "--num", 6, "--batch-size", 2, "--out", "many"]
-    with monkeypatch.context() as alone:
-        alone.delenv("RANK")
-        alone.delenv("WORLD_SIZE")
-        run(*run_first)
-    for index in (2, 3, 4):
-        (workplace / f"many/0000/0000000{index}.png").unlink()
-    assert run(*run_first) == (0, "", "")
-    names = sorted(path.name for path in (workplace / "many/0000").iterdir())
-    assert names == [f"0000000{index}.png" for index in (0, 1, 2, 3, 5)]  # image 4 is the first process's
+    assert run("sample", *MODEL, "--num", 6, "--batch-size", 2, "--out", "many") == (0, "", "")
+    assert len(list((workplace / "many/0000").iterdir())) == 6  # nobody else did
+
+
+def test_the_result_as_json(run, workplace):
+    status, out, _ = run("sample", *MODEL, "--num", 3, "--out", "many", "--json")
+    found = json.loads(out)
+    assert (status, found.pop("seconds") > 0) == (0, True)
+    assert found == {"folder": "many", "num_images": 3, "num_new": 3}
+    status, out, _ = run("sample", *MODEL, "--num", 2, "--out", "a.png", "--json")
+    assert (status, json.loads(out)) == (0, {"num_images": 2, "path": "a.png", "singles": []})
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_files(run, workplace):
+    def contents(folder):
+        return {path.name: path.read_bytes() for path in (workplace / folder).rglob("*.png")}
+
+    assert run("sample", *MODEL, "--num", 600, "--out", "one")[0] == 0
+    assert run("sample", *MODEL, "--num", 600, "--out", "two", "--workers", 2)[:2] == (0, "600 images: two\n")
+    assert contents("one") == contents("two")
 
 
 @pytest.mark.parametrize(
-    ("workers", "asked", "gpus", "expected"),
+    ("ranks", "given", "gpus", "expected"),
     [
-        (Workers(), None, 4, None),
-        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), None, 0, None),
-        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), None, 4, "cuda:1"),
-        (Workers(rank=6, world_size=8, local_rank=2, local_world_size=4), "cuda", 4, "cuda:2"),
-        (Workers(rank=3, world_size=4, local_rank=3, local_world_size=4), None, 2, "cuda:1"),
-        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), "cpu", 4, "cpu"),
-        (Workers(rank=1, world_size=2, local_rank=1, local_world_size=2), "cuda:0", 4, "cuda:0"),
+        (Ranks(), None, 4, None),
+        (Ranks(rank=1, world_size=2, local_rank=1, local_world_size=2), None, 0, None),
+        (Ranks(rank=1, world_size=2, local_rank=1, local_world_size=2), None, 4, "cuda:1"),
+        (Ranks(rank=6, world_size=8, local_rank=2, local_world_size=4), "cuda", 4, "cuda:2"),
+        (Ranks(rank=3, world_size=4, local_rank=3, local_world_size=4), None, 2, "cuda:1"),
+        (Ranks(rank=1, world_size=2, local_rank=1, local_world_size=2), "cpu", 4, "cpu"),
+        (Ranks(rank=1, world_size=2, local_rank=1, local_world_size=2), "cuda:0", 4, "cuda:0"),
     ],
 )
-def test_each_process_has_a_gpu_of_its_own(monkeypatch, workers, asked, gpus, expected):
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, ranks, given, gpus, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert _sample_folder.device_of(workers, asked) == expected
+    assert _folder_job.device_of(ranks, given) == expected
 
 
 @pytest.mark.parametrize(
@@ -180,7 +194,7 @@ def test_progress_in_words(numbers, expected):
 
 
 def test_without_a_terminal_there_is_a_line_a_minute(run, workplace, monkeypatch):
-    monkeypatch.setattr(_progress, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(_progress, "_LOG_INTERVAL_S", 0.0)
     err = run("sample", *MODEL, "--num", 4, "--batch-size", 2, "--out", "many")[2].splitlines()
     assert err[0] == "sampling: 0 of 4 images"
     assert all(line.startswith("sampling: ") for line in err)
@@ -210,28 +224,29 @@ FOLDER = ("--out", "many")
         ([*FOLDER, "--num", "0"], "Invalid value for '--num'"),
         (
             [*FOLDER, "--num", "100000001"],
-            "Invalid value for '--num': 100000001 is not a whole number from 1 to 100,000,000",
+            "Invalid value for '--num': 100000001 is not an integer from 1 to 100,000,000",
         ),
         (
             [*FOLDER, "--seed", str(2**64)],
-            f"Invalid value for '--seed': {2**64} is not a whole number from 0 to 2^64 - 1",
+            f"Invalid value for '--seed': {2**64} is not an integer from 0 to 2^64 - 1",
         ),
         ([*FOLDER, "--top-p", "0"], "Invalid value for '--top-p': 0 is not a number greater than 0 and at most 1"),
         ([*FOLDER, "--min-p", "2"], "Invalid value for '--min-p': 2 is not a number from 0 to 1"),
         (
             [*FOLDER, "--batch-size", "65537"],
-            "Invalid value for '--batch-size': 65537 is not a whole number from 1 to 65,536",
+            "Invalid value for '--batch-size': 65537 is not an integer from 1 to 65,536",
         ),
         ([*FOLDER, "--format", "jpg"], "Invalid value for '--format'"),
+        (["--workers", "2"], "--out samples.png is one picture, which several processes cannot share: give a folder"),
         ([*FOLDER, "--singles", "each"], "--singles each belongs to a picture and --out many is a folder"),
         ([*FOLDER, "--gif", "x.gif"], "--gif x.gif belongs to a picture and --out many is a folder"),
         ([*FOLDER, "--precision", "int4"], "Invalid value for '--precision': Value error, 'int4' is not one of"),
         ([*FOLDER, "--device", "cuda:77"], "there is no device 'cuda:77' here"),
         ([*FOLDER, "--model", "./nothing"], "there is no folder ./nothing: check the path"),
-        (["--out", "no/many"], "there is no folder no: make it first, or choose another place"),
+        (["--out", "no/many"], "there is no folder no: create it first, or choose another path"),
         (["--out", "tiny"], "tiny holds "),
         (["--out", "."], ". holds "),
-        (["--out", "/proc/many"], "/proc/many: No such file or directory"),
+        (["--out", "/proc/many"], "/proc/many cannot be made (No such file or directory)"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, workplace, names_in, arguments, message):

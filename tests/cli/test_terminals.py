@@ -37,7 +37,7 @@ def test_sixty_columns_in_a_small_encoding(encoding):
     assert "Traceback" not in err
     assert "openai/imagegpt-medium" in out
     assert "lm_head.weight" in out
-    assert r"ol\xe9 is not UTF-8" in err
+    assert r"ol\xe9 is not valid UTF-8" in err
 
 
 def test_help_and_models_are_sixty_columns_wide():

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Reference
 
+from helpers import digit_ids
 from imagegpt import ColorPalette, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 from imagegpt.cli import main
-from imagegpt.data.sources.digits import load_digits
+from imagegpt.data.loading import open_data
+from imagegpt.data.recipe import DataRecipe
 from imagegpt.evaluation.likelihood import mean_nll
-from imagegpt.files.locks import BusyError, locked
-from imagegpt.jobs.encode import encode_images
-from imagegpt.training.datasets import open_data
-from imagegpt.training.recipe import DataRecipe
+from imagegpt.files.locks import BusyError, folder_lock
+from imagegpt.jobs.encode import encode
 from imagegpt.training.trainer import Trainer
 
 TINY = {
@@ -27,9 +27,9 @@ TINY = {
     "model.n_head": 1,
     "training.num_steps": 4,
     "training.warmup_steps": 1,
-    "watch.validate_every": 2,
-    "watch.checkpoint_every": 2,
-    "watch.samples": 2,
+    "monitoring.validate_every": 2,
+    "monitoring.checkpoint_every": 2,
+    "monitoring.samples": 2,
 }
 MODEL = {"README.md", "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"}
 RUN = MODEL | {"checkpoints", "curve.png", "data.json", "log.jsonl", "recipe.yaml", "samples"}
@@ -73,7 +73,7 @@ def test_it_makes_a_folder_that_both_libraries_load(trained):
     assert len({(folder / name).stat().st_mode for name in MODEL}) == 1
     model = ImageGPTForCausalImageModeling.from_pretrained(folder)
     reference = Reference.from_pretrained(folder).eval()
-    ids = load_digits().test.ids[:2]
+    ids = digit_ids("test")[:2]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=0, atol=1e-5)
     assert ImageGPTImageProcessor.from_pretrained(folder).palette == ColorPalette.grey(17)
@@ -82,7 +82,7 @@ def test_it_makes_a_folder_that_both_libraries_load(trained):
 def test_it_tells_the_likelihood_of_the_stored_weights(trained):
     folder, out, err = trained
     model = ImageGPTForCausalImageModeling.from_pretrained(folder)
-    nats = f"{mean_nll(model, load_digits().test.ids):.4f}"
+    nats = f"{mean_nll(model, digit_ids('test')):.4f}"
     card = (folder / "README.md").read_text(encoding="utf-8")
     for text in (out, card):
         assert nats in text
@@ -100,7 +100,7 @@ def test_the_log_and_the_pictures_are_of_this_run(trained):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert ["validation" in line for line in lines] == [False, True, False, True]
-    assert lines[0]["metrics"]["total"] == pytest.approx(np.log(17), abs=1e-5)
+    assert lines[0]["metrics"]["loss"] == pytest.approx(np.log(17), abs=1e-5)
     with Image.open(folder / "curve.png") as curve, Image.open(folder / "samples" / "step-00000004.png") as sheet:
         assert curve.width > 400
         assert sheet.width > sheet.height
@@ -118,7 +118,7 @@ def test_the_same_command_again_trains_no_more(trained, run, monkeypatch):
     before = (trained[0] / "model.safetensors").read_bytes()
     code, out, err = run("train", "digits", "--out", trained[0], *changes())
     assert code == 0
-    assert "going on after step 4" in err
+    assert "resuming after step 4" in err
     assert out == trained[1]
     assert (trained[0] / "model.safetensors").read_bytes() == before
 
@@ -128,7 +128,7 @@ def test_a_signal_saves_and_names_the_command_to_go_on(trained, run, tmp_path, m
     step = Trainer._step
 
     def raising(self, parts):
-        if self.progress.step == 2:
+        if self.state.step == 2:
             signal.raise_signal(number)
         return step(self, parts)
 
@@ -138,7 +138,7 @@ def test_a_signal_saves_and_names_the_command_to_go_on(trained, run, tmp_path, m
         code, told, err = run("train", "digits", "--force", "--out", out, *changes())
     assert (code, told) == (0, "")
     assert "stopped after step 3" in err
-    command = err.splitlines()[-1].partition("go on with: ")[2]
+    command = err.splitlines()[-1].partition("resume with: ")[2]
     assert command.startswith(f"imagegpt train digits --out '{out}' --set model.n_layer=1 ")
     assert "--force" not in command
     assert "README.md" not in listing(out)
@@ -158,8 +158,8 @@ def test_what_a_killed_process_was_writing_is_cleared_away(trained, run, tmp_pat
     (out / "checkpoints" / "step-00000004" / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
     code, _, err = run("train", "digits", "--out", out, *changes())
     assert code == 0
-    assert re.search(r"warning: the checkpoint .*step-00000004 is damaged \(shard-00001-.* is not what", err)
-    assert "going on after step 2" in err
+    assert re.search(r"warning: the checkpoint .*step-00000004 is damaged \(shard-00001-.* was changed", err)
+    assert "resuming after step 2" in err
     assert listing(out) == RUN
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert (out / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
@@ -171,7 +171,7 @@ def test_force_begins_anew(run, tmp_path):
     before = (out / "model.safetensors").read_bytes()
     code, _, err = run("train", "digits", "--out", out, "--force", *changes(training__seed=1))
     assert code == 0
-    assert "going on" not in err
+    assert "resuming" not in err
     assert (out / "model.safetensors").read_bytes() != before
 
 
@@ -184,7 +184,7 @@ def test_force_leaves_what_no_run_wrote_and_says_so(run, tmp_path):
     before = contents(proj)
     code, _, err = run("train", recipe, "--out", proj, "--force")
     assert (code, contents(proj)) == (2, before)
-    assert "proj holds a recipe.yaml without the data.json of a training run: choose another place" in one_line(err)
+    assert "proj holds a recipe.yaml without the data.json of a training run: choose another path" in one_line(err)
     assert run("train", "digits", "--out", tmp_path / "m", *changes())[0] == 0
     (tmp_path / "m" / "cat.png").write_text("mine")
     code, _, err = run("train", "digits", "--out", tmp_path / "m", "--force", *changes())
@@ -195,7 +195,7 @@ def test_force_leaves_what_no_run_wrote_and_says_so(run, tmp_path):
 
 def test_two_commands_do_not_train_in_one_folder(trained, run):
     before = contents(trained[0])
-    with locked(trained[0], "trains in"):
+    with folder_lock(trained[0], "trains in"):
         code, _, err = run("train", "digits", "--out", trained[0], "--force", *changes())
     assert (code, contents(trained[0])) == (2, before)
     assert f"another process trains in {trained[0]}: wait for it, or end it first" in one_line(err)
@@ -203,20 +203,20 @@ def test_two_commands_do_not_train_in_one_folder(trained, run):
 
 def test_the_folder_is_locked_until_the_card_is_there(tmp_path, run, monkeypatch):
     """It was free while the model was scored: another command could begin anew below the card."""
-    from imagegpt.training import card
+    from imagegpt.training import api
 
-    finish, out, refused = card.finish, tmp_path / "model", []
+    write_card, out, refused = api.write_card, tmp_path / "model", []
 
     def try_to_enter(*arguments):
-        with pytest.raises(BusyError, match="another process trains in"), locked(out, "trains in"):
+        with pytest.raises(BusyError, match="another process trains in"), folder_lock(out, "trains in"):
             pass
         refused.append(True)
-        return finish(*arguments)
+        return write_card(*arguments)
 
-    monkeypatch.setattr(card, "finish", try_to_enter)
+    monkeypatch.setattr(api, "write_card", try_to_enter)
     code, _, err = run("train", "digits", "--out", out, *changes())
     assert (code, refused) == (0, [True]), err
-    with locked(out, "trains in"):  # and free again
+    with folder_lock(out, "trains in"):  # and free again
         assert (out / "README.md").is_file()
 
 
@@ -250,9 +250,7 @@ def put_damaged_run(path):
 def put_classes(path):
     """Pictures in folders beside OUT, encoded without labels as "plain"."""
     np.save(path.parent / "plain.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
-    encode_images(
-        path.parent / "plain.npy", path.parent / "plain", ImageGPTImageProcessor(ColorPalette.grey(5), size=8)
-    )
+    encode(path.parent / "plain.npy", path.parent / "plain", ImageGPTImageProcessor(ColorPalette.grey(5), size=8))
 
 
 SHAPELESS = {"model__n_layer": "null", "model__n_embd": "null", "model__n_head": "null"}
@@ -262,24 +260,24 @@ SHAPELESS = {"model__n_layer": "null", "model__n_embd": "null", "model__n_head":
 @pytest.mark.parametrize(
     ("prepare", "words", "message"),
     [
-        (put_file, [], "is a file: choose another place"),
-        (put_folder_with_a_file, [], "exists and holds no training run: choose another place"),
-        (put_folder_with_a_file, ["--force"], "exists and holds no training run: choose another place"),
+        (put_file, [], "is a file: choose another path"),
+        (put_folder_with_a_file, [], "exists and holds no training run: choose another path"),
+        (put_folder_with_a_file, ["--force"], "exists and holds no training run: choose another path"),
         (put_damaged_run, [], "holds a run whose recipe.yaml is damaged"),
         (None, ["--width", 3], "--width"),
         (None, ["--device", "abacus"], "there is no device 'abacus': give cpu, cuda or cuda:1"),
         (None, ["--device", "meta"], "there is no device 'meta': give cpu, cuda or cuda:1"),
-        (None, ["--device", "cuda:7"], "there is no device cuda:7: this machine has"),
+        (None, ["--device", "cuda:7"], "there is no device 'cuda:7' here: choose from cpu"),
         (None, ["--set", "training.steps=3"], "there is no training.steps in a recipe: training has num_steps,"),
         (None, ["--set", "steps=3"], "--set steps=3: steps is no key of a recipe"),
         (None, ["--set", "training.num_steps"], "--set training.num_steps is no change"),
-        (None, changes(training__num_steps="0"), "training.num_steps is 0: it must be a whole number from 1 to"),
+        (None, changes(training__num_steps="0"), "training.num_steps is 0: it must be an integer from 1 to"),
         (None, changes(training__seed="-1"), "training.seed is -1: it must be"),
         (None, changes(training__warmup_steps="9"), "training.warmup_steps is 9 and training.num_steps 4"),
         (
             None,
-            changes(training__micro_batch="5"),
-            "training.batch_size is 32, which training.micro_batch = 5 does not",
+            changes(training__micro_batch_size="5"),
+            "training.batch_size is 32, which training.micro_batch_size = 5 does not",
         ),
         (
             None,
@@ -313,12 +311,19 @@ SHAPELESS = {"model__n_layer": "null", "model__n_embd": "null", "model__n_head":
         (
             None,
             changes(data__augmentation="random-resized-crop"),
-            "data.augmentation is 'random-resized-crop', and data",
+            "data.augmentation is 'random-resized-crop', which makes colours that the palette of data.train = digits",
         ),
-        (None, changes(data__test="digits"), "data.train is digits and data.test 'digits': digits have their own"),
-        (None, changes(objective__mask_probability="0.5"), "objective.mask_probability is 0.5 and objective.name is"),
-        (None, changes(watch__trackers="[notebook]"), "watch.trackers has 'notebook': choose among"),
-        (None, changes(watch__trackers="[wandb]"), "watch.trackers has 'wandb', which is not installed: pip install"),
+        (
+            None,
+            changes(objective__mask_probability="0.5"),
+            "there is no objective.mask_probability in a recipe: objective",
+        ),
+        (None, changes(monitoring__trackers="[notebook]"), "monitoring.trackers has 'notebook': choose among"),
+        (
+            None,
+            changes(monitoring__trackers="[wandb]"),
+            "monitoring.trackers has 'wandb', which is not installed: pip install",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_sentence_and_leaves_no_trace(
@@ -343,7 +348,7 @@ def test_what_cannot_be_is_said_in_one_sentence_and_leaves_no_trace(
         (["digist", "--out", "m"], "there is no recipe 'digist': choose one of "),
         (["my/recipe.yaml", "--out", "m"], "there is no recipe my/recipe.yaml: check the path"),
         (["digits"], "--out"),
-        (["digits", "--out", "no/m"], "there is no folder no: make it first, or choose another place"),
+        (["digits", "--out", "no/m"], "there is no folder no: create it first, or choose another path"),
         (["bad.yaml", "--out", "m"], "bad.yaml is no YAML ("),
         (["twice.yaml", "--out", "m"], "num_steps is given twice, in line 2"),
         (["empty.yaml", "--out", "m"], "empty.yaml holds no recipe: it must have the keys model, data"),
@@ -375,9 +380,9 @@ def test_a_place_that_cannot_be_written_to_is_refused(run):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"training__seed": 5}, "holds a run with training.seed = 0, now it is 5: choose another place, or start over"),
+        ({"training__seed": 5}, "holds a run with training.seed = 0, now it is 5: choose another path, or start over"),
         ({"model__n_embd": 16}, "holds a run with model.n_embd = 8, now it is 16"),
-        ({"watch__validation_images": 9}, "holds a run with watch.validation_images = None, now it is 9"),
+        ({"monitoring__validation_images": 9}, "holds a run with monitoring.validation_images = None, now it is 9"),
         ({"data__split__seed": 5}, "holds a run with data.split.seed = 0, now it is 5"),
     ],
 )
@@ -401,12 +406,12 @@ def test_tensorboard_gets_the_numbers(run, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = tmp_path / "m"
-    assert run("train", "digits", "--out", out, *changes(watch__trackers="[tensorboard]"))[0] == 0
+    assert run("train", "digits", "--out", out, *changes(monitoring__trackers="[tensorboard]"))[0] == 0
     events = EventAccumulator(str(next((out / "tracking").rglob("events.*")).parent)).Reload()
     logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [point.step for point in events.Scalars("train/total")] == [1, 2, 3, 4]
-    told = [point.value for point in events.Scalars("validation/total")]
-    assert told == pytest.approx([line["validation"]["total"] for line in logged if "validation" in line])
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    told = [point.value for point in events.Scalars("validation/loss")]
+    assert told == pytest.approx([line["validation"]["loss"] for line in logged if "validation" in line])
 
 
 @pytest.mark.parametrize("objective", ["bert", "joint", "classification"])
@@ -418,7 +423,7 @@ def test_the_other_objectives(objective, run, tmp_path):
         assert "this model" in told
         assert "neighbours" in told
     else:
-        assert re.search(r"^accuracy on 360 images of digits: \d+\.\d% \(test part\)$", told.strip())
+        assert re.search(r"^accuracy on 360 images of digits: \d+\.\d% \(test split\)$", told.strip())
         assert (out / "confusion.png").is_file()
     assert f"Next: imagegpt info {out}" in err
 
@@ -428,7 +433,7 @@ def test_going_on_from_the_bundled_model(run, tmp_path):
     code, _, err = run("train", "digits", "--out", tmp_path / "m", *words)
     assert code == 0, err
     logged = [json.loads(line) for line in (tmp_path / "m" / "log.jsonl").read_text().splitlines()]
-    assert logged[-1]["validation"]["total"] == pytest.approx(1.2527, abs=0.001)  # what the bundled model's card says
+    assert logged[-1]["validation"]["loss"] == pytest.approx(1.2527, abs=0.001)  # what the bundled model's card says
 
 
 def test_encoded_pictures_are_trained_on(run, tmp_path, monkeypatch):
@@ -450,12 +455,26 @@ def test_looking_for_a_learning_rate(run, tmp_path, monkeypatch):
     code, told, err = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)
     assert code == 0, err
     assert listing(out) == {"data.json", "rates.json", "rates.png"}
-    chosen = re.search(r"│ (\S+) +│ \d\.\d{4} +│ the largest without harm │", told)[1]
+    chosen = re.search(r"│ (\S+) +│ \d\.\d{4} +│ largest that does not hurt │", told)[1]
     assert f"Next: imagegpt train digits --out model {shlex.join(words)} --set training.learning_rate={chosen}" in err
     again = run("train", "digits", "--out", out, "--find-lr", "--find-lr-steps", 3, *words)
     assert again[1] == told
     assert "validation" not in again[2]  # nothing was tried again
     assert run("train", "digits", "--out", tmp_path / "m", "--find-lr-steps", 3)[0] == 2
+
+
+def test_results_as_json(trained, run, tmp_path):
+    code, out, err = run("train", "digits", "--out", trained[0], "--json", *changes())
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["status"], result["steps"], result["split"]) == ("completed", 4, "test split")
+    assert {score["name"]: f"{score['nats_per_pixel']:.4f}" for score in result["scores"]}["histogram"] == "1.6772"
+    words = ["--find-lr", "--find-lr-steps", 2, *changes(training__num_steps="20"), "--json"]
+    code, out, err = run("train", "digits", "--out", tmp_path / "rates", *words)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["learning_rate"] in [trial["learning_rate"] for trial in found["trials"]]
+    assert found["trials"][0].keys() == {"learning_rate", "validation_loss"}
 
 
 def test_being_stopped_while_scoring(run, tmp_path, monkeypatch):
@@ -465,7 +484,7 @@ def test_being_stopped_while_scoring(run, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr("imagegpt.training.card.score_folder", terminated)
+        patch.setattr("imagegpt.training.objectives.autoregressive.score_split", terminated)
         code, _, err = run("train", "digits", "--out", out, *changes())
     assert code == 143
     assert f"stopped while scoring; the model is in {out}" in err

@@ -1,6 +1,6 @@
-"""Every number a user can give has a range: each command's options, each field of a recipe, each public parameter.
+"""Every number a user can give has a range: options of commands, fields of recipes, parameters of public functions.
 
-What is public is walked, so that a new number without a range fails here; what is then tried on each is the same.
+All of them are enumerated, so that a new number without a range fails here, and tested in the same way.
 """
 
 import inspect
@@ -19,22 +19,23 @@ from pydantic import TypeAdapter
 
 from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTConfig, ImageGPTImageProcessor, ImageGPTPipeline
-from imagegpt.benchmarking import BenchOptions
+from imagegpt.benchmarking import BenchmarkOptions
 from imagegpt.checkpoints.tensor_bundle import write_bundle
 from imagegpt.cli import main
 from imagegpt.cli._options import NumberParser
 from imagegpt.cli.app import app
 from imagegpt.common import ranges
-from imagegpt.common.number_fields import Within
+from imagegpt.common.pydantic_ranges import InRange
 from imagegpt.data.palettes import fit_palette
 from imagegpt.data.sources.registry import open_images
 from imagegpt.evaluation.likelihood import mean_nll, pixel_nll
 from imagegpt.figures.grids import sample_grid
 from imagegpt.images.processor_options import ImageGPTImageProcessorKwargs, ProcessingOptions
-from imagegpt.jobs.encode import encode_images
-from imagegpt.jobs.ranks import Workers
+from imagegpt.jobs.encode import encode
+from imagegpt.jobs.ranks import Ranks
 from imagegpt.jobs.sample import sample_many
 from imagegpt.sampling import FillSchedule, Sampler, SamplingRules, fill, image_seed
+from imagegpt.training.objectives import OBJECTIVES
 from imagegpt.training.recipe import Recipe
 from imagegpt.training.recipe_io import parse_recipe
 
@@ -60,14 +61,14 @@ def numbers_in(hint):
 
 def outside(allowed):
     """Numbers that a range does not hold, just outside and far."""
-    if isinstance(allowed, ranges.Whole):
-        near = [allowed.lowest - 1, allowed.highest + 1, allowed.lowest + 0.5]
+    if isinstance(allowed, ranges.IntRange):
+        near = [allowed.min - 1, allowed.max + 1, allowed.min + 0.5]
     else:
         near = [
-            allowed.lowest if allowed.above else math.nextafter(allowed.lowest, -math.inf),
-            allowed.highest if allowed.below else math.nextafter(allowed.highest, math.inf),
+            allowed.min if allowed.min_open else math.nextafter(allowed.min, -math.inf),
+            allowed.max if allowed.max_open else math.nextafter(allowed.max, math.inf),
         ]
-    far = [one for one in (2**63, 10**20, -1) if not allowed.lowest <= one <= allowed.highest]
+    far = [one for one in (2**63, 10**20, -1) if not allowed.min <= one <= allowed.max]
     return [*near, *far, math.nan, math.inf, -math.inf, 1e39]
 
 
@@ -79,13 +80,13 @@ def sentence(name, allowed):
 
 
 @pytest.mark.parametrize("name", DECLARED)
-def test_a_range_holds_its_bounds_in_any_library_and_nothing_beyond(name):
+def test_a_range_accepts_its_bounds_from_any_library_and_nothing_beyond(name):
     allowed = DECLARED[name]
-    for bound in (allowed.lowest, allowed.highest):
-        if isinstance(allowed, ranges.Whole):
+    for bound in (allowed.min, allowed.max):
+        if isinstance(allowed, ranges.IntRange):
             several = [bound, str(bound)] + ([np.int64(bound), torch.tensor(bound)] if bound < 2**63 else [])
         else:
-            is_out = allowed.above if bound == allowed.lowest else allowed.below
+            is_out = allowed.min_open if bound == allowed.min else allowed.max_open
             inside = math.nextafter(bound, 0.5) if is_out else float(bound)
             several = [inside, np.float64(inside), str(inside)]
         for value in several:
@@ -93,21 +94,21 @@ def test_a_range_holds_its_bounds_in_any_library_and_nothing_beyond(name):
             assert type(checked) is allowed.kind
             assert checked == (float(value) if allowed.kind is float else int(value))
     for value in [*outside(allowed), True, False, np.True_, torch.tensor(True), None, "1", [1], 10**5000]:
-        with pytest.raises(ValueError, match=r"^it is .{1,80}: it must be a (whole )?number "):
+        with pytest.raises(ValueError, match=r"^it is .{1,80}: it must be an? (integer|number) "):
             allowed.check("it", value)
     for text in ["", "one", "nan", "inf", "1e999", "0x1", *map(repr, outside(allowed))]:
         with pytest.raises(ValueError, match=f"^{re.escape(text)} is not {re.escape(str(allowed))}"):
             allowed.parse(text)
 
 
-def test_a_missing_number_may_stay_missing():
-    assert ranges.BATCH.check_if_given("it", None) is None
-    assert ranges.BATCH.check_if_given("it", np.int32(4)) == 4
+def test_check_optional_passes_none():
+    assert ranges.BATCH_SIZE.check_optional("it", None) is None
+    assert ranges.BATCH_SIZE.check_optional("it", np.int32(4)) == 4
 
 
 # --- The command line ---
 
-LISTS = {("bench", "--batch"): ranges.BATCH}  # numbers with commas between them
+LISTS = {("bench", "--batch"): ranges.BATCH_SIZE}  # numbers with commas between them
 NEEDED = {
     "complete": ["cat.png"], "fill": ["cat.png", "--mask", "mask.png"], "encode": ["src", "out", "--palette", "digits"],
     "finetune": ["digits", "digits", "--out", "out"], "train": ["digits", "--out", "out", "--find-lr"],
@@ -157,10 +158,10 @@ def test_every_number_on_the_command_line_has_a_range():
     [(command, option, range_of(hint)) for command, option, hint in NUMERIC_OPTIONS]
     + [(command, option, allowed) for (command, option), allowed in LISTS.items()],
 )
-def test_a_number_outside_ends_in_one_sentence(command, option, allowed, capsys, tmp_path, monkeypatch):
+def test_an_option_outside_its_range_is_one_sentence(command, option, allowed, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for value in [*map(repr, outside(allowed)), "many", "1e9", "True"]:
-        if value == "1e9" and isinstance(allowed, ranges.Real) and allowed.highest >= 1e9:
+        if value == "1e9" and isinstance(allowed, ranges.FloatRange) and allowed.max >= 1e9:
             continue
         with pytest.raises(SystemExit) as ended:
             main([*command.split(), *NEEDED.get(command, []), f"{option}={value}"])
@@ -175,32 +176,38 @@ def test_a_number_outside_ends_in_one_sentence(command, option, allowed, capsys,
 
 # --- Recipes ---
 
+OBJECTIVE_CLASSES = [OBJECTIVES.get(name) for name in OBJECTIVES.names()]
+SECTIONS = [item for item in typing.get_type_hints(Recipe).items() if item[0] != "objective"]
 FIELDS = [
-    (section, name, hint)
-    for section, kind in typing.get_type_hints(Recipe).items()
+    (section, kind, name, hint)
+    for section, kind in [*SECTIONS, *(("objective", kind) for kind in OBJECTIVE_CLASSES)]
     for name, hint in typing.get_type_hints(kind, include_extras=True).items()
     if numbers_in(hint)
 ]
 
 
 def ranges_of_field(hint):
-    return [[one.range for one in metadata if isinstance(one, Within)] for _, metadata in numbers_in(hint)]
+    return [[one.range for one in metadata if isinstance(one, InRange)] for _, metadata in numbers_in(hint)]
 
 
 def test_every_number_in_a_recipe_has_a_range():
     assert len(FIELDS) >= 30
-    assert [(section, name) for section, name, hint in FIELDS if [] in ranges_of_field(hint)] == []
+    assert [(section, name) for section, _, name, hint in FIELDS if [] in ranges_of_field(hint)] == []
 
 
-@pytest.mark.parametrize(("section", "name", "hint"), FIELDS, ids=[f"{section}.{name}" for section, name, _ in FIELDS])
-def test_a_field_outside_its_range_is_refused_by_name(section, name, hint):
+@pytest.mark.parametrize(
+    ("section", "kind", "name", "hint"), FIELDS, ids=[f"{kind.__name__}.{name}" for _, kind, name, _ in FIELDS]
+)
+def test_a_field_outside_its_range_is_refused_by_name(section, kind, name, hint):
     ((allowed,),) = ranges_of_field(hint)
     for value in [*outside(allowed), True, "many"]:
         recipe = {"model": {"size": "small"}, "data": {"train": "digits"}, "training": {"num_steps": 200}}
         recipe[section] = {**recipe.get(section, {}), name: value}
+        if section == "objective":
+            recipe[section]["name"] = kind.name
         with pytest.raises(ValueError, match=sentence(f"{section}.{name}", allowed)):
             parse_recipe(recipe)
-    inside = np.int64(allowed.lowest) if allowed.kind is int else np.float32((allowed.lowest + allowed.highest) / 2)
+    inside = np.int64(allowed.min) if allowed.kind is int else np.float32((allowed.min + allowed.max) / 2)
     read = TypeAdapter(hint).validate_python(inside)
     assert type(read) is allowed.kind
     assert read == inside
@@ -225,7 +232,7 @@ IDS = torch.zeros(1, 16, dtype=torch.int64)
 RULES = {
     "temperature": ranges.TEMPERATURE, "top_k": ranges.TOP_K, "top_p": ranges.TOP_P, "min_p": ranges.MIN_P,
 }  # fmt: skip
-DRAWING = {"num": ranges.NUM_IMAGES, "seed": ranges.SEED, "batch_size": ranges.BATCH, **RULES}
+DRAWING = {"num": ranges.NUM_IMAGES, "seed": ranges.SEED, "batch_size": ranges.BATCH_SIZE, **RULES}
 
 
 def of_pipe(method, *given, **fixed):
@@ -244,7 +251,7 @@ DOORS = {
         {"num": ranges.NUM_IMAGES, "seed": ranges.SEED, **RULES},
         lambda made, **number: made["bert"].fill(PICTURE, MASK, **{"num": 1, **number}),
     ),
-    ImageGPTPipeline.num_kept_pixels: ({"keep": ranges.KEEP, "rows": ranges.ROWS}, of_pipe("num_kept_pixels")),
+    ImageGPTPipeline.prompt_length: ({"keep": ranges.KEEP, "rows": ranges.ROWS}, of_pipe("prompt_length")),
     ImageGPTPipeline.__init__: (
         {"max_memory": ranges.MEMORY_BYTES},
         lambda made, **number: ImageGPTPipeline(made["pipe"].model, made["pipe"].processor, **number),
@@ -269,7 +276,7 @@ DOORS = {
     ),
     SamplingRules: (RULES, lambda made, **number: SamplingRules(**number)),
     FillSchedule: (
-        {"passes": ranges.PASSES, "refills": ranges.REFILLS, "share": ranges.REFILL_SHARE},
+        {"passes": ranges.PASSES, "refills": ranges.REFILLS, "refill_fraction": ranges.REFILL_FRACTION},
         lambda made, **number: FillSchedule(**number),
     ),
     fill: (
@@ -280,26 +287,26 @@ DOORS = {
         lambda made, **number: image_seed(**{"seed": 0, "index": 0, **number}),
     ),
     sample_many: (
-        {name: DRAWING[name] for name in ("num", "seed", "batch_size")},
+        {**{name: DRAWING[name] for name in ("num", "seed", "batch_size")}, "shard_size": ranges.SHARD_IMAGES},
         lambda made, **number: sample_many(made["pipe"], folder=made["folder"] / "run", **{"num": 1, **number}),
     ),
-    Workers: (
+    Ranks: (
         {
             "rank": ranges.RANK, "world_size": ranges.WORLD_SIZE, "local_rank": ranges.RANK,
-            "local_world_size": ranges.WORLD_SIZE, "wait_s": ranges.WAIT_S,
+            "local_world_size": ranges.WORLD_SIZE,
         },
-        lambda made, **number: Workers(**number),
+        lambda made, **number: Ranks(**number),
     ),
-    encode_images: (
-        {"num_workers": ranges.WORKERS, "max_broken": ranges.BROKEN_SHARE, "shard_size": ranges.SHARD_IMAGES},
-        lambda made, **number: encode_images(
+    encode: (
+        {"num_workers": ranges.WORKERS, "max_broken": ranges.BROKEN_FRACTION, "shard_size": ranges.SHARD_IMAGES},
+        lambda made, **number: encode(
             "digits", made["folder"] / "ids", made["pipe"].processor, split="test", **number
         ),
     ),
     fit_palette: (
         {
-            "num_colors": ranges.COLORS, "seed": ranges.FITTING_SEED, "max_images": ranges.SOME_IMAGES,
-            "max_broken": ranges.BROKEN_SHARE,
+            "num_colors": ranges.COLORS, "seed": ranges.FITTING_SEED, "max_images": ranges.DATASET_SIZE,
+            "max_broken": ranges.BROKEN_FRACTION,
         },
         lambda made, **number: fit_palette(
             open_images("digits", split="test"),
@@ -308,7 +315,7 @@ DOORS = {
         ),
     ),
     ColorPalette.fit: (
-        {"num_colors": ranges.COLORS, "seed": ranges.FITTING_SEED, "max_pixels": ranges.FITTED_PIXELS},
+        {"num_colors": ranges.COLORS, "seed": ranges.FITTING_SEED, "max_pixels": ranges.PALETTE_PIXELS},
         lambda made, **number: ColorPalette.fit(
             np.asarray(PICTURE.convert("RGB")), **{"num_colors": 2, "max_pixels": 1000, **number}
         ),
@@ -317,15 +324,15 @@ DOORS = {
     sample_grid: (
         {"columns": ranges.COLUMNS}, lambda made, **number: sample_grid([PICTURE], **number),
     ),
-    BenchOptions: (
+    BenchmarkOptions: (
         {
-            "batches": ranges.BATCH, "num_pixels": ranges.PIXELS, "repeats": ranges.REPEATS,
+            "batches": ranges.BATCH_SIZE, "num_pixels": ranges.PIXELS, "repeats": ranges.REPEATS,
             "reference_pixels": ranges.PIXELS,
         },
-        lambda made, batches=1, **number: BenchOptions(model="digits", batches=[batches], **number),
+        lambda made, batches=1, **number: BenchmarkOptions(model="digits", batches=[batches], **number),
     ),
-    mean_nll: ({"batch_size": ranges.BATCH}, lambda made, **number: mean_nll(made["pipe"].model, IDS, **number)),
-    pixel_nll: ({"batch_size": ranges.BATCH}, lambda made, **number: pixel_nll(made["pipe"].model, IDS, **number)),
+    mean_nll: ({"batch_size": ranges.BATCH_SIZE}, lambda made, **number: mean_nll(made["pipe"].model, IDS, **number)),
+    pixel_nll: ({"batch_size": ranges.BATCH_SIZE}, lambda made, **number: pixel_nll(made["pipe"].model, IDS, **number)),
     write_bundle: (
         {"num_shards": ranges.SHARD_FILES},
         lambda made, **number: write_bundle(made["folder"] / "bundle", {"x": np.zeros(2, np.float32)}, **number),
@@ -346,9 +353,9 @@ DOORS = {
     ),
 }  # fmt: skip
 
-# Numbers of one image or one model, whose range is told by that: the message names it, and has a test of its own.
+# Their range depends on the image or model; separate tests check the message.
 BY_THE_MODEL = {(sample_grid, "num_shown"), (ImageGPTConfig, "pruned_heads")}
-# Sides of images, given one by one, as pairs or as a mapping; see the test of their own below.
+# Sides of images, as a number, a pair or a mapping; tested separately below.
 SIDES = {(ImageGPTImageProcessor.__init__, "size"), (ImageGPTImageProcessor.decode, "size")}
 OTHER_CHECKS = {
     (ImageGPTImageProcessor.__init__, "resample"),  # one of Pillow's filters
@@ -400,9 +407,7 @@ def test_every_public_number_in_python_has_a_range():
     [(function, name) for function, (named, _) in DOORS.items() for name in named],
     ids=[f"{function.__qualname__}-{name}" for function, (named, _) in DOORS.items() for name in named],
 )
-def test_a_parameter_outside_its_range_is_refused_and_other_libraries_numbers_are_not(
-    function, name, pipe, bert, tmp_path
-):
+def test_python_arguments_are_checked_and_may_be_of_other_libraries(function, name, pipe, bert, tmp_path):
     named, call = DOORS[function]
     allowed, made = named[name], {"pipe": pipe, "bert": bert, "folder": tmp_path}
     called = {"seeds": "seed", "batches": "one of batches", "index": "the index of an image"}.get(name, name)
@@ -414,6 +419,6 @@ def test_a_parameter_outside_its_range_is_refused_and_other_libraries_numbers_ar
         call(made, **{name: np.float64(0.5)})
         return
     inside = {"num_pixels": 4, "row_length": 4, "max_memory": 10**9, "n_embd": 64, "max_pixels": 1000}.get(
-        name, allowed.lowest
+        name, allowed.min
     )
     call(made, **{name: np.int64(inside)})

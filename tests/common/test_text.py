@@ -1,6 +1,6 @@
 import pytest
 
-from imagegpt.common.text import printable, shortened
+from imagegpt.common.text import printable, truncate
 
 
 @pytest.mark.parametrize(
@@ -16,11 +16,11 @@ from imagegpt.common.text import printable, shortened
         ("\ud800", r"\ud800"),
     ],
 )
-def test_what_cannot_be_shown_is_shown_as_its_escape(text, shown):
+def test_unprintable_characters_are_escaped(text, shown):
     assert printable(text) == shown
     shown.encode()
 
 
-def test_shortened():
-    assert shortened("abcdef", 6) == "abcdef"
-    assert shortened("abcdefg", 6) == "abcde…"
+def test_truncate():
+    assert truncate("abcdef", 6) == "abcdef"
+    assert truncate("abcdefg", 6) == "abcde…"

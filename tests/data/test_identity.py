@@ -9,13 +9,14 @@ from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data import hashing
-from imagegpt.data.encoded import EncodedImages
+from imagegpt.data.encoded import EncodedDataset
+from imagegpt.data.encoding_folder import ENCODING_FORMAT
 from imagegpt.data.hashing import pixel_hashes, source_fingerprint
 from imagegpt.data.identity import pixel_hash
 from imagegpt.data.sources.registry import open_images
 from imagegpt.data.splits import split_by_hash
 from imagegpt.files.paths import cache_folder
-from imagegpt.jobs.encode import encode_images
+from imagegpt.jobs.encode import encode
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def names(report):
-    return [part.num_new for part in report.parts]
+    return [split.num_new for split in report.splits]
 
 
 def test_a_hash_is_of_the_pixels(tmp_path, rgb):
@@ -51,25 +52,25 @@ def test_a_hash_is_of_the_picture_upright(tmp_path, rgb):
 def test_pictures_and_their_encoding_have_the_same_hashes(tmp_path, photos, palette, background):
     """Whatever transparent ones are laid on; broken ones have none."""
     processor = ImageGPTImageProcessor(palette, size=8, background=background)
-    encode_images(photos, tmp_path / "out", processor)
+    encode(photos, tmp_path / "out", processor)
     found = pixel_hashes(open_images(photos))
     assert len(found.broken) == 2
-    assert (found.hashes[found.hashes != 0] == EncodedImages.load(tmp_path / "out").hashes).all()
+    assert (found.hashes[found.hashes != 0] == EncodedDataset(tmp_path / "out").hashes).all()
 
 
 def test_replaced_pictures_are_noticed(tmp_path, rgb, processor, save):
     """Sources were told apart by the names of files: the old ids stayed, with "0 new"."""
     save(src={f"{index}.png": image for index, image in enumerate(rgb[:9])})
-    encode_images(tmp_path / "src", tmp_path / "out", processor)
-    assert names(encode_images(tmp_path / "src", tmp_path / "out", processor)) == [0]
+    encode(tmp_path / "src", tmp_path / "out", processor)
+    assert names(encode(tmp_path / "src", tmp_path / "out", processor)) == [0]
     save(src={"3.png": rgb[20]})
     with pytest.raises(
         ValueError, match=r"^the images in .*out were encoded with another content of the source \("
     ) as c:
-        encode_images(tmp_path / "src", tmp_path / "out", processor)
+        encode(tmp_path / "src", tmp_path / "out", processor)
     assert "\n" not in str(c.value)
     save(src={"3.png": rgb[3]})
-    assert names(encode_images(tmp_path / "src", tmp_path / "out", processor)) == [0]
+    assert names(encode(tmp_path / "src", tmp_path / "out", processor)) == [0]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -79,11 +80,11 @@ def test_an_overwritten_array_is_noticed(tmp_path, rgb, processor, suffix):
         np.save(path, images) if suffix == ".npy" else np.savez(path, images=images)
         if images is rgb:
             facts = path.stat()
-            encode_images(path, tmp_path / "out", processor)
+            encode(path, tmp_path / "out", processor)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert path.stat().st_size == facts.st_size
     with pytest.raises(ValueError, match="were encoded with another content of the source"):
-        encode_images(path, tmp_path / "out", processor)
+        encode(path, tmp_path / "out", processor)
 
 
 def test_overwritten_cifar_files_are_noticed(tmp_path, processor):
@@ -92,9 +93,9 @@ def test_overwritten_cifar_files_are_noticed(tmp_path, processor):
         content[0, 5] = first
         (tmp_path / "data_batch_1.bin").write_bytes(content.tobytes())
         if not first:
-            encode_images(tmp_path / "data_batch_1.bin", tmp_path / "out", processor)
+            encode(tmp_path / "data_batch_1.bin", tmp_path / "out", processor)
     with pytest.raises(ValueError, match="were encoded with another content of the source"):
-        encode_images(tmp_path / "data_batch_1.bin", tmp_path / "out", processor)
+        encode(tmp_path / "data_batch_1.bin", tmp_path / "out", processor)
 
 
 def test_a_touched_or_copied_source_is_the_same(tmp_path, rgb, processor, save):
@@ -175,8 +176,8 @@ def test_a_file_that_has_just_changed_is_not_trusted(tmp_path, rgb, save, cache,
 def test_many_pictures_are_hashed_by_several_processes(tmp_path, photos, monkeypatch):
     one = pixel_hashes(open_images(photos))
     shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(hashing, "_WORTH_PROCESSES", 10)
-    monkeypatch.setattr(hashing, "_TASK", 64)
+    monkeypatch.setattr(hashing, "_MIN_FILES_FOR_PROCESSES", 10)
+    monkeypatch.setattr(hashing, "_TASK_IMAGES", 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     several = pixel_hashes(open_images(photos))
     assert (several.hashes == one.hashes).all()
@@ -226,19 +227,19 @@ def test_no_part_of_few_images_is_empty(num):
 
 def test_an_encoding_of_another_version_is_refused(tmp_path, rgb, processor):
     np.save(tmp_path / "a.npy", rgb)
-    encode_images(tmp_path / "a.npy", tmp_path / "out", processor)
+    encode(tmp_path / "a.npy", tmp_path / "out", processor)
     manifest = tmp_path / "out" / "encoding.json"
-    manifest.write_text(manifest.read_text().replace('  "format_version": 3,\n', ""))
-    for use in (EncodedImages.load, lambda out: encode_images(tmp_path / "a.npy", out, processor)):
-        with pytest.raises(ValueError, match=r"encoding.json has format version an older one, this imagegpt reads 3"):
+    manifest.write_text(manifest.read_text().replace(f'  "format_version": {ENCODING_FORMAT},\n', ""))
+    for use in (EncodedDataset, lambda out: encode(tmp_path / "a.npy", out, processor)):
+        with pytest.raises(ValueError, match=f"has format version an older one, this imagegpt reads {ENCODING_FORMAT}"):
             use(tmp_path / "out")
 
 
 def test_hashes_travel_with_ids(tmp_path, rgb, processor, save):
     save(src={f"{index:02d}.png": image for index, image in enumerate(rgb[:5])})
     (tmp_path / "src" / "02.png").write_bytes(b"x")
-    encode_images(tmp_path / "src", tmp_path / "out", processor, max_broken=0.5)
-    encoded = EncodedImages.load(tmp_path / "out")
+    encode(tmp_path / "src", tmp_path / "out", processor, max_broken=0.5)
+    encoded = EncodedDataset(tmp_path / "out")
     assert encoded.hashes.dtype == np.uint64
     assert encoded.hashes.tolist() == [pixel_hash(rgb[index]) for index in (0, 1, 3, 4)]
 

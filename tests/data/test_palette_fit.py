@@ -5,7 +5,7 @@ from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data import palettes
 from imagegpt.data.palettes import fit_palette
 from imagegpt.data.sources.registry import open_images
-from imagegpt.figures.grids import before_after_grid, palette_picture
+from imagegpt.figures.grids import before_after_grid, palette_grid
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_sample_of_the_images_is_random_and_repeatable(source, rgb):
 
 
 def test_the_report_is_over_images_from_all_over(source, rgb, monkeypatch):
-    monkeypatch.setattr(palettes, "_REPORTED", 10)
+    monkeypatch.setattr(palettes, "_MAX_EXAMPLES", 10)
     fitted = fit_palette(source, 10, SIZE_8)
     assert np.array_equal(np.stack(fitted.examples), rgb[::3])
     assert fitted.report.num_pixels == 10 * 64
@@ -62,7 +62,7 @@ def test_broken_images_are_left_out(photos):
 
 
 def test_bad_input_is_one_sentence(tmp_path, source):
-    with pytest.raises(ValueError, match=r"^max_images is 0: it must be a whole number from 1 to 1,000,000,000"):
+    with pytest.raises(ValueError, match=r"^max_images is 0: it must be an integer from 1 to 1,000,000,000"):
         fit_palette(source, 10, SIZE_8, max_images=0)
     with pytest.raises(ValueError, match=r"^the images have \d+ distinct colours, fewer than num_colors = 3000"):
         fit_palette(source, 3000, SIZE_8)
@@ -73,13 +73,13 @@ def test_bad_input_is_one_sentence(tmp_path, source):
 
 
 def test_the_picture_of_a_palette_shows_every_colour_in_order(palette):
-    picture = np.asarray(palette_picture(palette.rgb))
+    picture = np.asarray(palette_grid(palette.rgb))
     assert picture.shape == (16 + 2 * 17 - 1 + 16, 16 + 32 * 17 - 1 + 16, 3)
     for index, color in enumerate(palette.rgb):
         line, column = divmod(index, 32)
         square = picture[16 + 17 * line :][:16, 16 + 17 * column :][:, :16]
         assert (square == color).all()
-    assert palette_picture(palette.rgb[:3]).width == 16 + 3 * 17 - 1 + 16
+    assert palette_grid(palette.rgb[:3]).width == 16 + 3 * 17 - 1 + 16
 
 
 def test_before_is_above_after():
@@ -96,7 +96,7 @@ def test_before_is_above_after():
     assert found[:2].tolist() == [list(range(10, 18)), list(range(110, 118))]
     assert found[2:, 0].tolist() == [18, 118]
     assert (found[2:, 1:] == 255).all()
-    with pytest.raises(ValueError, match=r"^2 images before and 1 after were given: give as many of both$"):
+    with pytest.raises(ValueError, match=r"^2 images before and 1 after were given: give the same number of both$"):
         before_after_grid(plain(1, 2), plain(1))
     with pytest.raises(ValueError, match=r"^there are no images to draw"):
         before_after_grid([], [])

@@ -3,14 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from imagegpt.data.sources.digits import load_digits
+from helpers import digit_ids
 from imagegpt.evaluation.baselines import STRENGTHS, NeighbourModel, PositionHistogram
 
 
 @pytest.fixture(scope="module")
 def digits():
-    data = load_digits()
-    return tuple(part.ids.numpy() for part in (data.train, data.validation, data.test))
+    return tuple(digit_ids(split).numpy() for split in ("train", "validation", "test"))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +82,8 @@ def test_smoothing_is_chosen_on_validation():
 
 
 def test_shares_sum_to_one(neighbours):
-    assert neighbours.shares.sum() == pytest.approx(1)
-    assert (neighbours.shares > 0.01).all()
+    assert neighbours.weights.sum() == pytest.approx(1)
+    assert (neighbours.weights > 0.01).all()
 
 
 IDS = np.zeros((2, 16), int)

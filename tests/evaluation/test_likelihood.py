@@ -99,5 +99,5 @@ def test_ids_that_are_no_colours_are_refused(wrong):
 
 
 def test_a_batch_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="batch_size is 0: it must be a whole number from 1"):
+    with pytest.raises(ValueError, match="batch_size is 0: it must be an integer from 1"):
         pixel_nll(tiny_model(), image_ids(1, sos=False), batch_size=0)

@@ -1,10 +1,10 @@
-"""Figures: what is where, checked by colours at places one can compute by hand."""
+"""Image grids and animations, checked by colours at positions computed by hand."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt.figures.animations import appearing
+from imagegpt.figures.animations import reveal_frames
 from imagegpt.figures.grids import completion_grid, sample_grid
 
 
@@ -16,7 +16,7 @@ def count(canvas, color):
     return int((np.asarray(canvas) == color).all(axis=-1).sum())
 
 
-def test_each_image_is_enlarged_by_a_whole_factor_and_shown_once():
+def test_each_image_is_enlarged_by_an_integer_factor_and_shown_once():
     originals, completions = [flat(10), flat(20)], [[flat(31), flat(32)], [flat(41), flat(42)]]
     canvas = completion_grid(originals, 24, completions, ["a", "b"])
     assert canvas.mode == "RGB"
@@ -27,7 +27,7 @@ def test_each_image_is_enlarged_by_a_whole_factor_and_shown_once():
         assert count(canvas, (level,) * 3) == pixels + pixels * 24 // 64
 
 
-def test_what_was_not_kept_is_hatched_after_exactly_the_kept_pixels():
+def test_hidden_pixels_are_hatched():
     canvas = np.asarray(completion_grid([flat(0)], 29, [[flat(255)]]))
     left, top = 16 + 98 + 18 + 1, 16 + 25 + 1
     cell = canvas[top : top + 96, left : left + 96].reshape(8, 12, 8, 12, 3).swapaxes(1, 2)
@@ -37,13 +37,13 @@ def test_what_was_not_kept_is_hatched_after_exactly_the_kept_pixels():
     assert (hidden[:, 2] - hidden[:, 0] > 15).all(), "blue, which no grey is"
 
 
-@pytest.mark.parametrize("num_kept", [0, 1, 8, 64])
-def test_any_number_of_pixels_can_be_kept(num_kept):
-    canvas = completion_grid([flat(7)], num_kept, [[flat(9)]])
-    assert count(canvas, (7, 7, 7)) == 96 * 96 + 144 * num_kept
+@pytest.mark.parametrize("num_visible", [0, 1, 8, 64])
+def test_any_number_of_pixels_can_be_visible(num_visible):
+    canvas = completion_grid([flat(7)], num_visible, [[flat(9)]])
+    assert count(canvas, (7, 7, 7)) == 96 * 96 + 144 * num_visible
 
 
-def test_many_completions_continue_below():
+def test_more_than_eight_completions_continue_in_the_next_line():
     colors = [(200, 10, 20 * i) for i in range(11)]  # which no caption has
     canvas = completion_grid([flat(0)], 0, [[Image.new("RGB", (8, 8), color) for color in colors]])
     assert canvas.size == completion_grid([flat(0)], 0, [[flat(1)] * 16]).size
@@ -62,7 +62,7 @@ def test_cells_are_about_96_pixels(size, factor):
     assert count(sample_grid([flat(77, size)]), (77,) * 3) == size[0] * size[1] * factor**2
 
 
-def test_samples_are_laid_out_row_by_row():
+def test_sample_grid_fills_rows_first():
     canvas = np.asarray(sample_grid([flat(100 + i) for i in range(5)]))[..., 0]
     corners = [tuple(np.argwhere(canvas == 100 + i)[0]) for i in range(5)]
     step = 98 + 6
@@ -70,7 +70,7 @@ def test_samples_are_laid_out_row_by_row():
     assert sample_grid([flat(1)] * 5, columns=5).height < sample_grid([flat(1)] * 5, columns=1).height
 
 
-def test_captions_are_written_and_never_leave_the_paper():
+def test_captions_are_cut_off_at_the_margin():
     plain = np.asarray(completion_grid([flat(0)], 32, [[flat(0)]], ["x"]))
     long = np.asarray(completion_grid([flat(0)], 32, [[flat(0)]], ["a long name " * 30]))
     assert plain.shape == long.shape
@@ -86,7 +86,7 @@ def noise(num, colors, size=(8, 8)):
 
 
 @pytest.mark.parametrize("num_shown", [0, 5, 64])
-def test_pixels_still_to_come_are_hatched(num_shown):
+def test_pixels_not_sampled_yet_are_hatched(num_shown):
     samples = sample_grid([flat(7), flat(8)], num_shown=num_shown)
     assert [count(samples, (level,) * 3) for level in (7, 8)] == [144 * num_shown] * 2
     completions = completion_grid([flat(7)], 9, [[flat(8), flat(9)]], num_shown=num_shown)
@@ -101,7 +101,7 @@ def shown_in(frames, image_size):
 
 
 @pytest.mark.parametrize(
-    ("size", "num_kept", "shown"),
+    ("size", "num_visible", "shown"),
     [
         ((8, 8), 0, list(range(65))),
         ((8, 8), 61, [61, 62, 63, 64]),
@@ -115,40 +115,40 @@ def shown_in(frames, image_size):
         ((100, 1), 0, [0, 100]),
     ],
 )
-def test_images_appear_by_pixels_or_by_rows(size, num_kept, shown):
+def test_frames_reveal_pixels_or_rows(size, num_visible, shown):
     images = [flat(0, size)]
-    frames = list(appearing(lambda num: sample_grid(images, num_shown=num), size, num_kept))
+    frames = list(reveal_frames(lambda num: sample_grid(images, num_shown=num), size, num_visible))
     assert shown_in(frames, size) == shown
     assert len(frames) <= 65
     assert [frame.info["duration"] for frame in frames] == [80] * (len(shown) - 1) + [2000]
 
 
 @pytest.mark.parametrize("colors", [np.arange(17) * 15, np.random.default_rng(1).integers(0, 256, (200, 3))])
-def test_frames_are_the_grids_exactly_in_one_palette(colors):
+def test_frames_equal_the_grids_and_share_a_palette(colors):
     images = noise(4, colors)
 
-    def grid_of(num_shown):
+    def draw_grid(num_shown):
         return sample_grid(images, num_shown=num_shown)
 
-    frames = list(appearing(grid_of, (8, 8)))
+    frames = list(reveal_frames(draw_grid, (8, 8)))
     assert {frame.mode for frame in frames} == {"P"}
     assert len({bytes(frame.getpalette()) for frame in frames}) == 1
     for num_shown, frame in enumerate(frames):
-        assert np.array_equal(np.asarray(frame.convert("RGB")), np.asarray(grid_of(num_shown)))
+        assert np.array_equal(np.asarray(frame.convert("RGB")), np.asarray(draw_grid(num_shown)))
 
 
-def test_more_colours_than_a_gif_has_are_replaced_by_near_ones():
+def test_colours_beyond_256_are_replaced_by_near_ones():
     red, green, blue = np.meshgrid(*[np.arange(8) * 36] * 3)
     images = noise(4, np.stack([red, green, blue], axis=-1).reshape(-1, 3), (16, 16))
-    *_, last = appearing(lambda num: sample_grid(images, num_shown=num), (16, 16))
+    *_, last = reveal_frames(lambda num: sample_grid(images, num_shown=num), (16, 16))
     error = np.abs(np.asarray(last.convert("RGB")).astype(int) - np.asarray(sample_grid(images)).astype(int))
     assert 0 < error.max() <= 54  # one and a half steps of the 512 colours, where 256 must do
     assert error[error.any(axis=-1)].mean() < 18
 
 
-def test_completions_appear_beside_what_stays():
+def test_originals_stay_visible_while_completions_appear():
     images = [flat(0)]
-    frames = list(appearing(lambda num: completion_grid(images, 62, [[flat(255)]], num_shown=num), (8, 8), 62))
+    frames = list(reveal_frames(lambda num: completion_grid(images, 62, [[flat(255)]], num_shown=num), (8, 8), 62))
     left, right = [np.asarray(frame.convert("RGB"))[:, :246] for frame in frames], [np.asarray(f) for f in frames]
     assert len(frames) == 3
     assert all(np.array_equal(frame, left[0]) for frame in left)
@@ -163,26 +163,26 @@ def test_completions_appear_beside_what_stays():
         (lambda: completion_grid([flat(0)], 0, [[flat(0)]], ["a", "b"]), "1 lists of completions and 2 labels were"),
         (lambda: completion_grid([flat(0)] * 2, 0, [[flat(0)], []]), r"the originals have \[0, 1\] completions"),
         (lambda: completion_grid([flat(0)], 0, [[]]), r"the originals have \[0\] completions"),
-        (lambda: completion_grid([flat(0)], 65, [[flat(0)]]), "65 pixels are said to be kept, an image has 64"),
+        (lambda: completion_grid([flat(0)], 65, [[flat(0)]]), "visible is 65: it must be an integer from 0 to 64"),
         (lambda: completion_grid([flat(0)], 0, [[flat(0, (9, 8))]]), "the images differ in width and height"),
         (
             lambda: completion_grid([flat(0)], 0, [[flat(0)]], num_shown=65),
-            "65 pixels are said to be shown, an image has",
+            "num_shown is 65: it must be an integer",
         ),
         (
             lambda: sample_grid([flat(0)], num_shown=-1),
-            "-1 pixels are said to be shown, an image has 64: give 0 to that",
+            "num_shown is -1: it must be an integer from 0 to 64, the pixels of an image",
         ),
-        (lambda: appearing(sample_grid, (8, 8), 64), "64 pixels are there from the start, an image has 64: leave at"),
-        (lambda: appearing(sample_grid, (8, 8), -1), "-1 pixels are there from the start, an image has 64: leave at"),
+        (lambda: reveal_frames(sample_grid, (8, 8), 64), "64 pixels are visible from the start, an image has 64"),
+        (lambda: reveal_frames(sample_grid, (8, 8), -1), "-1 pixels are visible from the start, an image has 64"),
         (lambda: sample_grid([]), "there are no images to draw"),
-        (lambda: sample_grid([flat(0)], columns=0), "columns is 0: it must be a whole number from 1"),
+        (lambda: sample_grid([flat(0)], columns=0), "columns is 0: it must be an integer from 1"),
         (
             lambda: sample_grid([flat(0), flat(0, (4, 8))]),
             r"the images differ in width and height \(\(4, 8\), \(8, 8\)\)",
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one process has at a time."""
+"""Atomic writes, locks on folders, and home folders."""
 
 import errno
 import os
@@ -13,12 +13,12 @@ from filelock import FileLock
 from imagegpt.checkpoints.listing import list_tensors
 from imagegpt.checkpoints.registry import resolve
 from imagegpt.data.sources.registry import open_images
-from imagegpt.files.atomic import atomic_write, final_name
-from imagegpt.files.locks import BusyError, lock_folder, locked
+from imagegpt.files.atomic import atomic_write, target_name
+from imagegpt.files.locks import BusyError, folder_lock, lock_folder
 from imagegpt.files.paths import expand_home
 
 
-def test_a_link_stays_a_link(tmp_path):
+def test_atomic_write_keeps_symbolic_links(tmp_path):
     (tmp_path / "disk").mkdir()
     target, link = tmp_path / "disk" / "palette.npy", tmp_path / "link.npy"
     target.write_bytes(b"old")
@@ -29,8 +29,8 @@ def test_a_link_stays_a_link(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link.npy", "palette.npy"]
 
 
-def test_a_power_cut_is_survived(tmp_path, monkeypatch):
-    """The content is on the disk before the name stands for it, and the name when the call returns."""
+def test_atomic_write_flushes_file_and_folder(tmp_path, monkeypatch):
+    """The content is flushed before the rename, and the folder before the call returns."""
     done = []
     replace = Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: done.append("dir" if os.path.isdir(handle) else "file"))  # noqa: PTH112
@@ -44,9 +44,9 @@ def test_a_power_cut_is_survived(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("number", "advice"),
-    [(errno.ENOSPC, "make room there, or choose another place"), (errno.EACCES, "choose another place")],
+    [(errno.ENOSPC, "free some space, or choose another path"), (errno.EACCES, "choose another path")],
 )
-def test_a_failure_says_what_to_do_and_leaves_nothing(tmp_path, monkeypatch, number, advice):
+def test_a_failed_write_says_what_to_do_and_leaves_no_file(tmp_path, monkeypatch, number, advice):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
@@ -66,20 +66,20 @@ def test_a_failure_says_what_to_do_and_leaves_nothing(tmp_path, monkeypatch, num
         ("log.jsonl", "log.jsonl"),
     ],
 )
-def test_temporary_names_are_ours_alone(name, final):
-    assert final_name(name) == final
+def test_target_name_recognises_only_our_temporary_files(name, final):
+    assert target_name(name) == final
 
 
-def test_a_folder_is_locked_once(tmp_path):
+def test_a_folder_can_be_locked_only_once(tmp_path):
     refused = pytest.raises(BusyError, match=r"^another process trains in .*: wait for it, or end it first$")
-    with locked(tmp_path, "encodes images into"), refused:
+    with folder_lock(tmp_path, "encodes images into"), refused:
         lock_folder(tmp_path, "trains in")
     lock_folder(tmp_path, "trains in").release()
-    with locked(tmp_path, "trains in"), locked(tmp_path, "trains in", name=".another.lock"):
+    with folder_lock(tmp_path, "trains in"), folder_lock(tmp_path, "trains in", name=".another.lock"):
         pass
 
 
-def test_a_killed_process_lets_go(tmp_path):
+def test_killing_a_process_releases_its_lock(tmp_path):
     code = "import sys, time; from pathlib import Path; from imagegpt.files.locks import lock_folder; "
     code += "lock = lock_folder(Path(sys.argv[1]), 'trains in'); print('locked', flush=True); time.sleep(100)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -93,21 +93,23 @@ def test_a_killed_process_lets_go(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock here")])
-def test_where_nothing_can_be_locked_one_sentence(tmp_path, monkeypatch, error):
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(FileLock, "acquire", fail)
-    told = rf"^{tmp_path} cannot be locked against other processes \(No locks available|no flock here\): choose another"
-    with pytest.raises(OSError, match=told):
+    message = (
+        rf"^{tmp_path} cannot be locked against other processes \(No locks available|no flock here\): choose another"
+    )
+    with pytest.raises(OSError, match=message):
         lock_folder(tmp_path, "trains in")
 
 
-def test_a_home_that_nobody_knows_is_one_sentence(tmp_path, monkeypatch):
-    """In the library it was a RuntimeError of pathlib's."""
+def test_an_unknown_home_folder_is_one_sentence(tmp_path, monkeypatch):
+    """Regression: the library let a RuntimeError of pathlib through."""
     monkeypatch.chdir(tmp_path)
     for opens in (resolve, open_images, list_tensors):
-        with pytest.raises(ValueError, match="nobody knows which folder ~nosuchuser is: give the path without it"):
+        with pytest.raises(ValueError, match="~nosuchuser has no home folder: give the full path instead"):
             opens("~nosuchuser/x")
     (tmp_path / "~nosuchuser").touch()
     assert expand_home("~nosuchuser") == "./~nosuchuser"

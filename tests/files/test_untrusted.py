@@ -1,4 +1,4 @@
-"""A folder's files may not ask for code, other folders or other models; whoever loads it may."""
+"""Files of a model folder may not refer to code, other folders or other models; arguments of the caller may."""
 
 import json
 import shutil
@@ -34,9 +34,9 @@ def refused(load, message):
 
 
 ATTENTION = (
-    "and a file may choose eager, sdpa, flex_attention, kernels only: remove the key, or give attn_implementation"
+    "and a file may only choose eager, sdpa, flex_attention, kernels: remove the key, or pass attn_implementation"
 )
-CODE = "asks for code that is not this package's: remove the key, or give {} to from_pretrained if you trust"
+CODE = "refers to code outside this package: remove the key, or pass {} to from_pretrained if you trust"
 KEYS = [
     ("attn_implementation", "evil/kernel", f"attn_implementation is 'evil/kernel', {ATTENTION}"),
     ("attn_implementation", {"": "evil/kernel:run"}, f"attn_implementation is 'evil/kernel:run', {ATTENTION}"),
@@ -49,18 +49,18 @@ KEYS = [
     ("quantization_config", {"quant_method": "bitsandbytes"}, CODE.format("quantization_config")),
     ("auto_map", {"AutoModel": "evil--code.Model"}, CODE.format("trust_remote_code")),
     ("trust_remote_code", True, CODE.format("trust_remote_code")),
-    ("fusion_config", {"patch_embeddings": True}, "fusion_config is nothing that ImageGPT has: remove the key"),
-    ("kernel_config", {"kernel_mapping": {}}, "kernel_config is nothing that ImageGPT has: remove the key"),
-    ("experts_implementation", "evil/kernel", "experts_implementation is nothing that ImageGPT has: remove the key"),
-    ("per_layer_config", {"0": {"n_inner": 8}}, "per_layer_config is nothing that ImageGPT has: remove the key"),
-    ("distributed_config", {"tp_plan": "auto"}, "distributed_config is nothing that ImageGPT has: remove the key"),
-    ("configuration_files", ["config.4.0.0.json"], "configuration_files leads to other files, which are not read"),
-    ("transformers_weights", "../model.safetensors", "transformers_weights is .*: only files of the folder are read"),
+    ("fusion_config", {"patch_embeddings": True}, "fusion_config is not supported by ImageGPT: remove the key"),
+    ("kernel_config", {"kernel_mapping": {}}, "kernel_config is not supported by ImageGPT: remove the key"),
+    ("experts_implementation", "evil/kernel", "experts_implementation is not supported by ImageGPT: remove the key"),
+    ("per_layer_config", {"0": {"n_inner": 8}}, "per_layer_config is not supported by ImageGPT: remove the key"),
+    ("distributed_config", {"tp_plan": "auto"}, "distributed_config is not supported by ImageGPT: remove the key"),
+    ("configuration_files", ["config.4.0.0.json"], "configuration_files refers to other files, which are not read"),
+    ("transformers_weights", "../model.safetensors", "transformers_weights is .*: only files in the same"),
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "message"), KEYS)
-def test_keys_of_a_configuration_that_reach_code_are_refused(folder, key, value, message):
+def test_config_keys_that_run_foreign_code_are_refused(folder, key, value, message):
     change(folder / "config.json", **{key: value})
     for model_class in CLASSES:
         refused(lambda made=model_class: made.from_pretrained(folder), f"config.json: .*{message}")
@@ -70,7 +70,7 @@ def test_keys_of_a_configuration_that_reach_code_are_refused(folder, key, value,
         refused(lambda: ImageGPTConfig.from_pretrained(folder), message)
 
 
-def test_the_same_on_the_hub_is_refused(folder, tmp_path):
+def test_config_keys_that_run_foreign_code_are_refused_on_the_hub(folder, tmp_path):
     change(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     cached = tmp_path / "cache" / "models--owner--tiny"
     shutil.copytree(folder, cached / "snapshots" / ("a" * 40))
@@ -78,14 +78,15 @@ def test_the_same_on_the_hub_is_refused(folder, tmp_path):
     (cached / "refs" / "main").write_text("a" * 40)
     options = {"cache_dir": tmp_path / "cache", "local_files_only": True}
     refused(
-        lambda: ImageGPTModel.from_pretrained("owner/tiny", **options), "config.json: quantization_config asks for code"
+        lambda: ImageGPTModel.from_pretrained("owner/tiny", **options),
+        "config.json: quantization_config refers to code",
     )
     refused(
-        lambda: ImageGPTModel.from_pretrained(folder, config=folder / "config.json"), "quantization_config asks for"
+        lambda: ImageGPTModel.from_pretrained(folder, config=folder / "config.json"), "quantization_config refers to"
     )
 
 
-def test_what_the_caller_asks_for_is_not_refused(folder):
+def test_arguments_of_the_caller_may_allow_foreign_code(folder):
     change(folder / "config.json", attn_implementation="evil/kernel", auto_map={"AutoModel": "evil--code.Model"})
     asked = {"attn_implementation": "eager", "trust_remote_code": True}
     model = ImageGPTForCausalImageModeling.from_pretrained(folder, **asked)
@@ -110,7 +111,7 @@ def test_ordinary_folders_load(folder):
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("away", ["../other/{}", "/{}", "a/../../{}", "..\\{}", "C:\\{}", "C:{}"])
-def test_an_index_names_files_of_its_folder_only(folder, tmp_path, kind, away):
+def test_a_weight_index_refers_only_to_its_own_folder(folder, tmp_path, kind, away):
     tiny_model().save_pretrained(folder, max_shard_size="50kB")
     shutil.copytree(folder, tmp_path / "other")
     path = folder / "model.safetensors.index.json"
@@ -122,11 +123,11 @@ def test_an_index_names_files_of_its_folder_only(folder, tmp_path, kind, away):
     change(folder / name, **{**index, "weight_map": moved})
     for load in (ImageGPTForCausalImageModeling.from_pretrained, load_model):
         refused(
-            lambda load=load: load(folder), rf"{name}: weight_map names '.*: only files of the folder are read, put it"
+            lambda load=load: load(folder), rf"{name}: weight_map names '.*: only files in the same folder are read"
         )
 
 
-def test_a_folder_of_several_files_loads(folder):
+def test_sharded_weights_load(folder):
     tiny_model().save_pretrained(folder, max_shard_size="50kB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     load_model(folder)
@@ -139,7 +140,7 @@ def test_a_folder_of_several_files_loads(folder):
     load_model(folder)
 
 
-def test_an_adapter_is_not_followed_to_another_model(folder, tmp_path):
+def test_an_adapter_without_a_model_is_refused(folder, tmp_path):
     pytest.importorskip("peft")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -147,21 +148,19 @@ def test_an_adapter_is_not_followed_to_another_model(folder, tmp_path):
     for model_class in CLASSES:
         refused(
             lambda made=model_class: made.from_pretrained(adapter),
-            r"adapter_config.json: it is an adapter of '.*' without a model beside it: load the model that you trust",
+            r"adapter_config.json: it is an adapter of '.*', and its folder contains no model: load a model that",
         )
 
 
 @pytest.mark.parametrize(
     "fields", [{"megatron_config": {"a": 1}}, {"megatron_core": "evil"}, {"adapters": {"a": "evil/adapter"}}]
 )
-def test_an_adapter_beside_its_model_reaches_no_code(folder, fields):
+def test_an_adapter_that_runs_foreign_code_is_refused(folder, fields):
     change(folder / "adapter_config.json", peft_type="LORA", **fields)
-    refused(
-        lambda: load_model(folder), rf"adapter_config.json: {next(iter(fields))} asks for code or adapters from elsew"
-    )
+    refused(lambda: load_model(folder), rf"adapter_config.json: {next(iter(fields))} refers to code or adapters")
 
 
-def test_an_ordinary_adapter_beside_its_model_is_loaded(folder):
+def test_an_ordinary_adapter_with_its_model_loads(folder):
     peft = pytest.importorskip("peft")
     if Version(peft.__version__) < Version(MIN_PEFT_VERSION):
         pytest.skip(f"transformers wants peft {MIN_PEFT_VERSION}")

@@ -1,4 +1,4 @@
-"""Every format of ours carries a version, and another version is refused in one sentence."""
+"""Every file format has a version, and other versions are refused with one sentence."""
 
 import json
 import re
@@ -11,27 +11,27 @@ import torch
 import imagegpt
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data import hashing
-from imagegpt.data.encoded import EncodedImages
+from imagegpt.data.encoded import EncodedDataset
 from imagegpt.data.encoding_folder import ENCODING_FORMAT
 from imagegpt.data.identity import DATA_FORMAT, DataRecord
 from imagegpt.files.versions import FORMAT_KEY
-from imagegpt.jobs.encode import encode_images
-from imagegpt.jobs.sample_folder import RUN_FORMAT, RunSettings, read_settings, write_settings
+from imagegpt.jobs.encode import encode
+from imagegpt.jobs.sampling_settings import RUN_FORMAT, SamplingSettings, read_run, write_run
 from imagegpt.sampling import SamplingRules
 from imagegpt.training.checkpoint import CHECKPOINT_FORMAT
-from imagegpt.training.distributed import World
-from imagegpt.training.lr_finder import RATES_FORMAT, RateSearch
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.lr_finder import RATES_FORMAT, LearningRateSearch
 from imagegpt.training.recipe import RECIPE_FORMAT
 from imagegpt.training.recipe_io import parse_recipe, read_recipe
 from imagegpt.training.run import Run
 
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 RECIPE = parse_recipe(
     {
         "model": {"n_layer": 1, "n_embd": 8, "n_head": 1},
         "data": {"train": "digits"},
         "training": {"num_steps": 1, "warmup_steps": 0, "batch_size": 2},
-        "watch": {"samples": 0},
+        "monitoring": {"samples": 0},
     }
 )
 
@@ -43,8 +43,8 @@ def run(out):
 
 def encoding(out):
     np.save(out.parent / "a.npy", np.zeros((3, 4, 4), np.uint8))
-    encode_images(out.parent / "a.npy", out, ImageGPTImageProcessor(ColorPalette.grey(4), size=4))
-    return lambda: EncodedImages.load(out)
+    encode(out.parent / "a.npy", out, ImageGPTImageProcessor(ColorPalette.grey(4), size=4))
+    return lambda: EncodedDataset(out)
 
 
 def record(out):
@@ -57,30 +57,33 @@ def recipe(out):
     return lambda: read_recipe(out / "recipe.yaml")
 
 
-def bulk(out):
+def samples(out):
     out.mkdir()
-    given = {"model": "m", "fingerprint": "f", "precision": "float32", "seed": 0, "file_format": "png", "num": 1}
-    write_settings(out, RunSettings(**given, rules=SamplingRules(), batch_size=1, backend="cpp", version="1"))
-    return lambda: read_settings(out)
+    settings = SamplingSettings(
+        model="m", fingerprint="f", precision="float32", seed=0, rules=SamplingRules(), file_format="png",
+        shard_size=1, batch_size=1, backend="cpp", num=1, version="1",
+    )  # fmt: skip
+    write_run(out, settings)
+    return lambda: read_run(out)
 
 
 def rates(out):
-    RateSearch(RECIPE, out, ALONE)
-    return lambda: RateSearch(RECIPE, out, ALONE)
+    LearningRateSearch(RECIPE, out, ALONE)
+    return lambda: LearningRateSearch(RECIPE, out, ALONE)
 
 
 FORMATS = {
     "ENCODING_FORMAT": (encoding, "encoding.json", ENCODING_FORMAT),
     "DATA_FORMAT": (record, "data.json", DATA_FORMAT),
     "RECIPE_FORMAT": (recipe, "recipe.yaml", RECIPE_FORMAT),
-    "CHECKPOINT_FORMAT": (run, "checkpoints/step-00000001/progress.json", CHECKPOINT_FORMAT),
-    "RUN_FORMAT": (bulk, "run.json", RUN_FORMAT),
+    "CHECKPOINT_FORMAT": (run, "checkpoints/step-00000001/trainer_state.json", CHECKPOINT_FORMAT),
+    "RUN_FORMAT": (samples, "run.json", RUN_FORMAT),
     "RATES_FORMAT": (rates, "rates.json", RATES_FORMAT),
 }
 ELSEWHERE = {"CACHE_FORMAT"}  # hashes that are computed again: tests/data/test_identity.py
 
 
-def test_every_format_is_here():
+def test_every_versioned_format_is_listed_here():
     source = Path(imagegpt.__file__).parent
     found = re.findall(r"^([A-Z]+_FORMAT) = \d+", "\n".join(p.read_text() for p in source.rglob("*.py")), re.MULTILINE)
     assert sorted(found) == sorted({*FORMATS, *ELSEWHERE})
@@ -110,7 +113,7 @@ def test_another_version_is_one_sentence(tmp_path, monkeypatch, name, version):
     assert "\n" not in str(caught.value)
 
 
-def test_the_cache_of_another_version_is_not_read(tmp_path, monkeypatch):
+def test_a_cache_of_another_version_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(hashing, "_SETTLED_NS", -1)
     np.save(tmp_path / "a.npy", np.zeros((3, 4, 4), np.uint8))

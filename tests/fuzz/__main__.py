@@ -18,7 +18,7 @@ from .runner import Runner, exit_code, failure_folder, prepare, replay
 
 
 def main() -> int:
-    """Run what the command line asks for; 0 if nothing failed."""
+    """Parse the command line and run the fuzzer; return 0 if no case failed."""
     arguments = _arguments()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = os.environ["HOME"] = str(arguments.folder.resolve() / "home")
@@ -27,10 +27,10 @@ def main() -> int:
         names = [json.loads((arguments.replay / "case.json").read_text())["kind"]]
     kinds = [KINDS[name](arguments.folder.resolve() / "originals" / name) for name in names]
     _write(f"preparing {', '.join(names)} in {arguments.folder}")
-    prepare(kinds, anew=not arguments.replay)
+    prepare(kinds, overwrite=not arguments.replay)
     if arguments.replay:
-        outcome, told = replay(kinds[0], arguments.replay.resolve())
-        _write(f"{outcome}: {told}")
+        outcome, detail = replay(kinds[0], arguments.replay.resolve())
+        _write(f"{outcome}: {detail}")
         return exit_code(outcome)
     report, end = Report(kinds), time.monotonic() + 3600 * arguments.hours
     for seed in range(arguments.seed, sys.maxsize):
@@ -50,11 +50,11 @@ def _run(kinds: list[Kind], seed: int, arguments: argparse.Namespace, report: Re
         numbers = {kind.name: range(arguments.cases or kind.num_cases) for kind in kinds}
     for kind, result in runner.run(numbers):
         report.add(kind, result)
-        place = failure_folder(folder, kind.name, seed, result.number)
-        if place.is_dir() and result.outcome not in ("accepted", "refused"):
-            _write(failure_line(kind, result, place))
+        case_folder = failure_folder(folder, kind.name, seed, result.number)
+        if case_folder.is_dir() and result.outcome not in ("accepted", "refused"):
+            _write(failure_line(kind, result, case_folder))
         elif arguments.verbose:
-            _write(f"{kind.name} {result.number} {result.outcome}: {result.told:.300} ({result.mutant})")
+            _write(f"{kind.name} {result.number} {result.outcome}: {result.detail:.300} ({result.mutant})")
 
 
 def _arguments() -> argparse.Namespace:

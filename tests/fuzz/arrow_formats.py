@@ -1,4 +1,4 @@
-"""Damage to Arrow streams and parquet files that pyarrow itself writes: wrong values, types, offsets, counts."""
+"""Damaged Arrow streams and parquet files, written by pyarrow: wrong values, types, offsets, counts."""
 
 import json
 from random import Random
@@ -88,14 +88,14 @@ def _damaged(batch: pyarrow.RecordBatch, rng: Random, *, with_offsets: bool) -> 
         other = rng.randrange(len(columns))
         columns[number], columns[other] = columns[other], columns[number]
     elif with_offsets:
-        columns[number], told = _other_buffers(column, rng)
-        how = f"buffers ({told})"
+        columns[number], detail = _other_buffers(column, rng)
+        how = f"buffers ({detail})"
     fields = [pyarrow.field(one, values.type) for one, values in zip(names, columns, strict=True)]
     return pyarrow.RecordBatch.from_arrays(columns, schema=pyarrow.schema(fields, metadata)), f"column {name}: {how}"
 
 
 def _other_values(column: pyarrow.Array, rng: Random) -> pyarrow.Array:
-    """The same type with a few values that cannot be right."""
+    """Replace a few values by invalid ones of the same type."""
     kind = column.type
     if pyarrow.types.is_fixed_size_list(kind):
         values = _other_values(column.flatten(), rng)
@@ -127,15 +127,15 @@ def _as_type(column: pyarrow.Array, kind: pyarrow.DataType) -> pyarrow.Array:
 
 
 def _other_buffers(column: pyarrow.Array, rng: Random) -> tuple[pyarrow.Array, str]:
-    """The array with a number in one of its buffers changed, an offset perhaps; nothing checks it."""
+    """Change a number in one of the buffers of an array, for example an offset, without validation."""
     buffers = list(column.buffers())
     if pyarrow.types.is_struct(column.type):
-        child, told = _other_buffers(column.field(0), rng)
+        child, detail = _other_buffers(column.field(0), rng)
         children = [child, *(column.field(one) for one in range(1, column.type.num_fields))]
-        return pyarrow.Array.from_buffers(column.type, len(column), buffers[:1], children=children), told
+        return pyarrow.Array.from_buffers(column.type, len(column), buffers[:1], children=children), detail
     if pyarrow.types.is_fixed_size_list(column.type):
-        child, told = _other_buffers(column.flatten(), rng)
-        return pyarrow.Array.from_buffers(column.type, len(column), buffers[:1], children=[child]), told
+        child, detail = _other_buffers(column.flatten(), rng)
+        return pyarrow.Array.from_buffers(column.type, len(column), buffers[:1], children=[child]), detail
     there = [number for number, buffer in enumerate(buffers) if buffer is not None and buffer.size >= 8]
     if not there:
         return column, "none to change"

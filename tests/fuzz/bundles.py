@@ -20,7 +20,7 @@ _NUMBERS = (0, 1, 2, 3, 5, 7, 14, 19, 23, 64, 1000, 2**31, 2**40, 2**62, 2**63, 
 
 
 def damage_index(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change an entry of the index, whose blocks then get the checksums that fit."""
+    """Change an entry of the index and update the checksums of its blocks."""
     entries = read_table(content)
     key = rng.choice(list(entries))
     how = rng.choice(("field", "field", "field", "field", "bytes", "removed", "renamed", "swapped", "added"))
@@ -42,32 +42,32 @@ def damage_index(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def _other_fields(message: bytes, rng: Random) -> tuple[bytes, str]:
-    """A message with one of its fields changed, or one of those within it."""
+    """Change a field of a message, or of a nested message."""
     fields = list(read_fields(message))
     if not fields:
         return write_fields([(rng.randrange(1, 10), rng.choice(_NUMBERS))]), "was empty"
-    place = rng.randrange(len(fields))
-    number, value = fields[place]
+    case_folder = rng.randrange(len(fields))
+    number, value = fields[case_folder]
     how = rng.choice(("value", "value", "value", "number", "twice", "removed"))
     if how == "value" and isinstance(value, bytes):
         try:
             value = _other_fields(value, rng)[0]
-        except ValueError:  # it is no message
+        except ValueError:  # not a message
             value = damage_bytes(value, rng)[0]
-        fields[place] = number, value
+        fields[case_folder] = number, value
     elif how == "value":
-        fields[place] = number, rng.choice(_NUMBERS)
+        fields[case_folder] = number, rng.choice(_NUMBERS)
     elif how == "number":
-        fields[place] = rng.randrange(1, 12), value
+        fields[case_folder] = rng.randrange(1, 12), value
     elif how == "twice":
-        fields.append(fields[place])
+        fields.append(fields[case_folder])
     else:
-        del fields[place]
+        del fields[case_folder]
     return write_fields(fields), f"{number} {how}"
 
 
 class Bundles(Kind):
-    """Checkpoints of OpenAI's code."""
+    """TensorFlow checkpoints of OpenAI's code."""
 
     name = "bundles"
     num_cases = 1_000
@@ -76,21 +76,21 @@ class Bundles(Kind):
     formats: ClassVar = {".index": damage_index}
 
     def prepare(self) -> None:
-        """Made-up models in one data file and in three."""
+        """Write random models in one data file and in three."""
         for name, num_shards, dtype in (("one", 1, np.float32), ("three", 3, np.float16)):
             (self.folder / name).mkdir()
             arrays = {key: array.astype(dtype) for key, array in variables().items()}
             write_bundle(self.folder / name / "model.ckpt-7", {**arrays, "global_step": np.int64(7)}, num_shards)
 
-    def passes_first_parser(self, place: Path) -> bool:
+    def passes_first_parser(self, case_folder: Path) -> bool:
         """See `first_parser`."""
-        read_table((place / "model.ckpt-7.index").read_bytes())
+        read_table((case_folder / "model.ckpt-7.index").read_bytes())
         return True
 
-    def open(self, place: Path) -> str:
+    def open(self, case_folder: Path) -> str:
         """List the variables, and read all of them as `imagegpt convert openai` does."""
-        assert list_tensors(str(place / "model.ckpt-7")) is not None
-        found = from_openai(read_bundle(place / "model.ckpt-7"), biases=True)
+        assert list_tensors(str(case_folder / "model.ckpt-7")) is not None
+        found = from_openai(read_bundle(case_folder / "model.ckpt-7"), biases=True)
         digest = hashlib.sha256()
         for name, tensor in sorted(found.weights.items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
@@ -98,7 +98,7 @@ class Bundles(Kind):
 
 
 def variables(num_layers: int = 2, num_heads: int = 2, width: int = 8, num_colors: int = 11) -> dict[str, np.ndarray]:
-    """Made-up numbers by OpenAI's names."""
+    """Random variables with OpenAI's names."""
     rng = np.random.default_rng(0)
     shapes = {
         "wte": (num_colors, width),

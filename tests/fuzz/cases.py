@@ -1,4 +1,4 @@
-"""What a kind of input has to say of itself, and what can become of a case."""
+"""The interface of a kind of input, and the result of a case."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -18,18 +18,18 @@ FAILURES = (FOREIGN, CRASH, HANG, MEMORY, SILENT, EXIT, FUZZER)
 Damage = Callable[[bytes, Random], tuple[bytes, str]]
 
 
-class WrongEndError(Exception):
-    """A command that ended in a way that no command should."""
+class WrongExitError(Exception):
+    """A command exited in a way that no command should."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """What was done to an original.
+    """A damaged copy of an original.
 
     Attributes:
-        original: its name.
-        change: a line for people.
-        keeps_structure: whether its format is whole: checksums, lengths and syntax.
+        original: name of the original.
+        change: one-line description of the damage.
+        keeps_structure: whether the file format is still valid: checksums, lengths and syntax.
     """
 
     original: str
@@ -39,86 +39,86 @@ class Mutant:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of a case.
+    """The result of a case.
 
     Attributes:
         number: of the case.
-        mutant: None if not even that was made.
-        parsed: whether the first parser took it, see `Kind.first_parser`.
+        mutant: None if it could not be made.
+        parsed: whether the first parser accepted it, see `Kind.first_parser`.
         outcome: ACCEPTED, REFUSED or one of FAILURES.
-        told: a digest of what was accepted, the sentence of a refusal, or the traceback of a failure.
+        detail: a digest of the accepted content, the message of a refusal, or the traceback of a failure.
     """
 
     number: int
     mutant: Mutant | None
     parsed: bool
     outcome: str
-    told: str
+    detail: str
 
 
 class Kind(ABC):
-    """A kind of input: originals are folders of files, and a case is a copy of one, damaged in one place.
+    """A kind of input. Originals are folders of files; a case is a copy of one of them, damaged in one case_folder.
 
     Args:
         folder: for the originals.
     """
 
     name: ClassVar[str]
-    num_cases: ClassVar[int]  # of an ordinary run
-    first_parser: ClassVar[str]  # what it means to have passed it, for people
-    has_manifest: ClassVar[bool] = False  # ours, so that nothing damaged may be accepted with other content
-    refused: ClassVar[tuple[str, ...]] = ()  # originals that are, even undamaged
-    imports: ClassVar[tuple[str, ...]] = ()  # modules that the warm parent imports for it
-    formats: ClassVar[Mapping[str, Damage]] = {}  # damage that keeps the format, by the end of the file's name
+    num_cases: ClassVar[int]  # in an ordinary run
+    first_parser: ClassVar[str]  # what passing it means, for the report
+    has_manifest: ClassVar[bool] = False  # if so, damaged content must never be accepted
+    refused: ClassVar[tuple[str, ...]] = ()  # originals that are refused even undamaged
+    imports: ClassVar[tuple[str, ...]] = ()  # modules that the parent process imports
+    formats: ClassVar[Mapping[str, Damage]] = {}  # file suffix -> damage that keeps the format valid
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.parsed_while_open: bool | None = None  # of kinds whose first parser is seen at work only
+        self.parsed_while_open: bool | None = None  # for kinds whose first parser runs only in `open`
 
     @abstractmethod
     def prepare(self) -> None:
-        """Write the originals, each a folder in `self.folder`."""
+        """Write the originals as folders in `self.folder`."""
 
     @abstractmethod
-    def passes_first_parser(self, place: Path) -> bool:
-        """Whether the format's own parser takes what lies there; it may raise."""
+    def passes_first_parser(self, case_folder: Path) -> bool:
+        """Whether the parser of the file format accepts the case; it may raise."""
 
     @abstractmethod
-    def open(self, place: Path) -> str:
-        """Open what lies there as a user would; a digest of it."""
+    def open(self, case_folder: Path) -> str:
+        """Open the case as a user would; return a digest of the content."""
 
     def originals(self) -> list[Path]:
         """The folders of the originals."""
         return sorted(path for path in self.folder.iterdir() if path.is_dir())
 
-    def mutate(self, place: Path, rng: Random) -> Mutant:
-        """Put a damaged copy of one of the originals into `place`, which is not there yet."""
+    def mutate(self, case_folder: Path, rng: Random) -> Mutant:
+        """Write a damaged copy of one of the originals to `case_folder`, which must not exist."""
         keeps_structure = rng.random() < 0.5
         files = [path for original in self.originals() for path in self._files(original)]
         known = {path: damage for path in files for end, damage in self.formats.items() if path.name.endswith(end)}
         path = rng.choice(list(known) if keeps_structure and known else files)
         relative = path.relative_to(self.folder)
         original, name = self.folder / relative.parts[0], Path(*relative.parts[1:])
-        shutil.copytree(original, place)
+        shutil.copytree(original, case_folder)
         if keeps_structure and path in known:
             content, change = known[path](path.read_bytes(), rng)
-            (place / name).write_bytes(content)
+            (case_folder / name).write_bytes(content)
             return Mutant(original=original.name, change=f"{name}: {change}", keeps_structure=True)
         if rng.random() < 0.1:
-            change = mutations.misplace(place / name, self._files(place), rng)
+            change = mutations.misplace(case_folder / name, self._files(case_folder), rng)
         else:
             content, change = mutations.damage_bytes(path.read_bytes(), rng)
-            (place / name).write_bytes(content)
+            (case_folder / name).write_bytes(content)
         return Mutant(original=original.name, change=f"{name}: {change}", keeps_structure=False)
 
     def _files(self, folder: Path) -> list[Path]:
         return sorted(path for path in folder.rglob("*") if path.is_file() and self.is_damaged(path))
 
     def is_damaged(self, path: Path) -> bool:
-        """Whether a file of the originals is one to damage."""
+        """Whether a file of an original may be damaged."""
         return True
 
 
 def random_of(seed: int, kind: str, number: int) -> Random:
-    """The randomness of a case."""
+    """Return the random generator of a case."""
     return Random(f"{seed} {kind} {number}")

@@ -1,4 +1,4 @@
-"""Folders that `imagegpt encode` wrote, which have a manifest: what is damaged is refused, or made again as it was."""
+"""Folders written by `imagegpt encode`, with a manifest: damaged files are refused, or rebuilt identically."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.data.encoded import EncodedImages
-from imagegpt.jobs.encode import encode_images
+from imagegpt.data.encoded import EncodedDataset
+from imagegpt.jobs.encode import encode
 
 from .arrow_formats import damage_stream
-from .cases import Kind, WrongEndError
+from .cases import Kind, WrongExitError
 from .mutations import damage_json
 from .worker import is_ours
 
@@ -31,7 +31,7 @@ class EncodedFolders(Kind):
     formats: ClassVar = {".json": damage_json, ".arrow": damage_stream}
 
     def prepare(self) -> None:
-        """Images in several shards, one of them in two splits, with a broken image in between."""
+        """Write encoded folders with several shards, with two splits, and with a broken image."""
         rng = np.random.default_rng(0)
         sources = self.folder.parent / f"{self.name}-{_SOURCE}"
         for name, splits in (("single", ("images",)), ("parts", ("train", "test"))):
@@ -39,32 +39,32 @@ class EncodedFolders(Kind):
             for split in splits:
                 images, labels = rng.integers(0, 256, (30, 4, 4, 3), np.uint8), np.arange(30) % 4
                 np.savez(sources / name / f"{split}.npz", images=images, labels=labels)
-            encode_images(self._source(name), self.folder / name, small_processor(), shard_size=12)
+            encode(self._source(name), self.folder / name, small_processor(), shard_size=12)
 
-    def passes_first_parser(self, place: Path) -> bool:
+    def passes_first_parser(self, case_folder: Path) -> bool:
         """See `first_parser`."""
-        for path in place.rglob("*.json"):
+        for path in case_folder.rglob("*.json"):
             json.loads(path.read_bytes())
-        for path in place.rglob("*.arrow"):
+        for path in case_folder.rglob("*.arrow"):
             with pyarrow.ipc.open_stream(path.read_bytes()) as stream:
                 list(stream)
         return True
 
-    def open(self, place: Path) -> str:
-        """Read everything; if that is refused, encode again, after which all must be as it was."""
+    def open(self, case_folder: Path) -> str:
+        """Read everything; if that is refused, encode again, which must restore all files."""
         try:
-            return _digest(place)
+            return _digest(case_folder)
         except Exception as error:
             if not is_ours(error):
                 raise
-            name = "parts" if (place / "train").exists() or (place / "test").exists() else "single"
-            encode_images(self._source(name), place, small_processor(), shard_size=12, max_broken=1)
+            name = "parts" if (case_folder / "train").exists() or (case_folder / "test").exists() else "single"
+            encode(self._source(name), case_folder, small_processor(), shard_size=12, max_broken=1)
         try:
-            return _digest(place)
+            return _digest(case_folder)
         except Exception as error:
             if not is_ours(error):
                 raise
-            raise WrongEndError(f"encoded again without a word, and still refused: {error}") from error
+            raise WrongExitError(f"encoded again without a word, and still refused: {error}") from error
 
     def _source(self, name: str) -> Path:
         folder = self.folder.parent / f"{self.name}-{_SOURCE}" / name
@@ -72,15 +72,15 @@ class EncodedFolders(Kind):
 
 
 def small_processor(num_colors: int = 16) -> ImageGPTImageProcessor:
-    """For images of 4 x 4 pixels."""
+    """A processor for images of 4 x 4 pixels."""
     return ImageGPTImageProcessor(ColorPalette.grey(num_colors), size=4)
 
 
-def _digest(place: Path) -> str:
+def _digest(case_folder: Path) -> str:
     digest = hashlib.sha256()
-    for split in (None,) if (place / "encoding.json").exists() else ("train", "test"):
-        images = EncodedImages.load(place, split)
-        for array in (images.ids(range(len(images))), images.labels, images.indices, images.hashes):
+    for split in (None,) if (case_folder / "encoding.json").exists() else ("train", "test"):
+        images = EncodedDataset(case_folder, split)
+        for array in (images.read(np.arange(len(images))), *images._labels, images.indices, images.hashes):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(images.palette.fingerprint.encode())
         digest.update(images.processor.palette.fingerprint.encode())

@@ -1,4 +1,4 @@
-"""Damage that keeps a file's format whole: checksums, lengths and headers fit, what they hold does not."""
+"""Damage that keeps the file format valid: checksums, lengths and headers match, the content is wrong."""
 
 import io
 import json
@@ -25,13 +25,13 @@ _ODD_CHUNKS = {
 
 
 def damage_png(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change a chunk and give it the checksum that fits."""
+    """Change a chunk and update its checksum."""
     chunks = []
-    place = len(_PNG)
-    while place + 8 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, place)
-        chunks.append((kind, content[place + 8 : place + 8 + length]))
-        place += 12 + length
+    case_folder = len(_PNG)
+    while case_folder + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, case_folder)
+        chunks.append((kind, content[case_folder + 8 : case_folder + 8 + length]))
+        case_folder += 12 + length
     number = rng.randrange(len(chunks))
     kind, data = chunks[number]
     how = rng.choice(("header", "header", "data", "data", "pixels", "removed", "twice", "moved", "another", "another"))
@@ -65,12 +65,12 @@ def _png_chunk(chunk: tuple[bytes, bytes]) -> bytes:
 
 
 def damage_jpeg(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change a segment before the pixels, whose length then fits."""
-    segments, place = [], 2
-    while content[place] == 0xFF and content[place + 1] != 0xDA:
-        marker, length = struct.unpack_from(">xBH", content, place)
-        segments.append((marker, content[place + 4 : place + 2 + length]))
-        place += 2 + length
+    """Change a segment before the pixels and update its length."""
+    segments, case_folder = [], 2
+    while content[case_folder] == 0xFF and content[case_folder + 1] != 0xDA:
+        marker, length = struct.unpack_from(">xBH", content, case_folder)
+        segments.append((marker, content[case_folder + 4 : case_folder + 2 + length]))
+        case_folder += 2 + length
     number = rng.randrange(len(segments))
     marker, data = segments[number]
     how = rng.choice(("data", "data", "data", "removed", "twice", "marker"))
@@ -83,16 +83,16 @@ def damage_jpeg(content: bytes, rng: Random) -> tuple[bytes, str]:
     else:
         segments[number] = (rng.choice((0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, 0xE1, 0xE2, 0xEE, 0xFE)), data)
     written = [struct.pack(">BBH", 0xFF, one, len(data) + 2) + data for one, data in segments]
-    return content[:2] + b"".join(written) + content[place:], f"segment {marker:02X} {how}"
+    return content[:2] + b"".join(written) + content[case_folder:], f"segment {marker:02X} {how}"
 
 
 def damage_riff(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change a chunk of WebP, whose lengths then fit."""
-    chunks, place = [], 12
-    while place + 8 <= len(content):
-        kind, length = struct.unpack_from("<4sI", content, place)
-        chunks.append((kind, content[place + 8 : place + 8 + length]))
-        place += 8 + length + length % 2
+    """Change a chunk of a WebP file and update the lengths."""
+    chunks, case_folder = [], 12
+    while case_folder + 8 <= len(content):
+        kind, length = struct.unpack_from("<4sI", content, case_folder)
+        chunks.append((kind, content[case_folder + 8 : case_folder + 8 + length]))
+        case_folder += 8 + length + length % 2
     number = rng.randrange(len(chunks))
     kind, data = chunks[number]
     how = rng.choice(("data", "data", "data", "removed", "twice"))
@@ -111,18 +111,18 @@ def damage_tiff(content: bytes, rng: Random) -> tuple[bytes, str]:
     """Change an entry of the first directory."""
     (start,) = struct.unpack_from("<I", content, 4)
     (num,) = struct.unpack_from("<H", content, start)
-    place = start + 2 + 12 * rng.randrange(num)
-    tag, kind, count, value = struct.unpack_from("<HHII", content, place)
+    case_folder = start + 2 + 12 * rng.randrange(num)
+    tag, kind, count, value = struct.unpack_from("<HHII", content, case_folder)
     fields = [tag, kind, count, value]
     which = rng.choice((1, 2, 3, 3, 3))
     fields[which] = rng.choice(range(14) if which == 1 else (0, 1, 3, value + 1, 65_535, 70_000, 2**31, 2**32 - 1))
     damaged = bytearray(content)
-    struct.pack_into("<HHII", damaged, place, *fields)
+    struct.pack_into("<HHII", damaged, case_folder, *fields)
     return bytes(damaged), f"tag {tag} has type {fields[1]}, count {fields[2]}, value {fields[3]}"
 
 
 def damage_safetensors(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change the header, which stays JSON of the length that is stated, or the numbers behind it."""
+    """Change the header, which remains valid JSON of the stated length, or the numbers after it."""
     (length,) = struct.unpack_from("<Q", content)
     header, data = content[8 : 8 + length], content[8 + length :]
     how = rng.choice(("tree", "tree", "type", "shape", "offsets", "numbers"))
@@ -154,7 +154,7 @@ def damage_safetensors(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def damage_npy(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Write another shape, type or order into the header, or odd numbers behind it."""
+    """Change shape, type or order in the header, or the numbers after it."""
     array = np.load(io.BytesIO(content))
     shape, types = (
         array.shape,
@@ -197,12 +197,12 @@ def damage_npy(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def damage_npz(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change an array in an .npz file, or which there are; checksums and lengths fit."""
+    """Change, add or remove an array of an .npz file; checksums and lengths match."""
     return _damage_zip(content, rng, damage_npy)
 
 
 def damage_pickled(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change a file in the archive that torch.save wrote; checksums and lengths fit."""
+    """Change a file in an archive of torch.save; checksums and lengths match."""
     return _damage_zip(content, rng, damage_bytes)
 
 

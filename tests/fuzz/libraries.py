@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: what is damaged is compiled again, and never loaded."""
+"""The cache of compiled kernels: damaged libraries are recompiled, never loaded."""
 
 import ctypes
 from pathlib import Path
@@ -15,11 +15,11 @@ _SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
 
 
 def damage_code(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Flip bits behind the header."""
+    """Flip bits after the header."""
     damaged = bytearray(content)
     places = [rng.randrange(64, len(damaged)) for _ in range(rng.choice((1, 3, 100)))]
-    for place in places:
-        damaged[place] ^= 1 << rng.randrange(8)
+    for case_folder in places:
+        damaged[case_folder] ^= 1 << rng.randrange(8)
     return bytes(damaged), f"{len(places)} bits flipped, the first in byte {places[0]}"
 
 
@@ -34,17 +34,19 @@ class Libraries(Kind):
     formats: ClassVar = {".so": damage_code}
 
     def prepare(self) -> None:
-        """A library that is compiled in no time."""
+        """Build a library that compiles fast."""
         (self.folder / "answer" / "cpp").mkdir(parents=True)
         (self.folder / "answer" / "cpp" / "answer.cpp").write_text(_SOURCE)
         self.open(self.folder / "answer")
 
-    def mutate(self, place: Path, rng: Random) -> Mutant:
-        """Damage bytes or files as of all kinds, or who may write them."""
+    def mutate(self, case_folder: Path, rng: Random) -> Mutant:
+        """Damage bytes or files, or change write permissions."""
         if rng.random() < 0.9:
-            return super().mutate(place, rng)
-        mutant = super().mutate(place, rng)
-        path = rng.choice([path for path in (place / "kernels").rglob("*") if path.exists()] + [place / "kernels"])
+            return super().mutate(case_folder, rng)
+        mutant = super().mutate(case_folder, rng)
+        path = rng.choice(
+            [path for path in (case_folder / "kernels").rglob("*") if path.exists()] + [case_folder / "kernels"]
+        )
         mode = rng.choice((0o777, 0o602, 0o000, 0o400))
         path.chmod(mode)
         return Mutant(
@@ -52,15 +54,15 @@ class Libraries(Kind):
         )
 
     def is_damaged(self, path: Path) -> bool:
-        """Not the source."""
+        """Everything but the source."""
         return path.parent.name == "kernels"
 
-    def passes_first_parser(self, place: Path) -> bool:
+    def passes_first_parser(self, case_folder: Path) -> bool:
         """See `first_parser`."""
-        return any(path.read_bytes()[:4] == b"\x7fELF" for path in (place / "kernels").glob("*.so"))
+        return any(path.read_bytes()[:4] == b"\x7fELF" for path in (case_folder / "kernels").glob("*.so"))
 
-    def open(self, place: Path) -> str:
+    def open(self, case_folder: Path) -> str:
         """Find or build it, and call it."""
-        compiler._SOURCES = place / "cpp"
-        path = find_or_build(_ANSWER, place / "kernels")
+        compiler._SOURCES = case_folder / "cpp"
+        path = find_or_build(_ANSWER, case_folder / "kernels")
         return str(ctypes.CDLL(str(path)).answer())

@@ -1,4 +1,4 @@
-"""Folders of models: configuration, palette and weights in every form that transformers writes."""
+"""Model folders: configuration, palette and weights in every format that transformers writes."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ from .formats import damage_npy, damage_pickled, damage_safetensors
 from .mutations import damage_json
 
 _CLASSES = {"classes": ImageGPTForImageClassification}
-_MOST_PIXELS = 64  # for a forward pass of what was accepted
+_MAX_PIXELS = 64  # larger models are not run
 
 
 class ModelFolders(Kind):
-    """Models of ours and their processors."""
+    """Our models and their processors."""
 
     name = "models"
     num_cases = 2_000
@@ -46,7 +46,7 @@ class ModelFolders(Kind):
     }
 
     def prepare(self) -> None:
-        """A model of 4 x 4 pixels in one file, in two, pickled; a BERT model; a classifier; a bare palette."""
+        """Write models in one file, sharded and pickled; a BERT model; a classifier; a palette only."""
         causal = tiny_model()
         save(causal, self.folder / "whole")
         save(causal, self.folder / "two-files", max_shard_size="40KB")
@@ -60,25 +60,25 @@ class ModelFolders(Kind):
         (self.folder / "bare-palette" / "preprocessor_config.json").unlink()
         ColorPalette.grey(10).save(self.folder / "bare-palette" / "kmeans_centers.npy")
 
-    def passes_first_parser(self, place: Path) -> bool:
+    def passes_first_parser(self, case_folder: Path) -> bool:
         """See `first_parser`."""
-        for path in place.glob("*.json"):
+        for path in case_folder.glob("*.json"):
             json.loads(path.read_bytes())
-        for path in place.glob("*.safetensors"):
+        for path in case_folder.glob("*.safetensors"):
             content = path.read_bytes()
             json.loads(content[8 : 8 + struct.unpack_from("<Q", content)[0]])
         return True
 
-    def open(self, place: Path) -> str:
+    def open(self, case_folder: Path) -> str:
         """Load everything strictly, list the weights, and run the model once."""
-        config = load_config(place)
-        load_processor(place, config)
-        model = load_model(place, _CLASSES.get(config.head, ImageGPTForCausalImageModeling))
+        config = load_config(case_folder)
+        load_processor(case_folder, config)
+        model = load_model(case_folder, _CLASSES.get(config.head, ImageGPTForCausalImageModeling))
         digest = hashlib.sha256()
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
-        assert list_tensors(str(place))
-        if config.n_positions <= _MOST_PIXELS:
+        assert list_tensors(str(case_folder))
+        if config.n_positions <= _MAX_PIXELS:
             with torch.no_grad():
                 model(torch.zeros(1, config.n_positions, dtype=torch.long))
         return digest.hexdigest()

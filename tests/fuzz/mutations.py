@@ -1,4 +1,4 @@
-"""Damage that knows nothing of formats (bytes, files) or only of values (what JSON and YAML hold)."""
+"""Generic damage, to bytes, files, and the values in JSON and YAML."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
-_MOST_BYTES = 1 << 21  # of a mutant: what grows is cut
+_MAX_BYTES = 1 << 21  # longer mutants are cut off
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 255, 256, 65_536, 200_000, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, 0.0,
@@ -34,27 +34,27 @@ DEEP = "@@deeply nested@@"
 
 
 def damage_bytes(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Flip, cut, splice, repeat or overwrite some of a file's bytes; what was done."""
+    """Flip, cut, splice, repeat or overwrite bytes of a file; return a description."""
     damaged = bytearray(content)
     done = [rng.choice(_BYTES)(damaged, rng) for _ in range(rng.choice((1, 1, 1, 2, 4)))]
-    return bytes(damaged[:_MOST_BYTES]), ", ".join(done)
+    return bytes(damaged[:_MAX_BYTES]), ", ".join(done)
 
 
 def _flip(content: bytearray, rng: Random) -> str:
     if not content:
         return _insert(content, rng)
     places = [rng.randrange(len(content)) for _ in range(rng.choice((1, 1, 3, 20)))]
-    for place in places:
-        content[place] ^= 1 << rng.randrange(8)
+    for case_folder in places:
+        content[case_folder] ^= 1 << rng.randrange(8)
     return f"{len(places)} bits flipped, the first in byte {places[0]}"
 
 
 def _flip_near_start(content: bytearray, rng: Random) -> str:
     if not content:
         return _insert(content, rng)
-    place = rng.randrange(min(len(content), 64))
-    content[place] = rng.randrange(256)
-    return f"byte {place} changed"
+    case_folder = rng.randrange(min(len(content), 64))
+    content[case_folder] = rng.randrange(256)
+    return f"byte {case_folder} changed"
 
 
 def _truncate(content: bytearray, rng: Random) -> str:
@@ -71,29 +71,29 @@ def _remove(content: bytearray, rng: Random) -> str:
 
 
 def _insert(content: bytearray, rng: Random) -> str:
-    place, length = rng.randrange(len(content) + 1), rng.choice((1, 4, 100, 5000))
-    content[place:place] = rng.choice((bytes(length), rng.randbytes(length), b"\xff" * length))
-    return f"{length} bytes inserted at {place}"
+    case_folder, length = rng.randrange(len(content) + 1), rng.choice((1, 4, 100, 5000))
+    content[case_folder:case_folder] = rng.choice((bytes(length), rng.randbytes(length), b"\xff" * length))
+    return f"{length} bytes inserted at {case_folder}"
 
 
 def _splice(content: bytearray, rng: Random) -> str:
-    start, place = rng.randrange(len(content) + 1), rng.randrange(len(content) + 1)
+    start, case_folder = rng.randrange(len(content) + 1), rng.randrange(len(content) + 1)
     part = content[start : start + rng.choice((4, 64, 1000))]
-    content[place : place + len(part)] = part
-    return f"{len(part)} bytes of {start} copied to {place}"
+    content[case_folder : case_folder + len(part)] = part
+    return f"{len(part)} bytes of {start} copied to {case_folder}"
 
 
 def _overwrite_number(content: bytearray, rng: Random) -> str:
-    """As length fields are: 1 to 8 bytes, in either order, mostly near the start."""
+    """Overwrite 1 to 8 bytes, in either byte order, mostly near the start, where length fields are."""
     code = rng.choice(("B", "<H", ">H", "<I", ">I", "<Q", ">Q"))
     size = struct.calcsize(code)
     if len(content) < size:
         return _insert(content, rng)
     most = len(content) - size + 1
-    place = rng.randrange(min(most, 256) if rng.random() < 0.7 else most)
+    case_folder = rng.randrange(min(most, 256) if rng.random() < 0.7 else most)
     number = rng.choice((*_NUMBERS, len(content), len(content) + 1, rng.randrange(1 << 16))) % (1 << 8 * size)
-    content[place : place + size] = struct.pack(code, number)
-    return f"{number} as {code} at {place}"
+    content[case_folder : case_folder + size] = struct.pack(code, number)
+    return f"{number} as {code} at {case_folder}"
 
 
 def _append(content: bytearray, rng: Random) -> str:
@@ -117,7 +117,7 @@ _BYTES = (
 
 
 def misplace(path: Path, others: list[Path], rng: Random) -> str:
-    """Remove or empty a file, put another one in its place, or something that is no file."""
+    """Remove or empty a file, or replace it by another file or by something that is not a file."""
     how = rng.choice(
         ("removed", "emptied", "swapped", "folder", "link to itself", "link to nothing", "unreadable name")
     )
@@ -143,7 +143,7 @@ def misplace(path: Path, others: list[Path], rng: Random) -> str:
 
 
 def damage_json(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change a value, a key or the nesting somewhere in JSON, which stays JSON."""
+    """Change a value, a key or the nesting in JSON, which remains valid."""
     tree, change = damage_tree(json.loads(content), rng)
     text = json.dumps(tree)
     if DEEP in text:
@@ -153,7 +153,7 @@ def damage_json(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def damage_tree(tree: Any, rng: Random) -> tuple[Any, str]:
-    """Change nested lists and dictionaries in one place, or in a few."""
+    """Change nested lists and dictionaries in one or a few places."""
     done = []
     for _ in range(rng.choice((1, 1, 1, 1, 2, 5))):
         places = list(_places(tree))
@@ -172,9 +172,9 @@ def _change(holder: Any, key: Any, rng: Random) -> str:
     if how == "near" and isinstance(value, int | float) and not isinstance(value, bool):
         holder[key] = rng.choice((value + 1, value - 1, -value, 2 * value, value * 1000, value + 0.5, str(value)))
     elif how == "near" and isinstance(value, str):
-        place = rng.randrange(len(value) + 1)
+        case_folder = rng.randrange(len(value) + 1)
         holder[key] = rng.choice(
-            (value[:place], value + "x", value.upper(), value[:place] + "\0" + value[place:], [value])
+            (value[:case_folder], value + "x", value.upper(), value[:case_folder] + "\0" + value[case_folder:], [value])
         )
     elif how == "removed":
         del holder[key]
@@ -199,7 +199,7 @@ def _change(holder: Any, key: Any, rng: Random) -> str:
 
 
 def _places(tree: Any, path: str = "") -> Iterator[tuple[Any, Any, str]]:
-    """Every value in nested lists and dictionaries: what holds it, its key there, and its path."""
+    """Yield every value in nested lists and dictionaries: its container, its key, and its path."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in pairs:
         here = f"{path}.{key}".strip(".")

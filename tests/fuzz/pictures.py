@@ -1,4 +1,4 @@
-"""Picture files of every format that Pillow writes, read as images and as masks."""
+"""Image files of every format that Pillow writes, read as images and as masks."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ _SIDES = {"ICNS": 128, "ICO": 32, "AVIF": 16}
 
 
 class Pictures(Kind):
-    """Single pictures."""
+    """Single images."""
 
     name = "pictures"
     num_cases = 2_000
@@ -38,24 +38,24 @@ class Pictures(Kind):
     formats: ClassVar = {".png": damage_png, ".jpeg": damage_jpeg, ".webp": damage_riff, ".tiff": damage_tiff}
 
     def prepare(self) -> None:
-        """Photograph-like noise in many formats, with profiles, orientations and transparency."""
+        """Write noise in many formats, with colour profiles, orientations and transparency."""
         for name, content in _pictures().items():
             folder = self.folder / name.replace(".", "-")
             folder.mkdir()
             (folder / name).write_bytes(content)
 
-    def passes_first_parser(self, place: Path) -> bool:
+    def passes_first_parser(self, case_folder: Path) -> bool:
         """See `first_parser`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for path in place.iterdir():
+            for path in case_folder.iterdir():
                 with Image.open(path):
                     pass
         return True
 
-    def open(self, place: Path) -> str:
-        """Colour ids of the picture, and what it keeps as a mask."""
-        (path,) = place.iterdir()
+    def open(self, case_folder: Path) -> str:
+        """Read the image as colour ids and as a mask."""
+        (path,) = case_folder.iterdir()
         processor = ImageGPTImageProcessor(ColorPalette.grey(16), size=8)
         ids = np.asarray(processor([path])["input_ids"])
         assert ids.shape == (1, 64)
@@ -63,7 +63,7 @@ class Pictures(Kind):
 
 
 def _pictures() -> dict[str, bytes]:
-    """The content of the undamaged files, by name."""
+    """File name -> content of the undamaged files."""
     made: dict[str, bytes] = {}
     for kind in (
         "BMP",
@@ -86,20 +86,20 @@ def _pictures() -> dict[str, bytes]:
     rgb = _noise(40)
     exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif[0x0112] = 6
-    told = {"exif": exif, "icc_profile": profile}
+    detail = {"exif": exif, "icc_profile": profile}
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "x" * 50)
     text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>')
-    made["full.png"] = _saved(rgb, "PNG", pnginfo=text, **told)
+    made["full.png"] = _saved(rgb, "PNG", pnginfo=text, **detail)
     for mode in ("1", "L", "LA", "P", "RGBA"):
         made[f"{mode.lower()}.png"] = _saved(rgb.convert(mode), "PNG")
     made["key.png"] = _saved(rgb, "PNG", transparency=(1, 2, 3))
     deep = np.random.default_rng(0).integers(0, 65_536, (24, 24), np.uint16)
     made["deep.png"] = _saved(Image.fromarray(deep), "PNG")
-    made["full.jpeg"] = _saved(rgb, "JPEG", **told)
+    made["full.jpeg"] = _saved(rgb, "JPEG", **detail)
     made["progressive.jpeg"] = _saved(rgb, "JPEG", progressive=True)
     made["cmyk.jpeg"] = _saved(rgb.convert("CMYK"), "JPEG")
-    made["lossless.webp"] = _saved(rgb.convert("RGBA"), "WEBP", lossless=True, **told)
+    made["lossless.webp"] = _saved(rgb.convert("RGBA"), "WEBP", lossless=True, **detail)
     made["lossy.webp"] = _saved(rgb, "WEBP")
     for packing in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"):
         made[f"{packing}.tiff"] = _saved(rgb, "TIFF", compression=packing)

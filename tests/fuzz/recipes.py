@@ -1,4 +1,4 @@
-"""Recipes in YAML, and palettes in their three forms."""
+"""Recipes in YAML, and palettes in their three formats."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ SMALL_RECIPE = (
 
 
 def damage_yaml(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change a value in YAML, or use what YAML has and recipes do not need."""
+    """Change a value in YAML, or use features of YAML that recipes do not need."""
     how = rng.choice(("tree",) * 8 + tuple(_ODD_YAML))
     if how != "tree":
         text = content.decode()
@@ -36,7 +36,7 @@ def damage_yaml(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def _nested_aliases() -> str:
-    """A few lines that stand for 10^9 values."""
+    """A few lines that expand to 10^9 values."""
     lines = ["a0: &a0 [" + ", ".join(["x"] * 10) + "]"]
     lines += [f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * 10) + "]" for level in range(1, 9)]
     return "\n".join(lines) + "\n"
@@ -65,7 +65,7 @@ _ODD_YAML = {
 
 
 class Recipes(Kind):
-    """Recipes, and files with palettes."""
+    """Recipes and palette files."""
 
     name = "recipes"
     num_cases = 1_000
@@ -74,7 +74,7 @@ class Recipes(Kind):
     formats: ClassVar = {".yaml": damage_yaml, ".json": damage_json, ".npy": damage_npy}
 
     def prepare(self) -> None:
-        """Our recipes as they are and spelt out; palettes as arrays of several types, and as processors."""
+        """Write our recipes, bundled and with all defaults; palettes as arrays of several types and in processors."""
         texts = {
             path.name: path.read_text()
             for path in resources.files("imagegpt.configs").iterdir()
@@ -83,7 +83,7 @@ class Recipes(Kind):
         for name, text in {**texts, "small.yaml": SMALL_RECIPE}.items():
             (self.folder / name).mkdir()
             (self.folder / name / "recipe.yaml").write_text(text)
-        spelt_out = read_recipe(self.folder / "small.yaml" / "recipe.yaml").resolved()
+        spelt_out = read_recipe(self.folder / "small.yaml" / "recipe.yaml").to_yaml()
         (self.folder / "spelt-out").mkdir()
         (self.folder / "spelt-out" / "recipe.yaml").write_text(spelt_out)
         clusters = ColorPalette.grey(16).clusters
@@ -92,9 +92,9 @@ class Recipes(Kind):
             np.save(self.folder / name / "palette.npy", array)
         ImageGPTImageProcessor(ColorPalette.grey(16), size=4).save_pretrained(self.folder / "processor")
 
-    def passes_first_parser(self, place: Path) -> bool:
+    def passes_first_parser(self, case_folder: Path) -> bool:
         """See `first_parser`."""
-        (path,) = place.iterdir()
+        (path,) = case_folder.iterdir()
         content = path.read_bytes()
         if path.suffix == ".npy":
             np.lib.format.read_magic(file := io.BytesIO(content))
@@ -105,16 +105,16 @@ class Recipes(Kind):
             yaml.safe_load(content)
         return True
 
-    def open(self, place: Path) -> str:
-        """Read it as `train` and `encode` do."""
-        (path,) = place.iterdir()
+    def open(self, case_folder: Path) -> str:
+        """Read the file as `train` and `encode` do."""
+        (path,) = case_folder.iterdir()
         if path.suffix == ".yaml":
-            return hashlib.sha256(read_recipe(path).resolved().encode()).hexdigest()
+            return hashlib.sha256(read_recipe(path).to_yaml().encode()).hexdigest()
         palette = ColorPalette.load(path)
         if path.suffix == ".json":
             processor = ImageGPTImageProcessor.from_json_file(path)
             if processor.size["height"] * processor.size["width"] <= 4096:
                 processor(np.zeros((4, 4, 3), np.uint8))
-            ImageGPTImageProcessor.from_pretrained(place)
+            ImageGPTImageProcessor.from_pretrained(case_folder)
         palette.encode(np.zeros((2, 2, 3), np.uint8))
         return palette.fingerprint

@@ -1,4 +1,4 @@
-"""The table at the end, and a line for every failure."""
+"""The final table, and a line for every failure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from .cases import ACCEPTED, FAILURES, REFUSED, Kind, Result
 
 
 class Report:
-    """Counts what became of the cases.
+    """Counts the results of the cases.
 
     Args:
         kinds: all that are run.
@@ -28,7 +28,7 @@ class Report:
         self.num_failures += result.outcome in FAILURES
 
     def table(self) -> str:
-        """A row a kind, and below it what passing the first parser means."""
+        """Format one row per kind, and what passing the first parser means."""
         head = ["kind", "cases", "kept structure", "passed parser", ACCEPTED, REFUSED, *FAILURES]
         keys = ["cases", "structure", "parsed", ACCEPTED, REFUSED, *FAILURES]
         rows = [[kind.name, *(f"{self._counts[kind.name][key]:,}" for key in keys)] for kind in self._kinds]
@@ -46,8 +46,8 @@ class Report:
         return "\n".join([*lines, "", *meanings])
 
 
-def failure_line(kind: Kind, result: Result, place: Path) -> str:
-    """One line that tells a failure and where it is kept."""
-    last = result.told.strip().splitlines()[-1] if result.told.strip() else ""
+def failure_line(kind: Kind, result: Result, case_folder: Path) -> str:
+    """Describe a failure and its folder in one line."""
+    last = result.detail.strip().splitlines()[-1] if result.detail.strip() else ""
     change = "" if result.mutant is None else f"{result.mutant.original}, {result.mutant.change:.120}"
-    return f"{kind.name} {result.number} {result.outcome}: {last:.200} ({change}) {place}"
+    return f"{kind.name} {result.number} {result.outcome}: {last:.200} ({change}) {case_folder}"

@@ -1,4 +1,4 @@
-"""Running many cases: a warm parent, a few children at a time, and a folder for every case that fails."""
+"""Run many cases: a parent that has imported everything, a few children at a time, a folder for every failed case."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .cases import ACCEPTED, CRASH, FAILURES, HANG, REFUSED, SILENT, Kind, Mutant, Result, random_of
 from .worker import Worker, isolate, limit_time, opened
 
-BATCH = 25  # cases a child: a fork takes 10 to 20 ms, most cases less
+BATCH = 25  # cases per child: a fork takes 10 to 20 ms, most cases less
 
 
 class _Batch(NamedTuple):
@@ -26,14 +26,14 @@ class _Batch(NamedTuple):
 
 
 class Runner:
-    """Runs cases of some kinds with a seed.
+    """Runs cases of given kinds with a seed.
 
     Args:
-        kinds: prepared already, see `prepare`.
+        kinds: prepared by `prepare`.
         seed: of the run.
-        folder: for what is damaged and for failures.
-        processes: children at a time.
-        check_originals: see that all that is not damaged is accepted; needed for kinds with a manifest.
+        folder: for damaged copies and failed cases.
+        processes: number of concurrent children.
+        check_originals: check that undamaged originals are accepted; required for kinds with a manifest.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Runner:
         self._num_workers = 0
 
     def run(self, numbers: dict[str, Sequence[int]]) -> Iterator[tuple[Kind, Result]]:
-        """Run cases, and keep those that fail.
+        """Run cases and save those that fail.
 
         Args:
-            numbers: of the cases, by kind.
-        Yields: results as they come.
+            numbers: kind -> numbers of its cases.
+        Yields: results as they arrive.
         """
         waiting = deque(
             _Batch(kind, list(numbers[kind.name][start : start + BATCH]))
@@ -80,50 +80,50 @@ class Runner:
         return Worker(batch.kind, self._seed, batch.numbers, scratch)
 
     def _checked(self, kind: Kind, result: Result) -> Result:
-        """The result, if content is compared after a comparison; a failure is kept."""
+        """Compare accepted content with the original, and save the case if it failed."""
         if kind.has_manifest and result.outcome == ACCEPTED and result.mutant is not None:
             expected = self._baselines[kind.name][result.mutant.original]
-            if result.told != expected:
-                told = f"read as {result.told}, undamaged {expected}"
-                result = dataclasses.replace(result, outcome=SILENT, told=told)
+            if result.detail != expected:
+                detail = f"read as {result.detail}, undamaged {expected}"
+                result = dataclasses.replace(result, outcome=SILENT, detail=detail)
         if result.outcome in FAILURES:
             self._keep(kind, result)
         return result
 
     def _keep(self, kind: Kind, result: Result) -> None:
-        """Write a case that failed, as it was before it was opened."""
-        place = failure_folder(self._folder, kind.name, self._seed, result.number)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        """Save a failed case, as it was before it was opened."""
+        case_folder = failure_folder(self._folder, kind.name, self._seed, result.number)
+        shutil.rmtree(case_folder, ignore_errors=True)
+        case_folder.mkdir(parents=True)
         if result.mutant is not None:
-            _in_child(_mutate_again, kind, self._seed, result.number, place / "case")
-        told = {"kind": kind.name, "seed": self._seed, **dataclasses.asdict(result)}
-        (place / "case.json").write_text(json.dumps(told, indent=2))
-        (place / "replay.txt").write_text(f"{replay_command(place)}\n\n{result.outcome}: {result.told}\n")
+            _in_child(_mutate_again, kind, self._seed, result.number, case_folder / "case")
+        detail = {"kind": kind.name, "seed": self._seed, **dataclasses.asdict(result)}
+        (case_folder / "case.json").write_text(json.dumps(detail, indent=2))
+        (case_folder / "replay.txt").write_text(f"{replay_command(case_folder)}\n\n{result.outcome}: {result.detail}\n")
 
 
 def failure_folder(folder: Path, kind: str, seed: int, number: int) -> Path:
-    """Where a case that failed is kept."""
+    """Folder of a failed case."""
     return folder / "failures" / f"{kind}-{seed}-{number}"
 
 
-def replay_command(place: Path) -> str:
-    """What opens a case that was kept."""
-    return f".venv/bin/python -m tests.fuzz --replay {place}"
+def replay_command(case_folder: Path) -> str:
+    """Command that replays a failed case."""
+    return f".venv/bin/python -m tests.fuzz --replay {case_folder}"
 
 
-def prepare(kinds: Sequence[Kind], *, anew: bool = True) -> None:
-    """Import what the kinds need, and have children write the originals, so that this process starts no threads.
+def prepare(kinds: Sequence[Kind], *, overwrite: bool = True) -> None:
+    """Import what the kinds need, and write the originals in child processes, so that this one starts no threads.
 
     Args:
         kinds: all that are run.
-        anew: whether originals that are there are written again.
+        overwrite: overwrite existing originals.
     """
     for kind in kinds:
         for module in kind.imports:
             importlib.import_module(module)
     for kind in kinds:
-        if anew:
+        if overwrite:
             shutil.rmtree(kind.folder, ignore_errors=True)
         if not kind.folder.is_dir():
             kind.folder.mkdir(parents=True)
@@ -131,51 +131,51 @@ def prepare(kinds: Sequence[Kind], *, anew: bool = True) -> None:
 
 
 def baselines(kind: Kind, folder: Path) -> dict[str, str]:
-    """The digest of every original, which must be accepted by all.
+    """Return the digest of every original; all must be accepted.
 
     Raises: RuntimeError if one is not.
     """
     found = {}
     for original in kind.originals():
-        place, told = folder / "scratch" / f"{kind.name}-{original.name}", folder / "baseline.json"
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(original, place)
-        _in_child(_open_original, kind, place, told)
-        outcome, digest = json.loads(told.read_text())
-        told.unlink()
-        shutil.rmtree(place, ignore_errors=True)
+        case_folder, detail = folder / "scratch" / f"{kind.name}-{original.name}", folder / "baseline.json"
+        shutil.rmtree(case_folder, ignore_errors=True)
+        case_folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(original, case_folder)
+        _in_child(_open_original, kind, case_folder, detail)
+        outcome, digest = json.loads(detail.read_text())
+        detail.unlink()
+        shutil.rmtree(case_folder, ignore_errors=True)
         if outcome != (REFUSED if original.name in kind.refused else ACCEPTED):
             raise RuntimeError(f"the undamaged {original} is not accepted: {outcome}: {digest}")
         found[original.name] = digest
     return found
 
 
-def replay(kind: Kind, place: Path) -> tuple[str, str]:
-    """Open a case that was kept; its outcome, and what there is to tell of it.
+def replay(kind: Kind, case_folder: Path) -> tuple[str, str]:
+    """Open a failed case again; return its outcome and detail.
 
     Args:
-        kind: prepared, of the case.
-        place: the folder that `Runner` wrote.
+        kind: of the case, prepared.
+        case_folder: the folder that `Runner` wrote.
     """
-    copy, told = place / "copy", place / "told.json"
+    copy, detail = case_folder / "copy", case_folder / "detail.json"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(place / "case", copy, symlinks=True)
+    shutil.copytree(case_folder / "case", copy, symlinks=True)
     try:
-        _in_child(_open_original, kind, copy, told)
+        _in_child(_open_original, kind, copy, detail)
     except RuntimeError as error:
         return (HANG if str(error).endswith(f" {-signal.SIGXCPU}") else CRASH), str(error)
-    outcome, text = json.loads(told.read_text())
-    told.unlink()
-    mutant = Mutant(**json.loads((place / "case.json").read_text())["mutant"])
-    expected = baselines(kind, place)[mutant.original]
+    outcome, text = json.loads(detail.read_text())
+    detail.unlink()
+    mutant = Mutant(**json.loads((case_folder / "case.json").read_text())["mutant"])
+    expected = baselines(kind, case_folder)[mutant.original]
     if kind.has_manifest and outcome == ACCEPTED and text != expected:
         return SILENT, f"read as {text}, undamaged {expected}"
     return outcome, text
 
 
 def exit_code(outcome: str) -> int:
-    """Of a replay: 0 if the case is all right."""
+    """Exit code of a replay: 0 if the case does not fail."""
     return 0 if outcome in (ACCEPTED, REFUSED) else 1
 
 
@@ -188,17 +188,17 @@ def _prepare(kind: Kind) -> None:
     kind.prepare()
 
 
-def _mutate_again(kind: Kind, seed: int, number: int, place: Path) -> None:
-    kind.mutate(place, random_of(seed, kind.name, number))
+def _mutate_again(kind: Kind, seed: int, number: int, case_folder: Path) -> None:
+    kind.mutate(case_folder, random_of(seed, kind.name, number))
 
 
-def _open_original(kind: Kind, place: Path, told: Path) -> None:
-    streams = place.parent / f"{place.name}-streams"
+def _open_original(kind: Kind, case_folder: Path, detail: Path) -> None:
+    streams = case_folder.parent / f"{case_folder.name}-streams"
     streams.mkdir(exist_ok=True)
     isolate(streams)
     limit_time()
-    os.chdir(place.parent)
-    told.write_text(json.dumps(opened(kind, place)))
+    os.chdir(case_folder.parent)
+    detail.write_text(json.dumps(opened(kind, case_folder)))
     shutil.rmtree(streams)
 
 

@@ -26,7 +26,7 @@ from .mutations import damage_json
 
 
 def damage_idx(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change the type, the number of axes or a length in an IDX file's header."""
+    """Change the type, the number of axes or a length in the header of an IDX file."""
     damaged = bytearray(content)
     axes = content[3]
     which = rng.randrange(axes + 2)
@@ -39,7 +39,7 @@ def damage_idx(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def damage_gzip(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change the IDX file in a compressed one, whose checksum then fits."""
+    """Change a compressed IDX file and update its checksum."""
     damaged, change = damage_idx(gzip.decompress(content), rng)
     if rng.random() < 0.2:
         damaged, change = damaged + bytes(50_000_000), f"{change}, and 50 MB of zeros"
@@ -47,7 +47,7 @@ def damage_gzip(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 def damage_batch(content: bytes, rng: Random) -> tuple[bytes, str]:
-    """Change what is in a pickle of CIFAR, which stays a pickle."""
+    """Change the content of a CIFAR pickle, which remains a pickle."""
     fields = pickle.loads(content, encoding="bytes")
     odd = [
         None,
@@ -77,7 +77,7 @@ def damage_batch(content: bytes, rng: Random) -> tuple[bytes, str]:
 
 
 class Sources(Kind):
-    """Sources of images, but for folders of pictures."""
+    """Image sources, except folders of image files."""
 
     name = "sources"
     num_cases = 1_000
@@ -90,7 +90,7 @@ class Sources(Kind):
     }  # fmt: skip
 
     def prepare(self) -> None:
-        """Twelve images in every form, most of them with classes."""
+        """Write twelve images in every format, most of them with classes."""
         rng = np.random.default_rng(0)
         images, labels = rng.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 4
         for name in ("npz", "npy", "idx", "gz", "cifar", "binary", "saved", "parquet"):
@@ -115,8 +115,8 @@ class Sources(Kind):
         kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         table = pyarrow.table({"image": pyarrow.array(cells, kind), "label": labels})
         names = {"names": ["a", "b", "c", "d"], "_type": "ClassLabel"}
-        told = {"info": {"features": {"image": {"_type": "Image"}, "label": names}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
+        detail = {"info": {"features": {"image": {"_type": "Image"}, "label": names}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(detail)})
         parquet.write_table(table, self.folder / "parquet" / "train-00000-of-00001.parquet")
         file = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(file, table.schema) as stream:
@@ -124,20 +124,20 @@ class Sources(Kind):
         (self.folder / "saved" / "data-00000-of-00001.arrow").write_bytes(file.getvalue().to_pybytes())
         state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "x", "_split": "train"}
         (self.folder / "saved" / "state.json").write_text(json.dumps(state))
-        (self.folder / "saved" / "dataset_info.json").write_text(json.dumps(told["info"]))
+        (self.folder / "saved" / "dataset_info.json").write_text(json.dumps(detail["info"]))
 
-    def passes_first_parser(self, place: Path) -> bool:
+    def passes_first_parser(self, case_folder: Path) -> bool:
         """See `first_parser`."""
-        datasets.config.HF_DATASETS_CACHE = str(place.parent / "cache")
-        list_splits(place)
+        datasets.config.HF_DATASETS_CACHE = str(case_folder.parent / "cache")
+        list_splits(case_folder)
         return True
 
-    def open(self, place: Path) -> str:
-        """Read all images of all splits; single ones may be refused, as `encode` leaves them out."""
-        datasets.config.HF_DATASETS_CACHE = str(place.parent / "cache")
+    def open(self, case_folder: Path) -> str:
+        """Read all images of all splits; broken ones are skipped, as in `encode`."""
+        datasets.config.HF_DATASETS_CACHE = str(case_folder.parent / "cache")
         processor, digest = ImageGPTImageProcessor(ColorPalette.grey(16), size=8), hashlib.sha256()
-        for split in list_splits(place) or [None]:
-            source = open_images(place, split=split)
+        for split in list_splits(case_folder) or [None]:
+            source = open_images(case_folder, split=split)
             labels = np.asarray(source.labels)
             assert labels.shape == (len(source),)
             digest.update(labels.tobytes() + repr(source.classes).encode())

@@ -1,4 +1,4 @@
-"""A little of every kind of input, and that the fuzzer sees what a loader must not do."""
+"""A few cases of every kind of input, and tests that the fuzzer finds planted bugs."""
 
 import ctypes
 import os
@@ -13,18 +13,18 @@ from fuzz.kinds import KINDS
 from fuzz.report import Report, failure_line
 from fuzz.runner import Runner, failure_folder, prepare, replay
 
-CASES, COMMANDS = 12, 6  # each of these runs a command
+CASES, COMMANDS = 12, 6  # each case runs a command
 SEED = 20
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def case_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def run(kind, place, cases, seed=SEED, **options):
-    prepare([kind], anew=False)
-    runner = Runner([kind], seed, place, 1, **options)
+def run(kind, case_folder, cases, seed=SEED, **options):
+    prepare([kind], overwrite=False)
+    runner = Runner([kind], seed, case_folder, 1, **options)
     report, results = Report([kind]), []
     for _, result in runner.run({kind.name: range(cases)}):
         report.add(kind, result)
@@ -33,17 +33,17 @@ def run(kind, place, cases, seed=SEED, **options):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_few_cases(name, place):
-    kind = KINDS[name](place / "originals" / name)
+def test_a_few_cases_of_every_kind(name, case_folder):
+    kind = KINDS[name](case_folder / "originals" / name)
     cases = COMMANDS if name == "commands" else CASES
-    results, report = run(kind, place, cases, check_originals=kind.has_manifest)
+    results, report = run(kind, case_folder, cases, check_originals=kind.has_manifest)
     assert sorted(result.number for result in results) == list(range(cases))
-    told = [failure_line(kind, result, place) for result in results if result.outcome in FAILURES]
-    assert not told, f"{report.table()}\n" + "\n".join(told)
+    detail = [failure_line(kind, result, case_folder) for result in results if result.outcome in FAILURES]
+    assert not detail, f"{report.table()}\n" + "\n".join(detail)
 
 
 class Planted(Kind):
-    """A kind of input whose loader does what its file says."""
+    """A kind of input whose loader has the bug that its file names."""
 
     name = "planted"
     num_cases = 11
@@ -55,17 +55,17 @@ class Planted(Kind):
         (self.folder / "original").mkdir()
         (self.folder / "original" / "file").write_text("accept")
 
-    def mutate(self, place, rng):
-        place.mkdir()
-        does = self.DOES[int(place.name)] if place.name.isdigit() else "kept"
-        (place / "file").write_text(does)
+    def mutate(self, case_folder, rng):
+        case_folder.mkdir()
+        does = self.DOES[int(case_folder.name)] if case_folder.name.isdigit() else "kept"
+        (case_folder / "file").write_text(does)
         return Mutant(original="original", change=does, keeps_structure=False)
 
-    def passes_first_parser(self, place):
+    def passes_first_parser(self, case_folder):
         return True
 
-    def open(self, place):
-        does = (place / "file").read_text()
+    def open(self, case_folder):
+        does = (case_folder / "file").read_text()
         if does == "refuse":
             raise ValueError("the file is damaged: get it again")
         if does == "foreign":
@@ -96,46 +96,46 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def test_the_fuzzer_is_not_blind(place, monkeypatch):
+def test_the_fuzzer_finds_planted_bugs(case_folder, monkeypatch):
     monkeypatch.setattr("fuzz.worker.CPU_SECONDS", 1)
-    monkeypatch.setattr("fuzz.worker.MOST_GROWTH", 100 << 20)
-    kind = Planted(place / "originals" / "planted")
-    results, report = run(kind, place, len(EXPECTED))
+    monkeypatch.setattr("fuzz.worker.MAX_MEMORY_GROWTH", 100 << 20)
+    kind = Planted(case_folder / "originals" / "planted")
+    results, report = run(kind, case_folder, len(EXPECTED))
     assert {result.mutant.change: result.outcome for result in results} == EXPECTED
     assert report.num_failures == 9
     assert all(result.parsed for result in results)
     crash = next(result for result in results if result.outcome == CRASH)
-    assert crash.told == "ended with SIGSEGV"
-    kept = failure_folder(place, "planted", SEED, Planted.DOES.index("foreign"))
+    assert crash.detail == "ended with SIGSEGV"
+    kept = failure_folder(case_folder, "planted", SEED, Planted.DOES.index("foreign"))
     assert "KeyError: 'num_images'" in (kept / "replay.txt").read_text()
     assert str(kept) in (kept / "replay.txt").read_text()
-    assert replay(kind, kept) == (ACCEPTED, "content")  # the copy is named otherwise, and does what "kept" does
+    assert replay(kind, kept) == (ACCEPTED, "content")  # the copy has another name, so its loader has no bug
 
 
-def test_a_loader_that_sleeps_is_a_hang(place, monkeypatch):
+def test_a_loader_that_sleeps_is_a_hang(case_folder, monkeypatch):
     monkeypatch.setattr("fuzz.worker.WALL_SECONDS", 1)
 
     class Sleeping(Planted):
         name = "sleeping"
 
-        def open(self, place):
-            if (place / "file").read_text() == "refuse":
+        def open(self, case_folder):
+            if (case_folder / "file").read_text() == "refuse":
                 time.sleep(0.01)
                 os.read(os.pipe()[0], 1)
             return "content"
 
-    results, _ = run(Sleeping(place / "originals" / "sleeping"), place, 4)
+    results, _ = run(Sleeping(case_folder / "originals" / "sleeping"), case_folder, 4)
     assert [result.outcome for result in results] == [ACCEPTED, HANG, ACCEPTED, ACCEPTED]
 
 
-def test_a_mutation_that_fails_is_a_mistake_in_the_fuzzer(place):
+def test_a_failing_mutation_is_reported_as_a_bug_of_the_fuzzer(case_folder):
     class Wrong(Planted):
         name = "wrong"
 
-        def mutate(self, place, rng):
+        def mutate(self, case_folder, rng):
             raise KeyError("x")
 
-    results, _ = run(Wrong(place / "originals" / "wrong"), place, 2)
+    results, _ = run(Wrong(case_folder / "originals" / "wrong"), case_folder, 2)
     assert [result.outcome for result in results] == [FUZZER, FUZZER]
 
 
@@ -149,7 +149,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_command_that_ends_wrongly_is_seen(end, place, monkeypatch):
+def test_commands_that_exit_wrongly_are_found(end, case_folder, monkeypatch):
     monkeypatch.setattr("imagegpt.cli.main", ENDS[end])
 
     class Ending(CommandLines):
@@ -161,20 +161,20 @@ def test_a_command_that_ends_wrongly_is_seen(end, place, monkeypatch):
             (self.folder / "info" / "command.json").write_text('["info"]')
             (self.folder / "info" / "file").write_text("x")
 
-    results, _ = run(Ending(place / "originals" / end), place, 3, check_originals=False)
+    results, _ = run(Ending(case_folder / "originals" / end), case_folder, 3, check_originals=False)
     assert {result.outcome for result in results} == {EXIT}
 
 
-def test_a_case_depends_on_its_seed_and_number_alone(place):
-    kind = KINDS["bundles"](place / "originals" / "again")
-    first, again, other = (run(kind, place, 10, seed=seed, check_originals=False)[0] for seed in (1, 1, 2))
+def test_a_case_depends_on_its_seed_and_number_alone(case_folder):
+    kind = KINDS["bundles"](case_folder / "originals" / "again")
+    first, again, other = (run(kind, case_folder, 10, seed=seed, check_originals=False)[0] for seed in (1, 1, 2))
     assert first == again
     assert [one.mutant for one in first] != [one.mutant for one in other]
 
 
-def test_about_half_of_the_mutants_keep_their_format(place):
-    kind = KINDS["bundles"](place / "originals" / "half")
-    results, report = run(kind, place, 60, check_originals=False)
+def test_about_half_of_the_mutants_keep_their_format(case_folder):
+    kind = KINDS["bundles"](case_folder / "originals" / "half")
+    results, report = run(kind, case_folder, 60, check_originals=False)
     kept = Counter(result.mutant.keeps_structure for result in results)
     assert 15 < kept[True] < 45
     assert all(result.parsed for result in results if result.mutant.keeps_structure)

@@ -1,7 +1,7 @@
-"""A forked child that opens damaged copies one after the other, under limits, and what it reports to its parent.
+"""A forked child process that opens damaged copies one after the other under limits, and reports to its parent.
 
-The child writes a line of JSON to a pipe at each stage of a case. What it does not survive, its parent sees by the line
-that is missing and by how the child ended.
+The child writes a line of JSON to a pipe at each stage of a case. If it crashes, the parent learns the stage from the
+last line, and the reason from the exit status.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ from .cases import (
     Kind,
     Mutant,
     Result,
-    WrongEndError,
+    WrongExitError,
     random_of,
 )  # fmt: skip
 
-CPU_SECONDS = 10  # a case may take
-WALL_SECONDS = 60  # on a machine that others use, too
-MOST_GROWTH = 1 << 30  # bytes, of the memory that is used
-MOST_ADDRESSES = 3 << 30  # bytes beyond those of the warm parent: so that the machine survives
+CPU_SECONDS = 10  # per case
+WALL_SECONDS = 60  # per case; generous, for a busy machine
+MAX_MEMORY_GROWTH = 1 << 30  # bytes of resident memory
+MAX_ADDRESS_SPACE_GROWTH = 3 << 30  # bytes of address space beyond those of the parent
 
 OURS = (ValueError, OSError, ImportError)
 _OTHERS = (
@@ -52,11 +52,11 @@ _OTHERS = (
     "safetensors_rust", "struct", "torch", "yaml", "zipfile",
 )  # fmt: skip
 _PACKAGE = Path(imagegpt.__file__).parent
-_MOST_LETTERS = 2_000  # of a sentence
+_MAX_MESSAGE_LENGTH = 2_000  # of a message
 
 
 class Worker:
-    """A child and the cases that it was given.
+    """A child process and its cases.
 
     Args:
         kind: of them.
@@ -75,7 +75,7 @@ class Worker:
         self._was_late = False
         self.fd, out = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads
             self._pid = os.fork()
         if not self._pid:
             os.close(self.fd)
@@ -83,35 +83,35 @@ class Worker:
         os.close(out)
 
     def read(self) -> tuple[list[Result], bool]:
-        """What has become known since, and whether the child has ended."""
+        """Return new results, and whether the child has exited."""
         piece = os.read(self.fd, 1 << 16)
         *lines, self._buffer = (self._buffer + piece).split(b"\n")
-        results = [result for line in lines if (result := self._told(json.loads(line))) is not None]
+        results = [result for line in lines if (result := self._result_of(json.loads(line))) is not None]
         return results, not piece
 
     def stop_if_late(self) -> None:
-        """Kill the child if a case takes too long; `read` then finds it ended."""
+        """Kill the child if a case takes too long."""
         if time.monotonic() - self._since > WALL_SECONDS and not self._was_late:
             self._was_late = True
             os.kill(self._pid, signal.SIGKILL)
 
     def finish(self) -> tuple[Result | None, list[int]]:
-        """What became of the case that the child did not survive, if there is one, and the cases that are left."""
+        """Return the result of the case that crashed the child, if any, and the remaining cases."""
         os.close(self.fd)
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         if not self._left or self._said_goodbye:
             return None, self._left
         is_hang = self._was_late or code == -signal.SIGXCPU
-        told = (
+        detail = (
             f"more than {CPU_SECONDS} s"
             if is_hang
             else f"ended with {signal.Signals(-code).name if code < 0 else code}"
         )
         number, *left = self._left
         outcome = HANG if is_hang else CRASH
-        return Result(number=number, mutant=self._mutant, parsed=self._parsed, outcome=outcome, told=told), left
+        return Result(number=number, mutant=self._mutant, parsed=self._parsed, outcome=outcome, detail=detail), left
 
-    def _told(self, line: dict[str, Any]) -> Result | None:
+    def _result_of(self, line: dict[str, Any]) -> Result | None:
         self._since = time.monotonic()
         if "mutant" in line:
             self._mutant, self._parsed = Mutant(**line["mutant"]), False
@@ -127,7 +127,7 @@ class Worker:
 
 
 def _run(kind: Kind, seed: int, numbers: list[int], scratch: Path, out: int) -> NoReturn:
-    """The child: all cases, up to the first that fails."""
+    """Main function of the child: run cases up to the first that fails."""
     try:
         with os.fdopen(out, "w", buffering=1) as pipe:
             scratch.mkdir(parents=True)
@@ -145,12 +145,12 @@ def _run(kind: Kind, seed: int, numbers: list[int], scratch: Path, out: int) -> 
 
 
 def isolate(scratch: Path) -> None:
-    """Set the limits of this process; whatever it prints goes into files, and it finds no network."""
+    """Limit this process, redirect its output to files, and disable its network."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    faulthandler.disable()  # pytest's, which would write into its terminal
+    faulthandler.disable()  # otherwise it would write to pytest's terminal
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (addresses + MOST_ADDRESSES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (addresses + MAX_ADDRESS_SPACE_GROWTH,) * 2)
     sys.stdout.flush()
     sys.stderr.flush()
     for number, name in ((1, "out"), (2, "err")):
@@ -161,11 +161,11 @@ def isolate(scratch: Path) -> None:
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     warnings.simplefilter("ignore")
     socket.socket.connect = _refuse  # pyright: ignore[reportAttributeAccessIssue]
-    time.sleep = partial(_sleep_briefly, time.sleep)  # between the attempts to fetch something
+    time.sleep = partial(_sleep_briefly, time.sleep)  # retries of downloads
 
 
 def limit_time() -> None:
-    """Have the system end this process after so many seconds more of its processor."""
+    """Make the operating system kill this process after a limit of CPU time."""
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used) + CPU_SECONDS, hard))
@@ -179,38 +179,38 @@ def _refuse(*_: Any) -> NoReturn:
     raise ConnectionRefusedError(111, "the fuzzer has no network")
 
 
-def _run_case(kind: Kind, seed: int, number: int, place: Path, pipe: Any) -> bool:
-    """Mutate, parse and open; whether the child may go on."""
+def _run_case(kind: Kind, seed: int, number: int, case_folder: Path, pipe: Any) -> bool:
+    """Mutate, parse and open a case; return whether the child can continue."""
 
-    def tell(**line: Any) -> None:
+    def send(**line: Any) -> None:
         pipe.write(json.dumps(line) + "\n")
 
     limit_time()
     try:
-        mutant = kind.mutate(place, random_of(seed, kind.name, number))
-        tell(mutant=dataclasses.asdict(mutant))
+        mutant = kind.mutate(case_folder, random_of(seed, kind.name, number))
+        send(mutant=dataclasses.asdict(mutant))
     except Exception:  # noqa: BLE001 - it is reported as what it is
-        tell(result={"outcome": FUZZER, "told": traceback.format_exc()})
+        send(result={"outcome": FUZZER, "detail": traceback.format_exc()})
         return False
-    with contextlib.suppress(Exception):  # a parser that raises does not take it
-        tell(parsed=kind.passes_first_parser(place))
-    before = _most_memory()
-    outcome, told = opened(kind, place)
-    growth = _most_memory() - before
-    if growth > MOST_GROWTH:
-        outcome, told = MEMORY, f"{growth:,} bytes more; {outcome}: {told}"
+    with contextlib.suppress(Exception):  # a parser that raises rejects it
+        send(parsed=kind.passes_first_parser(case_folder))
+    before = _peak_memory()
+    outcome, detail = opened(kind, case_folder)
+    growth = _peak_memory() - before
+    if growth > MAX_MEMORY_GROWTH:
+        outcome, detail = MEMORY, f"{growth:,} bytes more; {outcome}: {detail}"
     if kind.parsed_while_open is not None:
-        tell(parsed=kind.parsed_while_open)
-    tell(result={"outcome": outcome, "told": told})
-    shutil.rmtree(place, ignore_errors=True)
+        send(parsed=kind.parsed_while_open)
+    send(result={"outcome": outcome, "detail": detail})
+    shutil.rmtree(case_folder, ignore_errors=True)
     return outcome in (ACCEPTED, REFUSED)
 
 
-def opened(kind: Kind, place: Path) -> tuple[str, str]:
-    """Open a case; its outcome, and what there is to tell of it."""
+def opened(kind: Kind, case_folder: Path) -> tuple[str, str]:
+    """Open a case; return its outcome and detail."""
     try:
-        return ACCEPTED, kind.open(place)
-    except WrongEndError as error:
+        return ACCEPTED, kind.open(case_folder)
+    except WrongExitError as error:
         return EXIT, str(error)
     except MemoryError:
         return MEMORY, traceback.format_exc()
@@ -221,9 +221,9 @@ def opened(kind: Kind, place: Path) -> tuple[str, str]:
 
 
 def is_ours(error: Exception) -> bool:
-    """Whether an error is one that we raise for a user: of an ordinary type, a sentence in one line, and our own.
+    """Whether an error is raised by our code for users: an ordinary type with a message of one line.
 
-    The system's errors, which name the file, need not be raised by us.
+    Errors of the operating system, which name the file, need not come from our code.
     """
     if not isinstance(error, OURS) or type(error).__module__.partition(".")[0] in _OTHERS:
         return False
@@ -233,14 +233,14 @@ def is_ours(error: Exception) -> bool:
     if not (isinstance(error, OSError) and error.strerror) and not any(_is_our_file(name) for name in raised_in):
         return False
     text = str(error)
-    return bool(text) and "\n" not in text and len(text) <= _MOST_LETTERS
+    return bool(text) and "\n" not in text and len(text) <= _MAX_MESSAGE_LENGTH
 
 
 def _is_our_file(name: str) -> bool:
-    """Whether code is of the package or of the fuzzer, which passes the sentences of commands on."""
+    """Whether code belongs to the package, or to the fuzzer, which forwards messages of commands."""
     return Path(name).is_relative_to(_PACKAGE) or Path(name).is_relative_to(Path(__file__).parent)
 
 
-def _most_memory() -> int:
-    """The most memory that this process has used so far, in bytes."""
+def _peak_memory() -> int:
+    """Peak memory of this process in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Every way to be transparent, grey or coloured becomes the same RGB, in memory that the picture bounds."""
+"""Conversion of every Pillow mode to sRGB, with memory bounded by the image size."""
 
 import io
 import struct
@@ -13,14 +13,14 @@ from PIL import Image, ImageCms
 
 from imagegpt.data.augmentation import center_crop, random_resized_crop
 from imagegpt.images import color_conversion
-from imagegpt.images.decoding import open_picture
+from imagegpt.images.decoding import open_image
 from imagegpt.images.reading import read_image, resize_image
 
 BLUE = (0, 0, 255)
 
 
 def png(rows, depth, channels=1, key=None):
-    """A PNG file of grey or RGB values of 1 to 16 bits, one of them transparent; Pillow writes no such files."""
+    """A PNG file with 1 to 16 bits and a transparent level or colour; Pillow cannot write such files."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -37,12 +37,12 @@ def png(rows, depth, channels=1, key=None):
 
 
 def read(content, background=BLUE):
-    return np.asarray(read_image(open_picture(io.BytesIO(content), "a"), background))
+    return np.asarray(read_image(open_image(io.BytesIO(content), "a"), background))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_one_transparent_level_of_grey_at_every_depth(tmp_path, depth):
-    """Of 2, 4 and 16 bits it was not transparent at all, as the level is in the file's own bits."""
+def test_transparent_grey_level_at_every_bit_depth(tmp_path, depth):
+    """Regression: with 2, 4 and 16 bits it was opaque, because the level has the file's bit depth."""
     highest = 2**depth - 1
     for key in (0, highest, highest // 3):
         levels = sorted({0, key, highest})
@@ -54,18 +54,18 @@ def test_one_transparent_level_of_grey_at_every_depth(tmp_path, depth):
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_one_transparent_colour_at_every_depth(depth):
-    """Of 16 bits the first 8 were compared with the last 8 of the transparent colour."""
+def test_transparent_color_at_every_bit_depth(depth):
+    """Regression: the high bytes of 16-bit values were compared with the colour's low bytes."""
     key = (3, 200, 77) if depth == 8 else (0x1234, 0xFF00, 0x0042)
     nearly = [(key[0], key[1], key[2] + 1), (key[0] + 1, key[1], key[2]), (0x34, 0, 0x42)]
     reduced = [[value >> (depth - 8) for value in colour] for colour in nearly]
     assert read(png([[key, *nearly]], depth, 3, key))[0].tolist() == [list(BLUE), *reduced]
 
 
-def test_a_picture_may_be_read_again():
-    """Reading a lazily opened picture decodes it; the next reading sees it decoded."""
+def test_image_can_be_read_twice():
+    """Reading a lazily opened image decodes it; the second read sees a decoded image."""
     for content in (png([[0, 1, 3]], 2, key=1), png([[0, 7, 15]], 4, key=7), png([[0, 500, 65_535]], 16, key=500)):
-        picture = open_picture(io.BytesIO(content), "a")
+        picture = open_image(io.BytesIO(content), "a")
         first = np.asarray(read_image(picture, BLUE))
         assert np.array_equal(np.asarray(read_image(picture, BLUE)), first)
         assert np.array_equal(np.asarray(read_image(read_image(picture, BLUE), BLUE)), first)
@@ -83,8 +83,8 @@ def saved(picture, **options):
     return content.getvalue()
 
 
-def test_colour_profiles_become_srgb():
-    """A Display P3 or Adobe RGB photograph was read as if its numbers were sRGB's."""
+def test_color_profiles_are_converted_to_srgb():
+    """Regression: Display P3 and Adobe RGB values were read as sRGB."""
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     grey = levels[None]
     rgb = np.stack([grey] * 3, axis=-1)
@@ -125,7 +125,7 @@ def test_profiles_of_srgb_change_nothing():
     ],
     ids=["garbage", "empty", "cut", "of grey", "without a curve"],
 )
-def test_profiles_that_do_not_fit_change_nothing(profile):
+def test_invalid_profiles_are_ignored(profile):
     rgb = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
     assert np.array_equal(read(saved(Image.fromarray(rgb), icc_profile=profile)), rgb)
     grey = saved(Image.fromarray(rgb[..., 0]), icc_profile=gamma_profile(1.0))  # a common mistake
@@ -147,13 +147,13 @@ def pictures():
     yield "I;16", Image.fromarray(rng.integers(0, 65_536, (50, 41), np.uint16))
     yield "I", Image.fromarray(rng.integers(0, 65_536, (50, 41), np.int32))
     yield "F", Image.fromarray(rng.random((50, 41), np.float32))
-    yield "16 bits with a transparent level", open_picture(io.BytesIO(png([[0, 9, 9, 7]] * 50, 16, key=9)), "a")
+    yield "16 bits with a transparent level", open_image(io.BytesIO(png([[0, 9, 9, 7]] * 50, 16, key=9)), "a")
     profiled = rgb.copy()
     profiled.info["icc_profile"] = gamma_profile(1.0)
     yield "profile", profiled
 
 
-def test_converting_rows_at_a_time_changes_nothing(monkeypatch):
+def test_conversion_in_strips_is_equivalent(monkeypatch):
     for name, picture in pictures():
         whole = np.asarray(read_image(picture, BLUE))
         with monkeypatch.context() as patch:
@@ -165,26 +165,26 @@ def test_converting_rows_at_a_time_changes_nothing(monkeypatch):
     assert np.array_equal(np.asarray(read_image(floats, BLUE)), whole)
 
 
-def test_the_extremes_of_32_bit_pictures_are_those_of_all_rows(monkeypatch):
+def test_range_of_32_bit_images_covers_all_strips(monkeypatch):
     monkeypatch.setattr(color_conversion, "_STRIP_PIXELS", 4)
     values = np.zeros((9, 4), np.float32)
     values[1, 1], values[7, 2] = -3, 8
-    with pytest.raises(ValueError, match=r"the image's floats run from -3 to 8: they must lie in 0 to 1"):
+    with pytest.raises(ValueError, match=r"the image's floats range from -3 to 8: they must be 0 to 1"):
         read_image(Image.fromarray(values), BLUE)
     values[5, 0] = np.nan
-    with pytest.raises(ValueError, match="the image holds NaN"):
+    with pytest.raises(ValueError, match="the image contains NaN"):
         read_image(Image.fromarray(values), BLUE)
 
 
 @pytest.mark.parametrize("resample", list(Image.Resampling))
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (40, 900), (900, 41)])
-def test_a_part_of_a_scaled_picture_needs_no_scaled_picture(monkeypatch, shape, resample):
-    """Whichever way it is computed, at most some values differ by a level, or by a pixel for the nearest."""
+def test_crop_without_resizing_the_whole_image(monkeypatch, shape, resample):
+    """Both ways differ in few values, by one level, or one pixel for nearest neighbour."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(shape[::-1], Image.Resampling.BICUBIC)
     size = {"height": 24, "width": 32}
     whole = resize_image(picture, size, "crop", resample).astype(int)
-    monkeypatch.setattr("imagegpt.images.reading._MOST_SCALED_PIXELS", 0)
+    monkeypatch.setattr("imagegpt.images.reading._MAX_RESIZED_PIXELS", 0)
     part = resize_image(picture, size, "crop", resample).astype(int)
     differences = np.abs(part - whole)
     assert differences.max() <= (20 if resample == Image.Resampling.NEAREST else 1)
@@ -212,17 +212,17 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / sid
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "limit"),
-    [("narrow", 6), *(pytest.param(kind, 14, marks=pytest.mark.slow) for kind in ("F", "RGBA", "hash"))],
-)
-def test_memory_is_bounded_by_the_picture(kind, limit):
-    """Bytes a pixel. 1,000,000 x 1 took 5 GB, floats 40 bytes a pixel; its RGB takes 4, as its source."""
+BY_MODE = [pytest.param(kind, 14, marks=pytest.mark.slow) for kind in ("F", "RGBA", "hash")]
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("narrow", 6), *BY_MODE])
+def test_memory_is_bounded_by_image_size(kind, limit):
+    """Bytes per pixel. Regression: 1,000,000 x 1 pixels took 5 GB, floats 40 bytes per pixel."""
     done = subprocess.run([sys.executable, "-c", BOUNDED, kind], capture_output=True, text=True, check=True)
     assert float(done.stdout) < limit
 
 
-def test_random_crops_of_narrow_pictures_are_not_scaled_as_a_whole(monkeypatch):
+def test_random_crops_of_narrow_images_use_bounded_memory(monkeypatch):
     resize, sizes = Image.Image.resize, []
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, size, *a, **kw: sizes.append(size) or resize(self, size, *a, **kw)

@@ -1,4 +1,4 @@
-"""Files with broken metadata keep their pixels and any legible orientation; what cannot be read is a sentence."""
+"""Files with broken metadata are decoded with their orientation; unreadable files are one-sentence errors."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data.broken_images import trouble_with
-from imagegpt.images.decoding import decoded, open_picture
+from imagegpt.images.decoding import decode_image, open_image
 from imagegpt.images.reading import read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -26,8 +26,8 @@ def chunk(kind, content, checksum=None):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", summed)
 
 
-def png_bytes(*inserted, behind=b"", array=RGB):
-    """A PNG file with more chunks in front of its pixels, and behind them."""
+def encode_png(*inserted, behind=b"", array=RGB):
+    """A PNG file with extra chunks before and after its pixels."""
     content = io.BytesIO()
     Image.fromarray(array).save(content, "PNG")
     head, data, tail = content.getvalue().partition(b"IDAT")
@@ -47,11 +47,11 @@ def hex_profile(content):
 
 
 def read(content, tmp_path):
-    """The picture in a file: by its path, and opened by the caller."""
+    """The image of a file, read by path and as an image opened by the caller."""
     path = tmp_path / "a"
     path.write_bytes(content)
     by_path = np.asarray(read_image(path, WHITE))
-    by_content = np.asarray(read_image(open_picture(io.BytesIO(content), "a"), WHITE))
+    by_content = np.asarray(read_image(open_image(io.BytesIO(content), "a"), WHITE))
     assert np.array_equal(by_path, by_content)
     return by_path
 
@@ -74,14 +74,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("chunks", BROKEN.values(), ids=BROKEN)
-def test_broken_metadata_of_png_leave_the_pixels(tmp_path, chunks):
-    """A PNG with EXIF `garbage!` could not be decoded, like all of these."""
-    assert np.array_equal(read(png_bytes(*chunks), tmp_path), RGB)
+def test_png_with_broken_metadata_is_read(tmp_path, chunks):
+    """Regression: none of these could be decoded."""
+    assert np.array_equal(read(encode_png(*chunks), tmp_path), RGB)
 
 
 @pytest.mark.parametrize("chunks", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("stated", ["eXIf", "zTXt", "iTXt"])
-def test_an_orientation_is_applied_whatever_else_is_broken(tmp_path, chunks, stated):
+def test_orientation_is_applied_despite_broken_metadata(tmp_path, chunks, stated):
     keyword, text = hex_profile(exif()).split(b"\0", 1)
     good = {
         "eXIf": chunk(b"eXIf", exif()),
@@ -90,7 +90,7 @@ def test_an_orientation_is_applied_whatever_else_is_broken(tmp_path, chunks, sta
     }[stated]
     if good[4:8] == chunks[0][4:8] == b"eXIf" or (stated == "zTXt" and keyword in chunks[0]):
         pytest.skip("a file has one of a kind")
-    assert np.array_equal(read(png_bytes(*chunks, good), tmp_path), TURNED)
+    assert np.array_equal(read(encode_png(*chunks, good), tmp_path), TURNED)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_an_orientation_is_applied_whatever_else_is_broken(tmp_path, chunks, sta
     [(chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5 << 20))), False), (b"\0\1\0\0tEXtComment", True)],
     ids=["too long", "cut short"],
 )
-def test_a_broken_text_behind_the_pixels_leaves_them(tmp_path, behind, is_cut):
-    content = png_bytes(behind=behind)
+def test_png_with_broken_text_after_pixels_is_read(tmp_path, behind, is_cut):
+    content = encode_png(behind=behind)
     assert np.array_equal(read(content[: -12 if is_cut else None], tmp_path), RGB)
 
 
@@ -122,11 +122,11 @@ EXIF_DATA = {
 
 @pytest.mark.parametrize(("data", "wanted"), EXIF_DATA.values(), ids=EXIF_DATA)
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "raw profile"])
-def test_exif_data_of_all_sorts(tmp_path, data, wanted, kind):
+def test_exif_orientations(tmp_path, data, wanted, kind):
     if kind == "PNG":
-        content = png_bytes(chunk(b"eXIf", data))
+        content = encode_png(chunk(b"eXIf", data))
     elif kind == "raw profile":
-        content = png_bytes(chunk(b"tEXt", hex_profile(b"Exif\0\0" + data)))
+        content = encode_png(chunk(b"tEXt", hex_profile(b"Exif\0\0" + data)))
     else:
         whole = io.BytesIO()
         options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
@@ -138,8 +138,8 @@ def test_exif_data_of_all_sorts(tmp_path, data, wanted, kind):
     assert np.array_equal(read(content, tmp_path), wanted)
 
 
-def test_broken_segments_of_jpeg_leave_the_pixels(tmp_path):
-    """Pillow raises an IndexError for the second one, and takes the file for none of its own."""
+def test_jpeg_with_broken_segments_is_read(tmp_path):
+    """Pillow raises an IndexError for the second, and does not recognise the file."""
     content = io.BytesIO()
     Image.fromarray(RGB).save(content, "JPEG", exif=b"Exif\0\0" + exif(), quality=90)
     good = content.getvalue()
@@ -150,14 +150,19 @@ def test_broken_segments_of_jpeg_leave_the_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 200])
-def test_a_webp_file_that_ends_within_its_metadata_keeps_its_pixels(tmp_path, cut):
+def test_webp_cut_in_its_metadata_is_read(tmp_path, cut):
     content = io.BytesIO()
     Image.fromarray(RGB).save(content, "WEBP", lossless=True, exif=b"Exif\0\0" + exif(behind=bytes(300)))
     assert np.array_equal(read(content.getvalue()[:-cut], tmp_path), TURNED)
 
 
-def test_damaged_pixels_are_still_refused(tmp_path):
-    for content in (png_bytes(chunk(b"eXIf", b"x"))[:-40], png_bytes()[:60], b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"):
+def test_damaged_pixels_are_an_error(tmp_path):
+    for content in (
+        encode_png(chunk(b"eXIf", b"x"))[:-40],
+        encode_png()[:60],
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+    ):
         (tmp_path / "a").write_bytes(content)
         with pytest.raises(
             ValueError, match=r"a (cannot be decoded, it may be truncated|is not an image that Pillow can)"
@@ -165,24 +170,24 @@ def test_damaged_pixels_are_still_refused(tmp_path):
             read_image(tmp_path / "a", WHITE)
 
 
-def test_a_picture_that_was_read_is_not_turned_again(tmp_path):
-    """What is read is RGB and upright: reading it once more changes nothing."""
+def test_orientation_is_applied_only_once(tmp_path):
+    """A decoded image is upright RGB; reading it again changes nothing."""
     for part in (chunk(b"eXIf", exif()), chunk(b"iTXt", XMP), chunk(b"tEXt", hex_profile(exif()))):
-        once = decoded(open_picture(io.BytesIO(png_bytes(part)), "a"), "a")
+        once = decode_image(open_image(io.BytesIO(encode_png(part)), "a"), "a")
         assert np.array_equal(np.asarray(once), TURNED)
-        assert np.array_equal(np.asarray(decoded(once, "a")), TURNED)
+        assert np.array_equal(np.asarray(decode_image(once, "a")), TURNED)
 
 
-def test_a_bomb_among_broken_metadata_is_still_one(tmp_path, monkeypatch):
+def test_decompression_bomb_with_broken_metadata_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    (tmp_path / "a").write_bytes(png_bytes(chunk(b"gAMA", b"")))
+    (tmp_path / "a").write_bytes(encode_png(chunk(b"gAMA", b"")))
     with pytest.raises(ValueError, match=r"^\S+a (cannot be decoded|is not an image|has more pixels)"):
         read_image(tmp_path / "a", WHITE)
 
 
 @pytest.mark.parametrize("step", ["open", "load", "convert"])
-def test_running_out_of_memory_is_told_of_one_image(tmp_path, monkeypatch, step):
-    (tmp_path / "a.png").write_bytes(png_bytes(array=RGB[..., 0]))
+def test_out_of_memory_names_the_image(tmp_path, monkeypatch, step):
+    (tmp_path / "a.png").write_bytes(encode_png(array=RGB[..., 0]))
 
     def fail(*_, **__):
         raise MemoryError
@@ -195,7 +200,7 @@ def test_running_out_of_memory_is_told_of_one_image(tmp_path, monkeypatch, step)
     assert trouble_with(caught.value) == "huge"
 
 
-def test_running_out_of_memory_while_resizing_is_told_of_one_image(monkeypatch):
+def test_out_of_memory_while_resizing_names_the_image(monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
@@ -217,7 +222,7 @@ def test_heic_says_what_to_install(tmp_path, monkeypatch):
         read_image(tmp_path / "a.heic", WHITE)
 
 
-def test_heic_is_read_where_the_library_is(tmp_path, monkeypatch):
+def test_heic_is_read_with_pillow_heif(tmp_path, monkeypatch):
     class Opener(ImageFile.ImageFile):
         format = "HEIF"
 
@@ -257,7 +262,7 @@ def tiff_bytes(compression=None, orientation=6):
 
 
 def with_entry(content, tag, changed):
-    """A TIFF file with the entry of a tag changed: its tag, type, number of values, and value or place."""
+    """A TIFF file with one directory entry changed: tag, type, count, value or offset."""
     (start,) = struct.unpack_from("<I", content, 4)
     (num_entries,) = struct.unpack_from("<H", content, start)
     for place in range(start + 2, start + 2 + 12 * num_entries, 12):
@@ -282,8 +287,8 @@ TIFF_CHANGES = {
 @pytest.mark.parametrize("change", TIFF_CHANGES.values(), ids=TIFF_CHANGES)
 @pytest.mark.parametrize("tag", [270, 282, 315, 700, 34675])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
-def test_broken_tags_of_tiff_leave_pixels_and_orientation(tmp_path, compression, tag, change):
-    """Pillow stops reading tags at one whose value is cut off: a description in front cost the picture."""
+def test_tiff_with_broken_tags_is_read(tmp_path, compression, tag, change):
+    """Pillow stops at a tag whose value is cut off, so a broken description made the image unreadable."""
     content = with_entry(tiff_bytes(compression), tag, change)
     assert np.array_equal(read(content, tmp_path), TURNED)
 
@@ -294,12 +299,12 @@ def test_tiff_is_turned_upright(tmp_path, compression, orientation, wanted):
     assert np.array_equal(read(tiff_bytes(compression, orientation), tmp_path), wanted)
 
 
-def test_an_orientation_that_is_none_leaves_a_tiff_as_it_is(tmp_path):
+def test_tiff_with_invalid_orientation_is_unchanged(tmp_path):
     for change in ((274, 3, 1, 9), (274, 2, 2, 6), (274, 3, 1 << 20, 1 << 31)):
         assert np.array_equal(read(with_entry(tiff_bytes(), 274, lambda *_: change), tmp_path), RGB)  # noqa: B023
 
 
-def test_damaged_pixels_of_tiff_are_still_refused(tmp_path):
+def test_damaged_tiff_pixels_are_an_error(tmp_path):
     for tag in (256, 258, 273, 279):
         content = with_entry(tiff_bytes("tiff_lzw"), tag, TIFF_CHANGES["a place behind the end"])
         (tmp_path / "a").write_bytes(content)
@@ -309,11 +314,11 @@ def test_damaged_pixels_of_tiff_are_still_refused(tmp_path):
 
 @pytest.mark.parametrize("place", ["behind the pixels", "nowhere"])
 def test_a_png_file_without_its_palette_is_refused(tmp_path, place):
-    """Pillow opens it, and stumbles over an assertion when it is converted."""
+    """Pillow opens it, and fails with an assertion when it is converted."""
     header = struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0)
     chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(6))), chunk(b"IEND", b"")]
     if place != "nowhere":
         chunks.insert(2, chunk(b"PLTE", bytes(768)))
     (tmp_path / "a").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    with pytest.raises(ValueError, match=r"a cannot be decoded, .* \(it has no palette in front of its pixels\)"):
+    with pytest.raises(ValueError, match=r"a cannot be decoded, .* \(it has no palette before its pixels\)"):
         read_image(tmp_path / "a", WHITE)

@@ -1,4 +1,4 @@
-"""Photographs of telephones: HEIC files with a rotation in EXIF and Display P3, where `pillow-heif` is installed."""
+"""HEIC photographs with EXIF rotation and Display P3 colours, if `pillow-heif` is installed."""
 
 import io
 from typing import Any
@@ -37,7 +37,7 @@ def in_srgb(colours, gamma):
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
-def test_a_photograph_is_upright_and_in_srgb(tmp_path, orientation, turns):
+def test_heic_photograph_is_upright_srgb(tmp_path, orientation, turns):
     (tmp_path / "a.heic").write_bytes(heic(orientation, gamma_profile(2.2, colorants=DISPLAY_P3)))
     found = np.asarray(read_image(tmp_path / "a.heic", WHITE))
     fields = in_srgb(COLOURS, 2.2).reshape(2, 2, 3)
@@ -47,7 +47,7 @@ def test_a_photograph_is_upright_and_in_srgb(tmp_path, orientation, turns):
     assert np.abs(found - wanted).max() < 6
 
 
-def test_folders_of_them_are_read_without_registering_anything(tmp_path, monkeypatch):
+def test_heic_folders_need_no_registration(tmp_path, monkeypatch):
     content = heic()
     Image.init()  # or the formats that Pillow learns meanwhile are forgotten with the patch
     monkeypatch.setattr(Image, "OPEN", {kind: how for kind, how in Image.OPEN.items() if kind != "HEIF"})
@@ -58,7 +58,7 @@ def test_folders_of_them_are_read_without_registering_anything(tmp_path, monkeyp
     assert np.asarray(ids).shape == (1, 64)
 
 
-def test_a_damaged_one_is_one_sentence(tmp_path):
+def test_damaged_heic_is_one_sentence(tmp_path):
     for cut in (100, 300):
         (tmp_path / "a.heic").write_bytes(heic()[:cut])
         with pytest.raises(ValueError, match=r"a\.heic (cannot be decoded|is not an image that Pillow can read)"):

@@ -1,4 +1,4 @@
-"""Masks of every kind and size keep what is not black."""
+"""Masks of every format and size keep the pixels that are not black."""
 
 import io
 import struct
@@ -18,8 +18,8 @@ HALF[:4] = True
 
 @pytest.mark.parametrize("level", [1, 255, 1000, 65_535])
 @pytest.mark.parametrize("kind", ["array", "tensor", "I;16", "I", "F", "I;16 file", "I;16 TIFF", "I TIFF", "F TIFF"])
-def test_every_level_but_0_keeps_whatever_the_depth(tmp_path, kind, level):
-    """Of 16 bits, levels below 129 kept nothing, as in 8 bits they are 0; of mode F, those above 1 were refused."""
+def test_every_nonzero_level_keeps_pixels(tmp_path, kind, level):
+    """Regression: 16-bit levels below 129 counted as black, and levels of mode F above 1 were refused."""
     values = HALF * np.array(level, {"I": np.int32, "F": np.float32}.get(kind[:2].strip(), np.uint16))
     if kind == "tensor":
         mask = torch.from_numpy(values.astype(np.int32))
@@ -43,8 +43,8 @@ def test_a_transparent_level_of_16_bits_is_black(tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "JPEG2000"])
-def test_lossy_files_keep_what_is_nearer_to_white(file_format):
-    """Their black is not quite black: everything around the edges was kept."""
+def test_lossy_formats_use_a_threshold(file_format):
+    """Regression: black is not exact in lossy formats, so pixels around edges were kept."""
     rows, columns = np.mgrid[:64, :64]
     drawn = (rows - 30) ** 2 + (columns - 33) ** 2 < 400
     content = io.BytesIO()
@@ -61,7 +61,7 @@ def warnings_of(caplog):
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 7])
-def test_whole_blocks_become_pixels_without_a_word(caplog, factor):
+def test_block_masks_are_reduced_without_warning(caplog, factor):
     kept = np.random.default_rng(0).random((8, 12)) < 0.5
     large = kept.repeat(factor, axis=0).repeat(factor, axis=1)
     assert np.array_equal(read_mask(large, 8, 12), kept)
@@ -69,22 +69,22 @@ def test_whole_blocks_become_pixels_without_a_word(caplog, factor):
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "expected"),
     [
         (
             (100, 100),
-            "the mask is 100 x 100 pixels, the model's images are 8 x 8: it was resized, to the nearest pixel",
+            "the mask is 100 x 100 pixels, the model's images are 8 x 8: it was resized by nearest neighbour",
         ),
-        ((16, 16), "the mask is 16 x 16 pixels, the model's images are 8 x 8: it was resized, to the nearest pixel"),
-        ((4, 4), "the mask is 4 x 4 pixels, the model's images are 8 x 8: it was resized, to the nearest pixel"),
+        ((16, 16), "the mask is 16 x 16 pixels, the model's images are 8 x 8: it was resized by nearest neighbour"),
+        ((4, 4), "the mask is 4 x 4 pixels, the model's images are 8 x 8: it was resized by nearest neighbour"),
         (
             (40, 80),
-            "the mask is 80 x 40 pixels, the model's images are 8 x 8: it was cropped and resized, to the nearest",
+            "the mask is 80 x 40 pixels, the model's images are 8 x 8: it was cropped and resized by nearest",
         ),
     ],
 )
-def test_a_mask_of_another_size_is_resized_and_that_is_said(caplog, shape, told):
-    """It was refused, and so was one of a multiple of the size that keeps a part of a block."""
+def test_mask_of_another_size_is_resized_with_warning(caplog, shape, expected):
+    """Regression: it was refused, as was a multiple of the size with partly black blocks."""
     mask = np.zeros(shape, bool)
     mask[: shape[0] // 2] = True
     mask[0, 0] ^= shape == (16, 16)
@@ -92,21 +92,21 @@ def test_a_mask_of_another_size_is_resized_and_that_is_said(caplog, shape, told)
     assert np.array_equal(kept[1:], HALF[1:])
     assert kept[0, 1:].all()
     (message,) = warnings_of(caplog)
-    assert message.startswith(told)
+    assert message.startswith(expected)
 
 
-def test_a_mask_is_cropped_as_its_image_is():
+def test_mask_is_cropped_like_its_image():
     mask = np.zeros((10, 30), bool)
     mask[:, 10:20] = True
     assert read_mask(mask, 5, 5).all()
     assert read_mask(mask, 5, 6, "squash").tolist() == [[False, False, True, True, False, False]] * 5
 
 
-def test_the_command_line_says_it_too(tmp_path, forkserver):
+def test_resized_mask_warns_on_the_command_line(tmp_path, forkserver):
     Image.new("1", (40, 80)).save(tmp_path / "mask.png")
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     command = ["-m", "imagegpt", "complete", "a.png", "--mask", "mask.png", "--num", "1"]
-    done = forkserver.run(command, tmp_path)
+    done = forkserver.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the mask is 40 x 80 pixels, the model's images are 8 x 8: it was cropped and resized" in done.stderr
 
@@ -144,8 +144,8 @@ def tiff16(values, order):
 
 @pytest.mark.parametrize("level", [1, 128, 255, 256, 65_535])
 @pytest.mark.parametrize("kind", ["grey and alpha", "RGB", "RGBA", "TIFF <", "TIFF >", "TIFF RGBA <"])
-def test_every_level_of_16_bit_colours_but_0_keeps(tmp_path, kind, level):
-    """Pillow reads them with 8 bits, in which levels below 256 are 0."""
+def test_every_nonzero_16_bit_color_keeps_pixels(tmp_path, kind, level):
+    """Pillow reads only the high bytes, in which levels below 256 are 0."""
     channels = 2 if kind.startswith("grey") else 4 if "RGBA" in kind else 3
     values = np.zeros((8, 8, channels), np.uint16)
     values[:4, :, 0 if channels == 2 else 1] = level
@@ -161,7 +161,7 @@ def test_every_level_of_16_bit_colours_but_0_keeps(tmp_path, kind, level):
         assert np.array_equal(read_mask(picture, 8, 8), wanted)
 
 
-def test_the_lower_halves_are_turned_as_the_picture_is(tmp_path):
+def test_low_bytes_are_oriented_like_the_image(tmp_path):
     values = np.zeros((8, 8, 3), np.uint16)
     values[:, :4] = 5
     content = png16(values)
@@ -171,8 +171,8 @@ def test_the_lower_halves_are_turned_as_the_picture_is(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "a.png", 8, 8), HALF)
 
 
-def test_a_long_narrow_mask_takes_no_memory_beyond_its_own():
-    """To see whether its blocks became pixels, it was compared with 8,000 x 8,000; taller ones took gigabytes."""
+def test_long_narrow_mask_uses_bounded_memory():
+    """Regression: it was compared with an array of 8,000 x 8,000; taller masks took gigabytes."""
     mask = np.zeros((8_000, 8), np.uint8)
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""The palette against a brute-force oracle in float64, its files, its fit, and every refusal."""
+"""The palette: lookup against brute force in float64, files, fitting, and every error."""
 
 import copy
 import hashlib
@@ -27,7 +27,7 @@ GRID = np.stack(np.meshgrid(*[np.arange(1, 256, 4, dtype=np.uint8)] * 3, indexin
 
 
 def oracle(rgb, palette):
-    """The definition against all colours: squares in float64 summed r, g, b; the first minimum."""
+    """Brute force over all colours: float64 squares summed r, g, b; the first minimum."""
     centres = 127.5 * (palette.clusters.astype(np.float64) + 1)
     if np.abs(centres - np.rint(centres)).max() < 1e-4:
         centres = np.rint(centres)
@@ -66,7 +66,7 @@ def test_scales_and_rounding():
     assert ColorPalette.from_rgb([[0, 0, 0], [128, 191, 255]]).rgb.tolist() == palette.rgb.tolist()
 
 
-def test_every_8_bit_value_survives():
+def test_every_8_bit_value_round_trips():
     levels = np.arange(256)
     assert ColorPalette.from_rgb(levels).rgb[:, 1].tolist() == levels.tolist()
     assert ColorPalette.from_rgb(levels[:, None]) == ColorPalette.from_rgb(levels)
@@ -124,9 +124,9 @@ def test_copies_and_pickles():
         (np.zeros((65_537, 3)), "the palette has 65537 colours: it must have 2 to 65,536"),
         ([[0, 0, 0], [0, np.nan, 0]], "colour 1 of the palette is [0.0, nan, 0.0]: its values must be finite"),
         ([[0, 0, np.inf], [0, 0, 0]], "colour 0 of the palette is [0.0, 0.0, inf]: its values must be finite"),
-        ([[0, 0, 0], [255, 0, 0]], "run from 0 to 255: they must lie in -1 to 1 (rgb / 127.5 - 1); for RGB values use"),
-        ([[0, 0, 0], [0, 0]], "the palette is no table of numbers ("),
-        ([["a", "b", "c"]] * 2, "the palette is no table of numbers (values of type <U1): give rows of three"),
+        ([[0, 0, 0], [255, 0, 0]], "range from 0 to 255: they must be -1 to 1 (rgb / 127.5 - 1); for RGB values use"),
+        ([[0, 0, 0], [0, 0]], "the palette is not an array of numbers ("),
+        ([["a", "b", "c"]] * 2, "the palette is not an array of numbers (values of type <U1): give rows of three"),
     ],
 )
 def test_refused_clusters(clusters, message):
@@ -137,9 +137,9 @@ def test_refused_clusters(clusters, message):
 @pytest.mark.parametrize(
     ("rgb", "message"),
     [
-        ([0, 256], "the palette's values run from 0 to 256: RGB values must lie in 0 to 255"),
-        ([-1, 5], "the palette's values run from -1 to 5: RGB values must lie in 0 to 255"),
-        ([0, np.nan], "RGB values must lie in 0 to 255"),
+        ([0, 256], "the palette's values range from 0 to 256: RGB values must be 0 to 255"),
+        ([-1, 5], "the palette's values range from -1 to 5: RGB values must be 0 to 255"),
+        ([0, np.nan], "RGB values must be 0 to 255"),
         (np.zeros((3, 2)), "the palette has shape (3, 2): it must be (number of colours, 3)"),
         ([7], "the palette has 1 colours: it must have 2 to 65,536"),
     ],
@@ -151,7 +151,7 @@ def test_refused_rgb(rgb, message):
 
 @pytest.mark.parametrize("num", [0, 1, 257])
 def test_refused_grey(num):
-    with pytest.raises(ValueError, match=f"num_colors is {num}: it must be a whole number from 2 to 256"):
+    with pytest.raises(ValueError, match=f"num_colors is {num}: it must be an integer from 2 to 256"):
         ColorPalette.grey(num)
 
 
@@ -185,8 +185,8 @@ def test_openai_palette_equals_brute_force_and_its_published_file():
     assert np.array_equal(palette.encode(images), oracle(images, palette))
 
 
-def test_every_colour_of_some_cubes():
-    """The grid sees a 64th of each cube; here two whole ones, and two that straddle a border, are compared."""
+def test_lookup_of_whole_cubes_matches_brute_force():
+    """The grid covers a 64th of each cube; this compares two whole cubes, and two regions across borders."""
     palette = float_palette(512, 5)
     for low in (0, 120, 201, 240):
         cube = np.stack(np.meshgrid(*[np.arange(low, low + 16, dtype=np.uint8)] * 3, indexing="ij"), axis=-1)
@@ -206,14 +206,14 @@ def test_random_palettes_with_ties_and_repeats(rgb, pixels, offset):
 
 @settings(max_examples=60, deadline=None)
 @given(rgb=hnp.arrays(np.uint8, st.tuples(st.integers(2, 40), st.just(3)), elements=st.integers(0, 255)))
-def test_encode_undoes_decode(rgb):
+def test_encode_inverts_decode(rgb):
     palette = ColorPalette.from_rgb(np.unique(np.concatenate([rgb, [[0, 0, 0], [1, 0, 0]]]), axis=0))
     ids = np.arange(len(palette)).reshape(1, -1)
     assert np.array_equal(palette.encode(palette.decode(ids)), ids)
 
 
 def test_ties_go_to_the_lower_id():
-    """float32 puts 10 / 127.5 - 1 a little off; without exact integers such ties would fall at random."""
+    """In float32, 10 / 127.5 - 1 is inexact; without exact integers such ties would break at random."""
     for low, high in ((0, 2), (10, 20), (100, 102), (253, 255)):
         middle = np.array([[(low + high) // 2] * 3], np.uint8)
         assert ColorPalette.from_rgb([low, high]).encode(middle).tolist() == [0]
@@ -222,7 +222,7 @@ def test_ties_go_to_the_lower_id():
 
 
 def test_the_largest_palette_uses_all_16_bits():
-    """The id 65,535 is also what the table's empty entries look like."""
+    """The id 65,535 has the same table entry as an empty cell."""
     codes = np.arange(65_536)
     palette = ColorPalette.from_rgb(np.stack([codes >> 8, codes & 0xFF, np.zeros_like(codes)], axis=1))
     pixels = np.array([[255, 255, 0], [255, 254, 3], [0, 0, 0]], np.uint8)
@@ -304,11 +304,11 @@ def test_two_threads_fill_one_table():
         assert all(np.array_equal(results[index], wanted[index]) for index in range(len(blocks)))
 
 
-def test_nothing_is_computed_before_it_is_needed():
+def test_lookup_table_is_filled_lazily():
     palette = float_palette(512, 0)
-    assert palette._table is None
+    assert palette._table._table is None
     palette.encode(np.array([[3, 3, 3], [4, 4, 4], [200, 3, 3]], np.uint8))
-    assert palette._done.sum() == 2
+    assert palette._table._is_filled.sum() == 2
 
 
 # Decoding
@@ -324,9 +324,9 @@ def test_decode_literals():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([0, 3], "ids run from 0 to 3, this palette has colours 0 to 2; 3 is the start token, drop it first"),
-        ([-1, 2], "ids run from -1 to 2, this palette has colours 0 to 2"),
-        ([4, 9], "ids run from 4 to 9, this palette has colours 0 to 2"),
+        ([0, 3], "ids range from 0 to 3, this palette has colours 0 to 2; 3 is the start token, drop it first"),
+        ([-1, 2], "ids range from -1 to 2, this palette has colours 0 to 2"),
+        ([4, 9], "ids range from 4 to 9, this palette has colours 0 to 2"),
         ([0.0, 1.0], "ids are float64: they must be integers, 0 to 2"),
     ],
 )
@@ -362,17 +362,17 @@ def test_load_from_folders_and_configurations(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.npy", b"", "is no readable .npy palette ("),
-        ("a.npy", b"not numpy at all", "is no readable .npy palette ("),
-        ("a.npy", b"\x93NUMPY\1\0\x16\0{'descr': '<f4', (((   ", "is no readable .npy palette ("),
-        ("a.npy", pickle.dumps([[0.0] * 3] * 2), "is no readable .npy palette ("),
+        ("a.npy", b"", "is not a readable .npy palette ("),
+        ("a.npy", b"not numpy at all", "is not a readable .npy palette ("),
+        ("a.npy", b"\x93NUMPY\1\0\x16\0{'descr': '<f4', (((   ", "is not a readable .npy palette ("),
+        ("a.npy", pickle.dumps([[0.0] * 3] * 2), "is not a readable .npy palette ("),
         ("a.json", b"{", "is not JSON ("),
         ("a.json", b"\xff\xfe", "is not JSON ("),
         ("a.json", b"[1, 2]", "the content is [1, 2]: it must be an object, in braces"),
         ("a.json", b"[" * 100_000, "is nested too deeply"),
-        ("a.json", b'{"clusters": null}', 'has no "clusters": it does not hold a palette'),
-        ("a.json", b'{"clusters": [[1, 2], [3, 4]]}', "is no palette: the palette has shape (2, 2)"),
-        ("a.json", b'{"clusters": "red"}', "is no palette: the palette is no table of numbers"),
+        ("a.json", b'{"clusters": null}', 'has no "clusters": it does not contain a palette'),
+        ("a.json", b'{"clusters": [[1, 2], [3, 4]]}', "is not a palette: the palette has shape (2, 2)"),
+        ("a.json", b'{"clusters": "red"}', "is not a palette: the palette is not an array of numbers"),
     ],
 )
 def test_damaged_files(tmp_path, name, content, message):
@@ -386,24 +386,26 @@ def test_damaged_files(tmp_path, name, content, message):
 def test_damaged_arrays(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match=r"is no readable .npy palette .*Object arrays"):
+    with pytest.raises(ValueError, match=r"is not a readable .npy palette .*Object arrays"):
         ColorPalette.load(path)
     np.save(path, np.zeros((4, 5), np.float32))
-    with pytest.raises(ValueError, match=re.escape("is no palette: the palette has shape (4, 5)")):
+    with pytest.raises(ValueError, match=re.escape("is not a palette: the palette has shape (4, 5)")):
         ColorPalette.load(path)
     float_palette(9, 0).save(path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"is no readable .npy palette"):
+    with pytest.raises(ValueError, match=r"is not a readable .npy palette"):
         ColorPalette.load(path)
     np.savez(tmp_path / "b.npz", np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"is no readable .npy palette"):
+    with pytest.raises(ValueError, match=r"is not a readable .npy palette"):
         ColorPalette.load(tmp_path / "b.npz")
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no palette at .*none.npy: give an .npy or .json file"):
         ColorPalette.load(tmp_path / "none.npy")
-    with pytest.raises(FileNotFoundError, match=r"holds no palette: expected preprocessor_config.json or kmeans_cent"):
+    with pytest.raises(
+        FileNotFoundError, match=r"contains no palette: expected preprocessor_config.json or kmeans_cent"
+    ):
         ColorPalette.load(tmp_path)
 
 
@@ -417,21 +419,21 @@ def test_saving_leaves_nothing_behind_on_failure(tmp_path, monkeypatch):
     for broken in ("replace", "write_bytes"):
         with monkeypatch.context() as patch:
             patch.setattr(Path, broken, fail)
-            expected = rf"the palette cannot be written to {path} \(No space left on device\): make room there, or"
+            expected = rf"the palette cannot be written to {path} \(No space left on device\): free some space, or"
             with pytest.raises(OSError, match=expected):
                 ColorPalette.grey(4).save(path)
         assert names_in(tmp_path) == ["a.npy"]
         assert ColorPalette.load(path) == ColorPalette.grey(2)
 
 
-def test_saving_where_it_cannot(tmp_path):
+def test_save_errors(tmp_path):
     palette = ColorPalette.grey(2)
-    with pytest.raises(ValueError, match=r"a palette is saved as .npy, not 'a.txt': choose a name such as kmeans"):
+    with pytest.raises(ValueError, match=r"palettes are saved as .npy, not 'a.txt': choose a name such as kmeans"):
         palette.save(tmp_path / "a.txt")
     (tmp_path / "file").touch()
     (tmp_path / "folder.npy").mkdir()
     for path in (tmp_path / "none" / "a.npy", tmp_path / "file" / "a.npy", tmp_path / "folder.npy"):
-        with pytest.raises(OSError, match=rf"the palette cannot be written to {path} \(.*\): choose another place"):
+        with pytest.raises(OSError, match=rf"the palette cannot be written to {path} \(.*\): choose another path"):
             palette.save(path)
     assert names_in(tmp_path) == ["file", "folder.npy"]
 
@@ -451,7 +453,7 @@ def test_fit_finds_the_colours_of_clear_clusters():
     assert np.abs(palette.rgb.astype(int) - [[20, 30, 40], [200, 60, 50], [90, 180, 220], [240, 240, 230]]).max() <= 2
 
 
-def test_fit_is_seeded_and_does_not_depend_on_how_pixels_are_spread():
+def test_fit_is_deterministic_and_independent_of_array_boundaries():
     images = list(noisy_images())
     palette = ColorPalette.fit(images, 32, seed=1, max_pixels=2_000)
     assert palette == ColorPalette.fit(np.stack(images), 32, seed=1, max_pixels=2_000)
@@ -469,14 +471,14 @@ def test_fit_is_sorted_distinct_and_8_bit():
     assert np.array_equal(palette.encode(palette.rgb), np.arange(300))
 
 
-def test_more_colours_lose_less():
+def test_more_colors_reduce_the_error():
     images = list(noisy_images())
     errors = [ColorPalette.fit(images, num).report(images).mse for num in (2, 4, 16, 128)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 20
 
 
-def test_centres_that_meet_by_rounding_are_replaced():
+def test_duplicate_centres_after_rounding_are_replaced():
     """Nearly all pixels share 27 neighbouring colours: k-means puts several centres into one 8-bit colour."""
     rng = np.random.default_rng(0)
     pixels = np.concatenate([rng.integers(100, 103, (60_000, 3)), rng.integers(0, 256, (200, 3))]).astype(np.uint8)
@@ -484,7 +486,7 @@ def test_centres_that_meet_by_rounding_are_replaced():
     assert len(np.unique(palette.rgb, axis=0)) == 100
 
 
-def test_few_colours_are_kept_exactly():
+def test_fit_keeps_few_colors_exactly():
     colors = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [8, 8, 8], [0, 0, 0]], np.uint8)
     image = colors[np.random.default_rng(0).integers(0, 5, (40, 40))]
     palette = ColorPalette.fit([image], 5)
@@ -511,7 +513,7 @@ def test_grey_fit_is_on_pillows_luma():
 def test_refused_fits():
     images = list(noisy_images(1))
     for num in (0, 1, 65_537):
-        with pytest.raises(ValueError, match=f"num_colors is {num}: it must be a whole number from 2 to 65,536"):
+        with pytest.raises(ValueError, match=f"num_colors is {num}: it must be an integer from 2 to 65,536"):
             ColorPalette.fit(images, num)
     with pytest.raises(ValueError, match="max_pixels is 10, fewer than num_colors = 11: raise it"):
         ColorPalette.fit(images, 11, max_pixels=10)

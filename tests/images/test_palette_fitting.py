@@ -1,4 +1,4 @@
-"""The steps of `fit_colors` that no measure of the result shows; fitting as a whole is tested in test_palette.py."""
+"""Steps of `fit_colors` that its result does not show; test_palette.py tests fitting as a whole."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import sklearn.cluster
 from imagegpt.images.palette_fitting import fit_colors
 
 
-def test_centres_that_meet_by_rounding_give_way_to_the_colours_with_the_largest_error(monkeypatch):
+def test_duplicate_centres_are_replaced_by_largest_errors(monkeypatch):
     class TwoCentresOfOneColour:
         def __init__(self, *args, **kwargs):
             self.cluster_centers_ = np.array([[0.1, 0.2, 0.0], [0.3, 0.0, 0.1]])
@@ -26,7 +26,7 @@ def test_centres_that_meet_by_rounding_give_way_to_the_colours_with_the_largest_
 
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("num_colors", [2, 512])
-def test_images_of_one_colour_are_not_told_to_ask_for_fewer(grey, num_colors):
-    """They were, and one colour was refused then."""
-    with pytest.raises(ValueError, match=r"^the images have 1 of the .* that a palette needs at least 2 of: add other"):
+def test_images_of_one_color_need_other_images(grey, num_colors):
+    """Regression: the error suggested fewer colours, and then refused one colour."""
+    with pytest.raises(ValueError, match=r"^the images have only 1 of the at least 2 .* that a palette needs: add"):
         fit_colors([np.full((4, 4, 3), 7, np.uint8)], num_colors, seed=0, grey=grey, max_pixels=1000)

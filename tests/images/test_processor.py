@@ -1,4 +1,4 @@
-"""The image processor: every kind of image in, ids out and back, beside transformers' processor, and every refusal."""
+"""The image processor: all kinds of images to ids and back, against transformers' processor, and every error."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def same_size(palette=COLOURS, **options):
     return ImageGPTImageProcessor(palette, do_resize=False, **options)
 
 
-def ids_of(image, palette=COLOURS, **options):
+def read_all_ids(image, palette=COLOURS, **options):
     return same_size(palette, **options)(image)["input_ids"][0].tolist()
 
 
@@ -67,7 +67,7 @@ def test_ways_to_give_a_size(size):
 @pytest.mark.parametrize(("width", "height"), [(90, 40), (40, 90), (64, 64), (33, 32), (5, 9), (1, 300), (32, 32)])
 @pytest.mark.parametrize("size", [(32, 32), (16, 24), (24, 16)])
 def test_crop_keeps_the_aspect_ratio(width, height, size):
-    """The paper: shorter side to the size, then the centre; here for any target, spelt out with Pillow alone."""
+    """As in the paper: resize the shorter side, crop the centre; the reference uses Pillow alone."""
     image = Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8))
     scale = max(size[0] / height, size[1] / width)
     large = image.resize((max(size[1], round(width * scale)), max(size[0], round(height * scale))), Image.BILINEAR)
@@ -98,61 +98,61 @@ def test_resample_is_used(photos):
 def test_pillow_modes_that_hold_one_colour():
     red = Image.new("RGB", (3, 2), "red")
     for mode in ("RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr", "HSV"):
-        assert ids_of(red.convert(mode)) == [RED] * 6, mode
+        assert read_all_ids(red.convert(mode)) == [RED] * 6, mode
     for mode in ("1", "L", "LA", "La", "PA"):
         source = Image.new("LA" if mode == "La" else "L", (3, 2), "white")
-        assert ids_of(source.convert(mode)) == [WHITE] * 6, mode
-    assert ids_of(Image.new("LAB", (3, 2), (255, 128, 128))) == [WHITE] * 6
-    assert ids_of(Image.new("LAB", (3, 2), (0, 128, 128))) == [BLACK] * 6
+        assert read_all_ids(source.convert(mode)) == [WHITE] * 6, mode
+    assert read_all_ids(Image.new("LAB", (3, 2), (255, 128, 128))) == [WHITE] * 6
+    assert read_all_ids(Image.new("LAB", (3, 2), (0, 128, 128))) == [BLACK] * 6
 
 
 def test_sixteen_bits_and_floats_use_their_full_range():
     """Pillow's own convert("L") clips I;16 and F: 1000 would be white."""
     values = np.array([[0, 128, 129, 1000, 32_896, 65_535]], np.uint16)
     wanted = [0, 0, 1, 4, 128, 255]
-    assert ids_of(Image.fromarray(values), LEVELS) == wanted
+    assert read_all_ids(Image.fromarray(values), LEVELS) == wanted
     assert Image.fromarray(values).mode == "I;16"
-    assert ids_of(Image.fromarray(values.astype(np.int32)), LEVELS) == wanted
-    assert ids_of(values, LEVELS) == wanted
-    assert ids_of(torch.from_numpy(values), LEVELS) == wanted
+    assert read_all_ids(Image.fromarray(values.astype(np.int32)), LEVELS) == wanted
+    assert read_all_ids(values, LEVELS) == wanted
+    assert read_all_ids(torch.from_numpy(values), LEVELS) == wanted
     floats = np.array([[0, 0.25, 0.5, 1]], np.float32)
-    assert ids_of(Image.fromarray(floats), LEVELS) == [0, 64, 128, 255]
+    assert read_all_ids(Image.fromarray(floats), LEVELS) == [0, 64, 128, 255]
     for given in (floats, floats.astype(np.float16), floats.astype(np.float64), torch.tensor(floats).bfloat16()):
-        assert ids_of(given, LEVELS) == [0, 64, 128, 255]
+        assert read_all_ids(given, LEVELS) == [0, 64, 128, 255]
 
 
 def test_sixteen_bit_files(tmp_path):
     values = np.array([[0, 1000, 65_535]], np.uint16)
     for name in ("a.png", "a.tiff"):
         Image.fromarray(values).save(tmp_path / name)
-        assert ids_of(tmp_path / name, LEVELS) == [0, 4, 255]
+        assert read_all_ids(tmp_path / name, LEVELS) == [0, 4, 255]
 
 
 def test_transparency_shows_the_background():
     image = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
     image.putpixel((1, 0), (0, 255, 0, 0))
     image.putpixel((2, 0), (255, 0, 0, 127))
-    assert ids_of(image) == [RED, WHITE, PINK]
-    assert ids_of(image, background="blue")[:2] == [RED, BLUE]
-    assert ids_of(image, background=[0, 255, 0])[:2] == [RED, GREEN]
-    assert ids_of(np.asarray(image)) == [RED, WHITE, PINK]
-    assert ids_of(np.asarray(image.resize((6, 1), 0)).transpose(2, 0, 1)) == [RED, RED, WHITE, WHITE, PINK, PINK]
-    assert ids_of(image.convert("RGBa")) == [RED, WHITE, PINK]
+    assert read_all_ids(image) == [RED, WHITE, PINK]
+    assert read_all_ids(image, background="blue")[:2] == [RED, BLUE]
+    assert read_all_ids(image, background=[0, 255, 0])[:2] == [RED, GREEN]
+    assert read_all_ids(np.asarray(image)) == [RED, WHITE, PINK]
+    assert read_all_ids(np.asarray(image.resize((6, 1), 0)).transpose(2, 0, 1)) == [RED, RED, WHITE, WHITE, PINK, PINK]
+    assert read_all_ids(image.convert("RGBa")) == [RED, WHITE, PINK]
     grey = Image.new("LA", (2, 1), (0, 255))
     grey.putpixel((1, 0), (0, 0))
-    assert ids_of(grey) == [BLACK, WHITE]
-    assert ids_of(grey.convert("La")) == [BLACK, WHITE]
+    assert read_all_ids(grey) == [BLACK, WHITE]
+    assert read_all_ids(grey.convert("La")) == [BLACK, WHITE]
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "1"])
 def test_transparent_colours_of_files(tmp_path, mode):
-    """PNG and GIF name one colour, or one palette entry, as the transparent one, beside the pixels."""
+    """PNG and GIF may declare one colour or palette entry transparent."""
     image = Image.new("RGB", (2, 1), "black")
     image.putpixel((1, 0), (255, 255, 255))
     image = image.convert(mode, palette=Image.Palette.ADAPTIVE, colors=2) if mode == "P" else image.convert(mode)
     black = image.getpixel((0, 0))
     image.save(tmp_path / "a.png", transparency=black)
-    assert ids_of(tmp_path / "a.png", background="red") == [RED, WHITE]
+    assert read_all_ids(tmp_path / "a.png", background="red") == [RED, WHITE]
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -163,7 +163,7 @@ def test_exif_orientation_is_applied(tmp_path):
     image.save(tmp_path / "a.png", exif=exif)
     processor = same_size()
     assert processor.to_rgb(tmp_path / "a.png").shape == (1, 2, 1, 3)
-    assert ids_of(tmp_path / "a.png") == [RED, BLUE]
+    assert read_all_ids(tmp_path / "a.png") == [RED, BLUE]
     with Image.open(tmp_path / "a.png") as opened:
         assert processor.to_rgb(opened).shape == (1, 2, 1, 3)
 
@@ -178,21 +178,21 @@ def test_arrays_and_tensors_of_every_layout():
         torch.from_numpy(rgb),
         torch.tensor(rgb / 255).permute(2, 0, 1),
     ):
-        assert ids_of(given, PALETTE) == wanted
-    assert ids_of((rgb.astype(np.uint16) * 257), PALETTE) == wanted
+        assert read_all_ids(given, PALETTE) == wanted
+    assert read_all_ids((rgb.astype(np.uint16) * 257), PALETTE) == wanted
     grey = RNG.integers(0, 256, (5, 7), np.uint8)
     for given in (grey, grey[..., None], grey[None], torch.from_numpy(grey), np.asfortranarray(grey)):
-        assert ids_of(given, LEVELS) == grey.reshape(-1).tolist()
-    assert ids_of(grey > 100, LEVELS) == (255 * (grey > 100)).reshape(-1).tolist()
+        assert read_all_ids(given, LEVELS) == grey.reshape(-1).tolist()
+    assert read_all_ids(grey > 100, LEVELS) == (255 * (grey > 100)).reshape(-1).tolist()
     tracked = torch.full((2, 2), 0.5, requires_grad=True)
-    assert ids_of(tracked, LEVELS) == [128] * 4
+    assert read_all_ids(tracked, LEVELS) == [128] * 4
 
 
 def test_ambiguous_arrays_are_channels_last():
     array = RNG.integers(0, 256, (3, 5, 3), np.uint8)
-    assert ids_of(array, PALETTE) == PALETTE.encode(array).reshape(-1).tolist()
+    assert read_all_ids(array, PALETTE) == PALETTE.encode(array).reshape(-1).tolist()
     four = RNG.integers(0, 256, (3, 9, 1), np.uint8)
-    assert ids_of(four, LEVELS) == four.reshape(-1).tolist()
+    assert read_all_ids(four, LEVELS) == four.reshape(-1).tolist()
 
 
 def test_batches_and_mixed_lists(tmp_path):
@@ -211,7 +211,7 @@ def test_batches_and_mixed_lists(tmp_path):
     )
 
 
-def test_inputs_are_left_alone():
+def test_inputs_are_not_modified():
     batch = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
     before = batch.copy()
     ImageGPTImageProcessor(PALETTE)(batch)["input_ids"][:] = 0
@@ -240,7 +240,7 @@ def test_return_types_and_pixel_values():
 # Back to images
 
 
-def test_decode_undoes_the_call(photos):
+def test_decode_inverts_call(photos):
     processor = ImageGPTImageProcessor(PALETTE, size=(24, 40))
     ids = processor(photos, return_tensors="pt")["input_ids"]
     images = processor.decode(ids)
@@ -271,7 +271,7 @@ def test_grey_palettes_decode_to_grey_images():
     [
         ([[0] * 5], "each image has 5 ids, 2x2 pixels are 4: give that many, or the size they have"),
         ([0], "each image has 1 ids, 2x2 pixels are 4: give that many, or the size they have"),
-        ([[0, 0, 0, 7]], "ids run from 0 to 7, this palette has colours 0 to 6; 7 is the start token, drop it first"),
+        ([[0, 0, 0, 7]], "ids range from 0 to 7, this palette has colours 0 to 6; 7 is the start token, drop it first"),
         ([[7, 0, 0, 0, 0], [0] * 5], "each image has 5 ids, 2x2 pixels are 4"),
         (np.zeros((1, 2, 2), int), "ids have shape (1, 2, 2): they must be (images, pixels) or (pixels,)"),
         ([[0.0] * 4], "ids are float64: they must be integers, 0 to 6"),
@@ -300,7 +300,7 @@ def assert_same_ids(ours, reference, images):
 @pytest.mark.slow
 @pytest.mark.parity
 @needs_data
-def test_a_thousand_cifar_images_have_the_references_ids():
+def test_cifar_ids_match_transformers():
     sheet = np.asarray(Image.open(DATA / "cifar10" / "test_03.webp").convert("RGB"))
     images = sheet.reshape(25, 32, 40, 32, 3).transpose(0, 2, 1, 3, 4).reshape(1000, 32, 32, 3)
     ours, reference = both(ColorPalette.load(DATA / "palette"), {"height": 32, "width": 32})
@@ -311,13 +311,13 @@ def test_a_thousand_cifar_images_have_the_references_ids():
 @pytest.mark.parity
 @pytest.mark.parametrize("size", [{"height": 32, "width": 32}, {"height": 48, "width": 64}])
 @pytest.mark.parametrize("resample", list(Image.Resampling))
-def test_resized_photos_have_the_references_ids(photos, size, resample):
+def test_resized_photo_ids_match_transformers(photos, size, resample):
     ours, reference = both(PALETTE, size, resample=int(resample))
     assert_same_ids(ours, reference, [Image.fromarray(photo) for photo in photos])
 
 
 @pytest.mark.parity
-def test_pixel_values_and_sizes_left_alone_agree_too(photos):
+def test_pixel_values_match_transformers(photos):
     ours, reference = both(PALETTE, {"height": 32, "width": 32}, do_resize=False)
     assert_same_ids(ours, reference, [Image.fromarray(photo[:60, :50]) for photo in photos])
     ours, reference = both(PALETTE, {"height": 32, "width": 32}, do_color_quantize=False)
@@ -358,8 +358,8 @@ def test_defect_10_the_reference_defaults_to_256_squashes_and_cannot_decode(phot
 
 
 @pytest.mark.parity
-def test_ties_between_8_bit_colours_are_rounding_in_the_reference_and_the_lower_id_here():
-    """16 levels apart, as the bundled digits are, the middle one is a tie; ours goes to the lower id every time."""
+def test_ties_differ_from_transformers():
+    """With levels 16 apart, as in the digits palette, midpoints are ties; ours always take the lower id."""
     palette = ColorPalette.grey(17)
     ours, reference = both(palette, {"height": 32, "width": 32}, do_resize=False)
     image = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
@@ -375,7 +375,7 @@ def test_ties_between_8_bit_colours_are_rounding_in_the_reference_and_the_lower_
 
 
 @pytest.mark.parity
-def test_a_folder_of_ours_loads_in_the_reference(tmp_path, photos):
+def test_our_folder_loads_in_transformers(tmp_path, photos):
     ours = ImageGPTImageProcessor(PALETTE, size=(24, 32), resize_mode="squash", resample=3, background="red")
     ours.save_pretrained(tmp_path)
     reference = Reference.from_pretrained(tmp_path)
@@ -386,7 +386,7 @@ def test_a_folder_of_ours_loads_in_the_reference(tmp_path, photos):
 
 
 @pytest.mark.parity
-def test_a_folder_of_the_references_loads_in_ours_and_squashes(tmp_path, photos):
+def test_transformers_folder_loads_and_squashes(tmp_path, photos):
     reference = Reference(clusters=PALETTE.clusters.tolist(), size={"height": 32, "width": 48}, resample=1)
     reference.save_pretrained(tmp_path)
     ours = ImageGPTImageProcessor.from_pretrained(tmp_path)
@@ -395,7 +395,7 @@ def test_a_folder_of_the_references_loads_in_ours_and_squashes(tmp_path, photos)
 
 
 def test_old_configurations_load(tmp_path):
-    """As OpenAI's checkpoints on the hub have it: a feature extractor, one int for the size, no rescale."""
+    """As in OpenAI's checkpoints on the hub: a feature extractor, an int for the size, no rescale."""
     config = {"clusters": COLOURS.clusters.tolist(), "do_normalize": True, "do_resize": True, "resample": 2, "size": 32}
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**config, "feature_extractor_type": "ImageGPTFeatureExtractor"}))
@@ -418,10 +418,10 @@ def test_loading_with_other_options(tmp_path, caplog):
     assert processor.size["height"] == 8
     assert unused == {"torch_dtype": "auto"}
     load(tmp_path, sise=8)
-    assert caplog.messages == ["options that are not the image processor's were ignored: sise"]
+    assert caplog.messages == ["ignored options that the image processor does not have: sise"]
 
 
-def test_pipelines_take_it():
+def test_transformers_pipelines_accept_the_processor():
     config = ImageGPTConfig(
         vocab_size=8, n_positions=65, n_embd=8, n_layer=1, n_head=2, num_labels=2, pad_token_id=None
     )
@@ -444,7 +444,7 @@ def test_without_a_palette_a_folder_still_round_trips(tmp_path):
 def test_saving_leaves_nothing_behind_on_failure(tmp_path, monkeypatch):
     processor = ImageGPTImageProcessor(COLOURS)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=rf"{tmp_path / 'file'} cannot be made a folder \(File exists\): choose another"):
+    with pytest.raises(OSError, match=rf"cannot create the folder {tmp_path / 'file'} \(File exists\): choose another"):
         processor.save_pretrained(tmp_path / "file")
 
     def fail(*_):
@@ -475,7 +475,7 @@ def test_repr_is_short():
         ({"resample": 9}, "resample is 9: choose one of Pillow's filters, 0 to 5"),
         (
             {"size": 0},
-            "size is 0: each side must be a whole number from 1 to 1,024 (pixels), give them as 32, (32, 48) or",
+            "size is 0: each side must be an integer from 1 to 1,024 (pixels), give them as 32, (32, 48) or",
         ),
         ({"size": (3, -1)}, "size is (3, -1): each side must be"),
         ({"size": 2.5}, "size is 2.5: each side must be"),
@@ -509,29 +509,32 @@ def test_refused_options(options, message):
         (np.zeros((0, 32, 32, 3), np.uint8), "the list of images is empty: give at least one image"),
         (np.zeros((0, 4, 3), np.uint8), "an array of shape (0, 4, 3) has no pixels: the image must have at least one"),
         (Image.new("RGB", (0, 4)), "the image is 0x4 pixels: it must have at least one"),
-        (np.zeros((5, 7, 2), np.uint8), "an array of shape (5, 7, 2) is no image: give (height, width), or 1, 3 or 4"),
-        (np.zeros(7, np.uint8), "an array of shape (7,) is no image"),
-        (np.zeros((1, 1, 5, 5, 3), np.uint8), "an array of shape (1, 1, 5, 5, 3) is no image"),
+        (
+            np.zeros((5, 7, 2), np.uint8),
+            "an array of shape (5, 7, 2) is not an image: give (height, width), or 1, 3 or 4",
+        ),
+        (np.zeros(7, np.uint8), "an array of shape (7,) is not an image"),
+        (np.zeros((1, 1, 5, 5, 3), np.uint8), "an array of shape (1, 1, 5, 5, 3) is not an image"),
         (np.zeros((4, 4), np.int64), "the image's values are int64: give uint8, bool, uint16 or floats in [0, 1]"),
         (np.zeros((4, 4), object), "the image's values are object: give uint8"),
         (np.zeros((4, 4), complex), "the image's values are complex128: give uint8"),
         (torch.zeros(4, 4, dtype=torch.int32), "the image's values are int32: give uint8"),
-        (np.array([[0, np.nan]]), "the image holds NaN: floats must lie in 0 to 1"),
-        (np.array([[0, 200.0]]), "the image's floats run from 0 to 200: they must lie in 0 to 1, or be uint8"),
-        (np.array([[-1.0, 1]]), "the image's floats run from -1 to 1: they must lie in 0 to 1, or be uint8"),
-        (np.array([[0, np.inf]]), "the image's floats run from 0 to inf: they must lie in 0 to 1, or be uint8"),
+        (np.array([[0, np.nan]]), "the image contains NaN: floats must be 0 to 1"),
+        (np.array([[0, 200.0]]), "the image's floats range from 0 to 200: they must be 0 to 1, or be uint8"),
+        (np.array([[-1.0, 1]]), "the image's floats range from -1 to 1: they must be 0 to 1, or be uint8"),
+        (np.array([[0, np.inf]]), "the image's floats range from 0 to inf: they must be 0 to 1, or be uint8"),
         (
             Image.fromarray(np.array([[7, 70_000]], np.int32)),
-            "the image of mode I holds 7 to 70000: its values must lie",
+            "the image of mode I has values 7 to 70000: they must be",
         ),
         (
             Image.fromarray(np.array([[0, 7]], np.float32)),
-            "the image's floats run from 0 to 7: they must lie in 0 to 1",
+            "the image's floats range from 0 to 7: they must be 0 to 1",
         ),
-        (None, "a NoneType is no image: give a path, a Pillow image, an array or a tensor"),
-        (3.5, "a float is no image"),
-        ([[1, 2], [3, 4]], "image 0 of 4: a int is no image"),
-        ([Image.new("L", (4, 4)), b"x"], "image 1 of 2: a bytes is no image"),
+        (None, "a NoneType is not an image: give a path, a Pillow image, an array or a tensor"),
+        (3.5, "a float is not an image"),
+        ([[1, 2], [3, 4]], "image 0 of 4: a int is not an image"),
+        ([Image.new("L", (4, 4)), b"x"], "image 1 of 2: a bytes is not an image"),
     ],
 )
 def test_refused_images(image, message):
@@ -608,8 +611,8 @@ def test_refused_calls():
 # Options of one call, as transformers' processors take them
 
 
-def test_a_call_takes_every_option_for_itself_alone(photos):
-    """Each option of the class: a call that is given it gives what a processor made with it gives, and forgets it."""
+def test_call_options_apply_to_one_call(photos):
+    """An option passed to a call has the same effect as in the constructor, for that call only."""
     base = {"size": 8, "do_color_quantize": False}
     processor = ImageGPTImageProcessor(COLOURS, **base)
     before = processor.to_dict()
@@ -646,15 +649,15 @@ def test_a_call_takes_every_option_for_itself_alone(photos):
     assert np.array_equal(processor(image)["pixel_values"], plain)
 
 
-def test_an_option_of_none_in_a_call_is_the_processors_own():
+def test_call_option_of_none_uses_the_processors():
     processor = ImageGPTImageProcessor(COLOURS, size=4)
     given = dict.fromkeys(ImageGPTImageProcessor.valid_kwargs.__annotations__)
     image = np.zeros((4, 4), np.uint8)
     assert np.array_equal(processor(image, **given)["input_ids"], processor(image)["input_ids"])
 
 
-def test_attributes_that_were_changed_count():
-    """transformers' users set them after loading; the size is a dictionary that they may change in place."""
+def test_changed_attributes_take_effect():
+    """Users of transformers set attributes after loading, and may modify the size in place."""
     processor = ImageGPTImageProcessor(COLOURS, size=4)
     image = np.zeros((8, 8), np.uint8)
     processor(image)
@@ -694,8 +697,8 @@ def test_tensors_are_put_on_the_device():
         ({"do_resize": "no"}, "do_resize is 'no': it must be True or False"),
         ({"size": {"shortest_edge": 3}}, "size is {'shortest_edge': 3}: each side must be"),
         ({"do_normalize": False}, "do_normalize is False and do_color_quantize is True"),
-        ({"image_std": 1}, "image_std is (1.0, 1.0, 1.0) and do_color_quantize is True: the palette is made for (0.5"),
-        ({"rescale_factor": 1}, "rescale_factor is 1.0 and do_color_quantize is True: the palette is made for 1/255"),
+        ({"image_std": 1}, "image_std is (1.0, 1.0, 1.0) and do_color_quantize is True: the palette requires (0.5"),
+        ({"rescale_factor": 1}, "rescale_factor is 1.0 and do_color_quantize is True: the palette requires 1/255"),
         ({"image_mean": [1, 2]}, "image_mean is [1, 2]: give one number, or three, one per colour"),
         ({"image_mean": float("nan")}, "image_mean is nan: it must be a number from -1,000 to 1,000"),
         ({"image_std": [1, 0, 1]}, "image_std is 0: it must be a number greater than 0 and at most 1,000"),
@@ -703,7 +706,7 @@ def test_tensors_are_put_on_the_device():
         ({"data_format": "none"}, "data_format is 'none': choose one of channels_first, channels_last"),
         ({"input_data_format": "hwc"}, "input_data_format is 'hwc': choose one of channels_first, channels_last, none"),
         ({"do_pad": True}, "do_pad is True: this processor only takes False, leave it out"),
-        ({"device": "nowhere", "return_tensors": "pt"}, "there is no device 'nowhere' here: give cpu, or a GPU that"),
+        ({"device": "nowhere", "return_tensors": "pt"}, "there is no device 'nowhere' here: give cpu, or a GPU of"),
         ({"device": "meta"}, "device is 'meta' and return_tensors is None: arrays are on the CPU, set return_tensors"),
         ({"palette": COLOURS, "clusters": COLOURS.clusters}, "both palette and clusters were given: give one of them"),
     ],
@@ -713,8 +716,8 @@ def test_refused_options_of_a_call(options, message):
         ImageGPTImageProcessor(COLOURS)(np.zeros((4, 4), np.uint8), **options)
 
 
-def test_images_that_are_not_rgb_can_be_refused_and_the_choice_is_kept(tmp_path):
-    """do_convert_rgb was dropped by save and load."""
+def test_do_convert_rgb_false_is_saved(tmp_path):
+    """Regression: do_convert_rgb was lost by save and load."""
     rgb = Image.new("RGB", (2, 2))
     for value in (True, False):
         processor = same_size(do_convert_rgb=value)
@@ -737,8 +740,8 @@ def test_images_that_are_not_rgb_can_be_refused_and_the_choice_is_kept(tmp_path)
             processor(image)
 
 
-def test_everything_that_is_set_survives_save_and_load(tmp_path):
-    """The sibling of the above: no option may be forgotten by to_dict."""
+def test_every_option_survives_save_and_load(tmp_path):
+    """`to_dict` contains every option."""
     options = {
         "size": {"height": 3, "width": 5}, "resize_mode": "squash", "resample": 0, "background": [1, 2, 3],
         "do_convert_rgb": False, "do_resize": False, "do_color_quantize": False, "do_rescale": True,
@@ -768,8 +771,8 @@ def test_grey_arrays_come_in_batches():
     assert same_size(LEVELS)(grey[:2])["input_ids"].tolist() == wanted[:2]
 
 
-def test_arrays_with_two_readings_follow_the_documented_rule():
-    """Channels last, then channels first, then a batch of grey images; `input_data_format` decides otherwise."""
+def test_ambiguous_arrays_follow_the_documented_rule():
+    """Channels last, then channels first, then grey batches; `input_data_format` overrides."""
 
     def shape(array, **options):
         return same_size(None, do_color_quantize=False)(array, **options)["pixel_values"].shape
@@ -801,12 +804,12 @@ def test_arrays_with_two_readings_follow_the_documented_rule():
         (
             (6, 8, 2),
             None,
-            "an array of shape (6, 8, 2) is no image: give (height, width), or 1, 3 or 4 channels last or",
+            "an array of shape (6, 8, 2) is not an image: give (height, width), or 1, 3 or 4 channels last or",
         ),
         (
             (6, 8, 5),
             "channels_last",
-            "an array of shape (6, 8, 5) is no image: give (height, width), or 1, 3 or 4 chan",
+            "an array of shape (6, 8, 5) is not an image: give (height, width), or 1, 3 or 4 chan",
         ),
         ((3, 8, 5), "channels_last", "1, 3 or 4 channels last"),
         ((6, 8, 3), "channels_first", "1, 3 or 4 channels first"),

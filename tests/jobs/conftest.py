@@ -23,11 +23,11 @@ def pipe(make_pipe):
 
 @pytest.fixture
 def many(pipe, tmp_path):
-    """`sample_many` with blocks of four into the folder "run"; gives how many images were drawn."""
+    """`sample_many` with shards of four into the folder "run"; returns the number of new images."""
 
     def call(num, folder="run", **options):
-        options = {"pipe": pipe, "seed": 5, "batch_size": 4, "name": "tiny", **options}
-        return sample_many(options.pop("pipe"), num, tmp_path / folder, **options)
+        options = {"pipe": pipe, "seed": 5, "shard_size": 4, "name": "tiny", **options}
+        return sample_many(options.pop("pipe"), num, tmp_path / folder, **options).num_new
 
     return call
 
@@ -44,8 +44,8 @@ def contents(tmp_path):
 
 
 @pytest.fixture
-def blocks_drawn(pipe, monkeypatch):
-    """The seeds of every block that the model draws, in a list that grows."""
+def batches(pipe, monkeypatch):
+    """The seeds of every batch that the model samples, in a list that grows."""
     seen = []
     generate = pipe.sampler.generate
 

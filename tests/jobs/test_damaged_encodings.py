@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow
 import pytest
 
-from imagegpt.data.encoded import EncodedImages
-from imagegpt.jobs.encode import encode_images
+from imagegpt.data.encoded import EncodedDataset
+from imagegpt.jobs.encode import encode
 
 SHARD = "data-00001-of-00003.arrow"
 
@@ -25,7 +25,7 @@ def source(tmp_path_factory, rgb):
 @pytest.fixture(scope="module")
 def encoded(source, processor):
     """Thirty images in shards of ten."""
-    encode_images(source, source.parent / "out", processor, shard_size=10)
+    encode(source, source.parent / "out", processor, shard_size=10)
     return source.parent / "out"
 
 
@@ -35,7 +35,8 @@ def copy(encoded, tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def flip(content, at):
@@ -55,41 +56,67 @@ def test_a_changed_byte_is_never_other_images(copy, source, encoded, processor, 
     path = copy / SHARD
     content = path.read_bytes()
     path.write_bytes(flip(content, random.Random(seed).randrange(len(content))))
-    with pytest.raises(ValueError, match=rf"{SHARD} is damaged \(its SHA-256 is not the one .* which makes again"):
-        EncodedImages.load(copy)
+    with pytest.raises(
+        ValueError, match=rf"{SHARD} is damaged \(its SHA-256 is not the recorded one\).* which replaces what"
+    ):
+        EncodedDataset(copy)
     with pytest.warns(UserWarning, match=rf"{SHARD} is damaged .* and is made again"):
-        report = encode_images(source, copy, processor, shard_size=10)
-    assert report.parts[0].num_new == 10
+        report = encode(source, copy, processor, shard_size=10)
+    assert report.splits[0].num_new == 10
     assert contents(copy) == contents(encoded)
 
 
 def test_all_damaged_files_are_named(copy):
     (copy / SHARD).unlink()
     (copy / "data-00000-of-00003.arrow").write_bytes(b"x")
-    with pytest.raises(ValueError, match=rf"data-00000-of-00003.arrow is damaged \(.*\), .*{SHARD} is missing: give"):
-        EncodedImages.load(copy)
+    with pytest.raises(ValueError, match=rf"data-00000-of-00003.arrow is damaged \(.*\), .*{SHARD} is missing: run"):
+        EncodedDataset(copy)
 
 
-def test_damage_while_the_encoding_was_stopped_is_noticed(copy, source, encoded, processor):
-    """The checksums are there from the first shard on."""
+def test_damage_in_an_unfinished_encoding_is_noticed(copy, source, encoded, processor):
+    """The checksum of a shard is in its marker; a shard without a marker is not damaged but unfinished."""
     fields = json.loads((copy / "encoding.json").read_text())
-    fields["finished"] = False
     for name in ("num_images", "num_broken", "broken"):
         del fields[name]
-    (copy / "encoding.json").write_text(json.dumps(fields))
+    (copy / "encoding.json").write_text(json.dumps(fields | {"finished": False, "checksums": {}}))
     (copy / SHARD).write_bytes(flip((copy / SHARD).read_bytes(), -100))
-    (copy / "data-00002-of-00003.arrow").unlink()
-    with pytest.warns(UserWarning, match=rf"{SHARD} is damaged") as told:
-        encode_images(source, copy, processor, shard_size=10)
-    assert len(told) == 1, "what was not made yet is not damaged"
+    (copy / "data-00002-of-00003.arrow").write_bytes(b"half")
+    (copy / ".imagegpt" / "00002.done").unlink()
+    with pytest.warns(UserWarning, match=rf"{SHARD} is damaged") as caught:
+        encode(source, copy, processor, shard_size=10)
+    assert len(caught) == 1
     assert contents(copy) == contents(encoded)
+
+
+@pytest.mark.parametrize("marker", [b"", b"{", b'{"num_images": 10, "broken": [], "checksum": "0"}', b"\xff"])
+def test_a_damaged_marker_means_that_its_shard_is_made_again(copy, source, encoded, processor, marker):
+    (copy / ".imagegpt" / "00001.done").write_bytes(marker)
+    with pytest.warns(UserWarning, match=rf"{SHARD} is damaged .* and is made again"):
+        assert encode(source, copy, processor, shard_size=10).splits[0].num_new == 10
+    assert contents(copy) == contents(encoded)
+
+
+def test_lost_markers_cost_time_only(copy, source, encoded, processor):
+    shutil.rmtree(copy / ".imagegpt")
+    assert encode(source, copy, processor, shard_size=10).splits[0].num_new == 30
+    assert contents(copy) == contents(encoded)
+
+
+def test_many_damaged_files_are_counted_rather_than_named(tmp_path, source, processor):
+    encode(source, tmp_path / "out", processor, shard_size=3)
+    for path in (tmp_path / "out").glob("data-*"):
+        path.write_bytes(b"x")
+    with pytest.warns(UserWarning, match="made again") as caught:
+        encode(source, tmp_path / "out", processor, shard_size=3)
+    assert len(caught) == 4
+    assert str(caught[-1].message).startswith("7 more files in ")
 
 
 def test_a_copy_for_another_process_is_not_read_again(encoded, monkeypatch):
     import pickle
 
-    content = pickle.dumps(EncodedImages.load(encoded))
-    monkeypatch.setattr("imagegpt.data.encoding_folder.examine_shards", lambda *_: pytest.fail("it reads all"))
+    content = pickle.dumps(EncodedDataset(encoded))
+    monkeypatch.setattr("imagegpt.data.encoding_folder.verify_shards", lambda *_: pytest.fail("it reads all"))
     assert len(pickle.loads(content)) == 30
 
 
@@ -135,14 +162,14 @@ IMPOSSIBLE = {
     "lists of any length": (replaced("ids", lambda _: pyarrow.array([[1]] * 10)), "its columns are not those of"),
     "no label": (replaced("label", lambda _: pyarrow.array([None] * 10, pyarrow.int64())), "it has empty cells"),
     "a label below": (replaced("label", lambda _: pyarrow.array([-2] * 10)), "it has labels that are no class"),
-    "other images": (replaced("index", lambda _: pyarrow.array(range(10))), "its images are not those of its stretch"),
-    "an object": (described(b"{}"), "its list of broken pictures: the content is {}: it must be a list, in brackets"),
+    "other images": (replaced("index", lambda _: pyarrow.array(range(10))), "its images are not those of its range"),
+    "an object": (described(b"{}"), "its list of broken images: the content is {}: it must be a list, in brackets"),
     "a number": (
         described(b'[{"index": "x", "name": "a", "trouble": "huge", "message": ""}]'),
-        "its list of broken pictures: 0.index is 'x': it must be a valid integer",
+        "its list of broken images: 0.index is 'x': it must be a valid integer",
     ),
-    "deep": (described(b"[" * 100_000), "its list of broken pictures is nested too deeply"),
-    "not JSON": (described(b"\xff"), "its list of broken pictures is not JSON"),
+    "deep": (described(b"[" * 100_000), "its list of broken images is nested too deeply"),
+    "not JSON": (described(b"\xff"), "its list of broken images is not JSON"),
 }  # fmt: skip
 
 
@@ -151,16 +178,16 @@ def test_contents_that_cannot_be_are_refused_whatever_the_checksum(copy, change,
     change(copy)
     set_checksum(copy)
     with pytest.raises(ValueError, match="is damaged") as caught:
-        EncodedImages.load(copy)
+        EncodedDataset(copy)
     assert str(caught.value).startswith(f"{copy / SHARD} is damaged ({message}")
     assert "\n" not in str(caught.value)
 
 
 FIELDS = {
-    "shard_size": (0, "shard_size is 0: it must be a whole number from 1 to 1,048,576 (images)"),
-    "num_source": (10**30, "num_source is 1000000000000000000000000000000: it must be a whole number from 1 to"),
-    "num_colors": ("x", "num_colors is 'x': it must be a whole number from 2 to 65,536 (colours)"),
-    "processor": ({"size": 8}, "processor.size.height is None: it must be a whole number from 1 to 1,024 (pixels)"),
+    "shard_size": (0, "shard_size is 0: it must be an integer from 1 to 1,048,576 (images)"),
+    "num_source": (10**30, "num_source is 1000000000000000000000000000000: it must be an integer from 1 to"),
+    "num_colors": ("x", "num_colors is 'x': it must be an integer from 2 to 65,536 (colours)"),
+    "processor": ({"size": 8}, "processor.size.height is None: it must be an integer from 1 to 1,024 (pixels)"),
     "classes": ("abcd", "classes is 'abcd': it must be a list, in brackets"),
     "checksums": (None, "checksums is None: it must be an object, in braces"),
     "finished": ([], "finished is []: it must be true or false"),
@@ -173,7 +200,7 @@ def test_a_field_that_cannot_be_is_named(copy, field):
     fields = json.loads((copy / "encoding.json").read_text())
     (copy / "encoding.json").write_text(json.dumps({**fields, field: value}))
     with pytest.raises(ValueError, match=r"encoding\.json is damaged") as caught:
-        EncodedImages.load(copy)
+        EncodedDataset(copy)
     assert message in str(caught.value)
 
 
@@ -181,4 +208,4 @@ def test_a_field_that_cannot_be_is_named(copy, field):
 def test_a_manifest_that_is_none_is_one_sentence(copy, content):
     (copy / "encoding.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"encoding.json was not written by imagegpt or is damaged: encode the"):
-        EncodedImages.load(copy)
+        EncodedDataset(copy)

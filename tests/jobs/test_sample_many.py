@@ -1,4 +1,4 @@
-"""Runs that are killed, grown, shared out or refused: the files are always those of an undisturbed run."""
+"""Sampling jobs that are killed, grown, shared or refused: the files are always those of an undisturbed job."""
 
 import threading
 from pathlib import Path
@@ -10,19 +10,19 @@ import torch
 import imagegpt
 from imagegpt import ColorPalette
 from imagegpt.files.atomic import atomic_write
-from imagegpt.files.locks import locked
-from imagegpt.jobs import sample
-from imagegpt.jobs import sample_folder as places
-from imagegpt.jobs.image_formats import count_images
-from imagegpt.jobs.ranks import Workers
-from imagegpt.jobs.sample import default_block, model_fingerprint, sample_many
+from imagegpt.files.locks import BusyError
+from imagegpt.jobs import image_job
+from imagegpt.jobs.image_job import ImageJob, model_fingerprint
+from imagegpt.jobs.markers import Markers, joined
+from imagegpt.jobs.ranks import Ranks
+from imagegpt.jobs.sample import default_batch_size, sample_many
 from imagegpt.sampling import SamplingRules, image_seed
 
-FORMATS = ["png", "npz", "arrow"]
+FORMATS = ["png", "npz", "arrow", "parquet"]
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it. The real one is in tests/cli/test_sample_killed.py."""
+    """In place of SIGKILL: nothing may catch it. The real one is in tests/cli/test_sample_killed.py."""
 
 
 @pytest.fixture
@@ -39,9 +39,15 @@ def kill_at_write(monkeypatch):
                 path.with_name(f".{path.name}.0123abcd.tmp").write_bytes(content[: len(content) // 2])
             raise Killed
 
-        monkeypatch.setattr(sample, "atomic_write", write)
+        monkeypatch.setattr(image_job, "atomic_write", write)
 
     return arrange
+
+
+def num_images(folder):
+    """The images in the files of a folder that will have 14, in shards of four."""
+    shards = [path for path in folder.glob("[0-9]*.*") if not path.is_dir()]
+    return len([*folder.glob("0*/0*.png")]) + sum(2 if "12." in path.name else 4 for path in shards)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -59,7 +65,7 @@ def test_a_run_killed_again_and_again_gives_the_same_files(
             break
         except Killed:
             num_kills += 1
-            now = count_images(tmp_path / "run")[0]
+            now = num_images(tmp_path / "run")
             assert now >= there
             there = now
     assert num_kills >= 2
@@ -67,55 +73,84 @@ def test_a_run_killed_again_and_again_gives_the_same_files(
     assert contents() == contents("undisturbed")
 
 
-def test_blocks_are_drawn_whole_and_only_where_something_is_missing(many, contents, tmp_path, blocks_drawn):
-    seeds = [image_seed(5, index) for index in range(16)]
-    blocks = [tuple(seeds[start : start + 4]) for start in range(0, 16, 4)]
-    assert many(14) == 14
-    assert blocks_drawn == blocks  # the last one, too, though two of its images are not asked for
+def test_only_missing_images_are_sampled_whatever_the_batch(many, contents, tmp_path, batches):
+    seeds = [image_seed(5, index) for index in range(14)]
+    assert many(14, batch_size=3) == 14
+    assert [seed for batch in batches for seed in batch] == seeds
+    assert {len(batch) for batch in batches} == {1, 2, 3}  # shards of four
     whole = contents()
     for index in (5, 6, 13):
         (tmp_path / f"run/0000/{index:08d}.png").unlink()
-    blocks_drawn.clear()
-    assert many(14) == 3
-    assert blocks_drawn == [blocks[1], blocks[3]]
+    batches.clear()
+    with pytest.warns(UserWarning, match=r"0000000?\d+.png is missing and is made again$"):
+        assert many(14) == 3
+    assert batches == [tuple(seeds[5:7]), (seeds[13],)]
     assert contents() == whole
-    blocks_drawn.clear()
+    batches.clear()
     assert many(14) == 0
-    assert not blocks_drawn
+    assert not batches
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_the_batch_size_changes_nothing(many, contents, file_format):
+    many(9, file_format=file_format)
+    for batch_size in (1, 2, 3, 9):
+        many(9, f"by {batch_size}", batch_size=batch_size, file_format=file_format)
+        assert contents(f"by {batch_size}") == contents()
+
+
+def test_batches_are_always_the_same_where_they_change_the_last_bits(many, contents, make_pipe, tmp_path, monkeypatch):
+    """Whole batches also beyond the last image: it must not matter how many images are asked for at first."""
+    pipe, seen = make_pipe(backend="torch"), []
+    generate = pipe.sampler.generate
+    monkeypatch.setattr(
+        pipe.sampler, "generate", lambda *a, seeds, **k: (seen.append(tuple(seeds)), generate(*a, seeds=seeds, **k))[1]
+    )
+    seeds = [image_seed(5, index) for index in range(8)]
+    many(6, pipe=pipe, batch_size=3)
+    assert seen == [tuple(seeds[:3]), (seeds[3],), tuple(seeds[4:7])]
+    (tmp_path / "run/0000/00000001.png").unlink()
+    seen.clear()
+    with pytest.warns(UserWarning, match="is missing"):
+        many(6, pipe=pipe, batch_size=3)
+    assert seen == [tuple(seeds[:3])]
+    with pytest.raises(ValueError, match=r"another batch_size \(3, not 2\)"):
+        many(6, pipe=pipe, batch_size=2)
 
 
 def test_leftovers_of_a_killed_run_are_removed(many, contents, tmp_path):
     many(6)
     whole = contents()
     (tmp_path / "run/0000/00000002.png").unlink()
-    for name in ("0000/.00000002.png.0123abcd.tmp", ".run.json.0123abcd.tmp"):
+    (tmp_path / "run/.imagegpt/00000.done").unlink()
+    for name in ("0000/.00000002.png.0123abcd.tmp", ".run.json.0123abcd.tmp", ".imagegpt/.00000.done.0123abcd.tmp"):
         (tmp_path / "run" / name).write_text("half")
     assert many(6) == 1
     assert contents() == whole
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_a_file_that_was_being_written_is_not_there(many, contents, monkeypatch, file_format):
+def test_a_half_written_file_does_not_count(many, contents, monkeypatch, file_format):
     many(6, "undisturbed", file_format=file_format)
     write_bytes, writes = Path.write_bytes, []
 
     def half(path, content):
-        writes.append(path)
-        if len(writes) == 3:  # the first is run.json
-            write_bytes(path, content[: len(content) // 2])
-            raise Killed
+        if f".{file_format}." in path.name:
+            writes.append(path)
+            if len(writes) == 2:
+                write_bytes(path, content[: len(content) // 2])
+                raise Killed
         return write_bytes(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(Killed):
         many(6, file_format=file_format)
     assert contents().items() < contents("undisturbed").items()
-    assert len(contents()) == 2
     many(6, file_format=file_format)
     assert contents() == contents("undisturbed")
 
 
-def test_a_run_killed_while_it_wrote_its_first_file_starts_anew(many, contents, tmp_path):
+def test_a_job_killed_while_it_wrote_its_first_file_starts_over(many, contents, tmp_path):
     many(6, "undisturbed")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.run.json.0123abcd.tmp").write_text("half")
@@ -130,136 +165,120 @@ def test_a_run_may_grow(many, contents, file_format, kill_at_write, monkeypatch)
     kill_at_write(1, leaves_temporary=False)
     with pytest.raises(Killed):  # which leaves a shard of two images in a run of six
         many(6, file_format=file_format)
-    monkeypatch.setattr(sample, "atomic_write", atomic_write)
+    monkeypatch.setattr(image_job, "atomic_write", atomic_write)
     many(15, file_format=file_format)
     assert contents() == contents("undisturbed")
 
 
-def test_the_block_size_of_the_run_that_is_there_is_kept(many, contents, blocks_drawn):
-    many(3)
-    many(9, batch_size=None)
-    assert {len(seeds) for seeds in blocks_drawn} == {4}
-    many(9, "undisturbed")
+def test_the_shard_size_of_the_folder_is_kept(many, contents):
+    many(3, file_format="npz")
+    many(9, shard_size=None, file_format="npz")
+    many(9, "undisturbed", file_format="npz")
     assert contents() == contents("undisturbed")
 
 
-def share_out(many, num, world_size, **options):
-    """Draw with several processes' worth of threads, the first of which comes last; how many each has drawn."""
-    drawn = {}
+def share(many, num, world_size, **options):
+    """Sample with several processes' worth of threads; what each of them returned or raised."""
+    results = {}
 
     def work(rank):
-        drawn[rank] = many(num, workers=Workers(rank=rank, world_size=world_size, wait_s=20), **options)
+        try:
+            results[rank] = many(num, ranks=Ranks(rank=rank, world_size=world_size), **options)
+        except BusyError as error:
+            results[rank] = error
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in reversed(range(world_size))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [drawn.get(rank) for rank in range(world_size)]
+    return [results[rank] for rank in range(world_size)]
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_several_processes_give_the_same_files(many, contents, file_format):
+def test_several_processes_give_the_same_files(many, contents, batches, file_format):
     many(22, "undisturbed", file_format=file_format)
-    assert share_out(many, 22, 3, file_format=file_format) == [8, 8, 6]
+    batches.clear()
+    assert all(0 <= num_new <= 22 for num_new in share(many, 22, 3, file_format=file_format))
     assert contents() == contents("undisturbed")
+    assert sorted(seed for batch in batches for seed in batch) == sorted(image_seed(5, index) for index in range(22))
 
 
-def test_several_processes_go_on_where_another_number_was_killed(many, contents, kill_at_write, monkeypatch, tmp_path):
+def test_several_processes_resume_what_another_number_began(many, contents, kill_at_write, monkeypatch):
     many(22, "undisturbed")
     kill_at_write(10, leaves_temporary=True)
     with pytest.raises(Killed):
         many(22)
-    monkeypatch.setattr(sample, "atomic_write", atomic_write)
-    assert sum(share_out(many, 22, 2)) == 22 - 9
+    monkeypatch.setattr(image_job, "atomic_write", atomic_write)
+    share(many, 22, 2)
     assert contents() == contents("undisturbed")
 
 
-def test_several_processes_let_a_run_grow_and_replace_it(many, contents):
+def test_several_processes_let_a_job_grow_and_replace_it(many, contents):
     many(22, "undisturbed")
     many(3)
-    assert sum(share_out(many, 22, 2)) == 19
+    share(many, 22, 2)
     assert contents() == contents("undisturbed")
     many(22, "other", seed=6)
-    assert share_out(many, 22, 2, seed=6, force=True) == [12, 10]
+    share(many, 22, 2, seed=6, force=True)
     assert contents() == contents("other")
 
 
-def test_a_process_leaves_the_others_temporary_files_alone(many, tmp_path):
+def test_a_process_may_join_later_and_takes_over_a_dead_ones_shard(many, contents, tmp_path, monkeypatch):
+    """A thread holds a shard like a process that hangs; when its lock is released, the other makes the shard."""
+    many(8, "undisturbed")
+    many(1)
+    (tmp_path / "run/.imagegpt/00000.done").unlink()
+    claim = Markers(tmp_path / "run", "samples").claim(0)
+    claim.__enter__()
+    thread = threading.Thread(target=lambda: many(8))
+    thread.start()
+    while not (tmp_path / "run/.imagegpt/00001.done").exists():
+        assert thread.is_alive()
+    thread.join(0.5)
+    assert thread.is_alive()
+    claim.__exit__(RuntimeError, RuntimeError(), None)  # as when the process dies: without a marker
+    thread.join()
+    assert contents() == contents("undisturbed")
+
+
+def test_a_process_leaves_temporary_files_of_claimed_shards_alone(many, tmp_path):
     many(8)
     (tmp_path / "run/0000/00000001.png").unlink()
     theirs, mine = (tmp_path / f"run/0000/.0000000{index}.png.0123abcd.tmp" for index in (1, 5))
     for path in (theirs, mine):
         path.write_text("half")
-    assert many(8, workers=Workers(rank=1, world_size=2)) == 0
-    assert theirs.exists()
-    assert not mine.exists()
+    for shard in (0, 1):
+        (tmp_path / f"run/.imagegpt/0000{shard}.done").unlink()
+    with Markers(tmp_path / "run", "samples").claim(0):
+        thread = threading.Thread(target=lambda: many(8))
+        thread.start()
+        while mine.exists():
+            assert thread.is_alive()
+        assert theirs.exists()
+    thread.join()
+    assert not theirs.exists()
 
 
-def test_a_process_does_not_wait_for_the_first_one_for_ever(many, tmp_path):
-    with pytest.raises(TimeoutError, match=r"process 0 has not written .*run\.json for this run in 0\.1 s: see what"):
-        many(8, workers=Workers(rank=1, world_size=2, wait_s=0.1))
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_first_process_does_not_wait_for_the_others_for_ever(many):
-    message = "4 of 8 images in .* are missing and none came for .* s: see what became of the other processes"
-    with pytest.raises(TimeoutError, match=message):
-        many(8, workers=Workers(rank=0, world_size=2, wait_s=0.1))
-    assert many(8) == 4
-
-
-def test_another_run_in_the_same_folder_is_refused(many, tmp_path):
-    many(3)
-    refused = pytest.raises(ValueError, match=r"another process draws images into .*run: wait for it, or end it first")
-    with locked(tmp_path / "run", "paints"), refused:
-        many(9)
-    assert many(9) == 6
-
-
-def test_a_share_is_drawn_by_one_process_at_a_time(many, tmp_path):
-    many(4)
-    second = Workers(rank=1, world_size=2, wait_s=0.1)
-    with places.locked_share(tmp_path / "run", second), pytest.raises(ValueError, match="another process draws images"):
-        many(4, workers=second)
-    assert many(4, workers=second) == 0
-
-
-def test_a_run_is_not_replaced_while_another_process_draws_its_share(many, contents, tmp_path):
+@pytest.mark.parametrize("options", [{"num": 5}, {"num": 4, "seed": 6, "force": True}])
+def test_a_folder_is_neither_grown_nor_replaced_while_others_are_at_work(many, contents, tmp_path, options):
     many(4)
     before = contents()
-    second = Workers(rank=1, world_size=2)
-    with places.locked_share(tmp_path / "run", second), pytest.raises(ValueError, match="another process draws images"):
-        many(4, seed=6, force=True)
+    refused = pytest.raises(BusyError, match=r"another process samples images into .*run: wait for it, or end it first")
+    with joined(tmp_path / "run", ImageJob.doing, lambda _: None), refused:
+        many(**options)
     assert contents() == before
-    assert many(4, seed=6, force=True) == 4
-
-
-def test_a_process_whose_run_was_replaced_draws_nothing(many, contents, tmp_path, monkeypatch):
-    many(8, "other", seed=6)
-    many(4)
-    agreed = sample._agreed
-
-    def replaced_meanwhile(*args):
-        settings = agreed(*args)
-        (tmp_path / "run/run.json").write_bytes((tmp_path / "other/run.json").read_bytes())
-        return settings
-
-    monkeypatch.setattr(sample, "_agreed", replaced_meanwhile)
-    before = contents().keys()
-    with pytest.raises(ValueError, match="was replaced by another one: give the same command again"):
-        many(4, workers=Workers(rank=1, world_size=2))
-    assert contents().keys() == before
+    assert many(**options) > 0
 
 
 REFUSED = {
-    "seed": ({"seed": 6}, r"another seed \(5, not 6\): give the same, choose another folder, or replace it"),
+    "seed": ({"seed": 6}, r"another seed \(5, not 6\): give the same, choose another folder, or replace them"),
     "rules": (
         {"rules": SamplingRules(temperature=0.5, top_p=0.9)},
         r"another temperature \(1.0, not 0.5\) and another top_p \(None, not 0.9\)",
     ),
     "format": ({"file_format": "npz"}, r"another format \(png, not npz\)"),
-    "block": ({"batch_size": 5}, r"another batch_size \(4, not 5\)"),
+    "shard size": ({"shard_size": 5}, r"another shard_size \(4, not 5\)"),
     "fewer": ({"num": 3}, r"another num \(6, not 3: it may only grow\)"),
 }
 
@@ -273,7 +292,7 @@ def test_a_run_with_other_settings_is_refused_by_their_names_and_replaced_by_for
     with pytest.raises(ValueError, match=message):
         many(**options)
     with pytest.raises(ValueError, match=message):
-        many(**options, workers=Workers(rank=1, world_size=2))
+        many(**options, ranks=Ranks(rank=1, world_size=2))
     assert contents() == before
     assert many(**options, force=True) == options["num"]
     many(**options, folder="undisturbed")
@@ -338,14 +357,15 @@ def test_force_deletes_nothing_of_others(many, contents, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num": 0}, r"num is 0: it must be a whole number from 1 to 100,000,000"),
-        ({"num": 10**8 + 1}, r"num is 100000001: it must be a whole number from 1 to 100,000,000"),
+        ({"num": 0}, r"num is 0: it must be an integer from 1 to 100,000,000"),
+        ({"num": 10**8 + 1}, r"num is 100000001: it must be an integer from 1 to 100,000,000"),
         ({"num": True}, "num is True"),
         ({"num": 2.0}, "num is 2.0"),
-        ({"num": 2, "seed": -1}, "seed is -1: it must be a whole number from 0"),
-        ({"num": 2, "batch_size": 0}, "batch_size is 0: it must be a whole number from 1 to 65,536"),
-        ({"num": 2, "file_format": "jpg"}, "the format is 'jpg': choose one of png, npz, arrow"),
-        ({"num": 2, "folder": "no/run"}, "there is no folder .*no: make it first, or choose another place"),
+        ({"num": 2, "seed": -1}, "seed is -1: it must be an integer from 0"),
+        ({"num": 2, "shard_size": 0}, "shard_size is 0: it must be"),
+        ({"num": 2, "batch_size": 0}, "batch_size is 0: it must be an integer from 1 to 65,536"),
+        ({"num": 2, "file_format": "jpg"}, "the format is 'jpg': choose one of png, npz, arrow, parquet"),
+        ({"num": 2, "folder": "no/run"}, "there is no folder .*no: create it first, or choose another path"),
         ({"num": 2, "folder": "file"}, "file is a file: many images need a folder"),
     ],
 )
@@ -360,34 +380,31 @@ def test_a_folder_whose_settings_cannot_be_written_is_not_left_behind(many, tmp_
     def fail(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr("imagegpt.jobs.sample_folder.atomic_write", fail)
+    monkeypatch.setattr("imagegpt.jobs.manifest.atomic_write", fail)
     with pytest.raises(OSError, match="no space"):
         many(2)
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_counts_from_what_is_there_to_all(many):
+def test_progress_counts_from_what_exists_to_all(many):
     seen = []
-    many(10, progress=lambda done, total: seen.append((done, total)))
+    many(10, on_progress=lambda done, total: seen.append((done, total)))
     assert seen[0] == (0, 10)
     assert seen[-1] == (10, 10)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert (0.25, 10) in seen  # a sixteenth of four images
     seen.clear()
-    many(12, progress=lambda done, total: seen.append((done, total)))
+    many(12, on_progress=lambda done, total: seen.append((done, total)))
     assert seen[0] == (10, 12)
-    seen.clear()
-    many(12, progress=lambda done, total: seen.append((done, total)), workers=Workers(rank=1, world_size=2))
-    assert not seen
 
 
-def test_the_default_block_depends_on_the_model_alone(make_pipe):
-    assert default_block(make_pipe()) == 128
+def test_the_default_batch_depends_on_the_model_alone_where_it_changes_bits(make_pipe):
+    assert default_batch_size(make_pipe()) == 128
     large = make_pipe(n_embd=512, n_layer=2)
     large.model.config.n_positions = 1 << 14  # 16,384 pixels x 2 blocks x 2 x 512 numbers x 4 bytes = 128 MiB an image
-    assert default_block(large) == 7  # and the noise
+    assert default_batch_size(large) == 7  # and the noise
     large.model.config.n_positions = 1 << 20
-    assert default_block(large) == 1
+    assert default_batch_size(large) == 1
 
 
 def test_a_run_keeps_its_backend(make_pipe, tmp_path):
@@ -395,8 +412,8 @@ def test_a_run_keeps_its_backend(make_pipe, tmp_path):
     sample_many(make_pipe(backend="cpp"), 3, tmp_path / "run", batch_size=2)
     assert '"backend": "cpp"' in (tmp_path / "run" / "run.json").read_text()
     other = make_pipe(backend="torch")
-    with pytest.raises(ValueError, match=r"was made with another backend \(cpp, not torch\): give the same"):
+    with pytest.raises(ValueError, match=r"were made with another backend \(cpp, not torch\): give the same"):
         sample_many(other, 5, tmp_path / "run", batch_size=2)
-    assert sample_many(make_pipe(backend="cpp"), 5, tmp_path / "run", batch_size=2) == 2
-    assert sample_many(other, 5, tmp_path / "run", batch_size=2, force=True) == 5
+    assert sample_many(make_pipe(backend="cpp"), 5, tmp_path / "run", batch_size=2).num_new == 2
+    assert sample_many(other, 5, tmp_path / "run", batch_size=2, force=True).num_new == 5
     assert '"backend": "torch"' in (tmp_path / "run" / "run.json").read_text()

@@ -1,4 +1,4 @@
-"""What the tests of the kernels share."""
+"""Fixtures to run kernel tests with other compiler flags."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture
 def run_with_flags(tmp_path):
-    """Runs chosen tests of a file, in a process of its own, with kernels compiled with more flags."""
+    """Run selected tests of a file in a subprocess, with additional compiler flags for the kernels."""
 
     def run(file, chosen, flags, *, lines="", **environment):
         (tmp_path / "choose_flags.py").write_text(
@@ -38,12 +38,12 @@ def run_with_flags(tmp_path):
 
 @pytest.fixture(params=["x86-64", "x86-64-v3", "x86-64-v4"])
 def run_for_processor(request, run_with_flags):
-    """Runs chosen tests of a file with kernels for another processor: vectors of 4, 8 and 16 numbers."""
+    """Run selected tests of a file with kernels for another CPU, with SIMD vectors of 4, 8 and 16 floats."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("these are x86 processors")
+        pytest.skip("needs an x86 CPU")
     level = request.param
     if level == "x86-64-v3" and not torch.cpu._is_avx2_supported():
-        pytest.skip("this processor has no AVX2")
+        pytest.skip("this CPU has no AVX2")
     if level == "x86-64-v4" and not torch.cpu._is_avx512_supported():
-        pytest.skip("this processor has no AVX-512")
+        pytest.skip("this CPU has no AVX-512")
     return lambda file, chosen, lines="": run_with_flags(file, chosen, (f"-march={level}",), lines=lines)

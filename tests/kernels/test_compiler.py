@@ -1,4 +1,4 @@
-"""Where the kernels come from."""
+"""Compiling kernels and caching the results."""
 
 import ctypes
 import os
@@ -11,35 +11,35 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from imagegpt.kernels import compiler as building
+from imagegpt.kernels import compiler
 from imagegpt.kernels.compiler import Library, find_or_build
-from imagegpt.kernels.step import Kind, StepLibrary
+from imagegpt.kernels.step import DType, StepLibrary
 
 ANSWER = Library(name="answer", defines=(("ANSWER", 42),))
 
 
 @pytest.fixture
 def sources(monkeypatch, tmp_path):
-    """The folder of a library that is compiled in no time."""
-    building.processor()  # once it knows, it runs no program any more
+    """A source folder with a library that compiles quickly."""
+    compiler.cpu_signature()  # cached: it may run a program the first time
     folder = tmp_path / "cpp"
     folder.mkdir()
     (folder / "answer.cpp").write_text('extern "C" int answer() { return ANSWER; }\n')
-    monkeypatch.setattr(building, "_SOURCES", folder)
+    monkeypatch.setattr(compiler, "_SOURCES", folder)
     return folder
 
 
 @pytest.fixture
 def compilations(monkeypatch, sources):
-    """The files that were compiled."""
+    """Record the paths of compiled libraries."""
     paths = []
-    build = building._build
-    monkeypatch.setattr(building, "_build", lambda library, path: paths.append(path) or build(library, path))
+    build = compiler._build
+    monkeypatch.setattr(compiler, "_build", lambda library, path: paths.append(path) or build(library, path))
     return paths
 
 
 def answer_of(path):
-    copy = shutil.copy(path, path.with_suffix(".copy"))  # a library that was loaded is not read again
+    copy = shutil.copy(path, path.with_suffix(".copy"))  # a loaded library is not read again
     return ctypes.CDLL(copy).answer()
 
 
@@ -55,17 +55,17 @@ def test_a_library_is_compiled_once_and_found_again(compilations, tmp_path):
     assert path.parent.stat().st_mode & 0o777 == path.stat().st_mode & 0o777 == 0o700
 
 
-def test_whatever_a_library_depends_on_is_in_its_name(compilations, sources, tmp_path, monkeypatch):
+def test_the_file_name_depends_on_everything_that_affects_the_code(compilations, sources, tmp_path, monkeypatch):
     def built():
         return find_or_build(ANSWER, tmp_path / "kernels")
 
     paths = [built(), find_or_build(Library(name="answer", defines=(("ANSWER", 43),)), tmp_path / "kernels")]
     assert [answer_of(path) for path in paths] == [42, 43]
-    monkeypatch.setattr(building, "_FLAGS", (*building._FLAGS, "-O1"))
+    monkeypatch.setattr(compiler, "_FLAGS", (*compiler._FLAGS, "-O1"))
     paths.append(built())
-    monkeypatch.setenv("CXX", building._compiler())
+    monkeypatch.setenv("CXX", compiler._compiler())
     paths.append(built())
-    monkeypatch.setattr(building, "processor", lambda: "another")
+    monkeypatch.setattr(compiler, "cpu_signature", lambda: "another")
     paths.append(built())
     (sources / "answer.h").write_text("// may be included\n")
     paths.append(built())
@@ -82,12 +82,12 @@ PLATFORMS = {
 
 
 @pytest.mark.parametrize(("system", "machine"), PLATFORMS)
-def test_the_command_of_a_platform(system, machine, sources, tmp_path, monkeypatch):
+def test_the_compiler_command_of_each_platform(system, machine, sources, tmp_path, monkeypatch):
     """OpenMP's header and library come with Linux's compilers, and with torch for Apple's."""
     commands = []
-    monkeypatch.setattr(building.sys, "platform", system)
-    monkeypatch.setattr(building.platform, "machine", lambda: machine)
-    monkeypatch.setattr(building.subprocess, "run", lambda command, **_: commands.append(command) or 1 / 0)
+    monkeypatch.setattr(compiler.sys, "platform", system)
+    monkeypatch.setattr(compiler.platform, "machine", lambda: machine)
+    monkeypatch.setattr(compiler.subprocess, "run", lambda command, **_: commands.append(command) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         find_or_build(ANSWER, tmp_path / "kernels")
     of_torch = Path(torch.__file__).parent
@@ -98,19 +98,19 @@ def test_the_command_of_a_platform(system, machine, sources, tmp_path, monkeypat
             *[f"-Wl,-rpath,{of_torch}/lib", "-lomp"],
         ],
     }
-    ((compiler, native, *flags, source, o, out),) = commands
-    assert [compiler, native, source, o] == [
-        building._compiler(),
+    ((command, native, *flags, source, o, out),) = commands
+    assert [command, native, source, o] == [
+        compiler._compiler(),
         PLATFORMS[system, machine],
         f"{sources}/answer.cpp",
         "-o",
     ]
     assert flags == ["-O3", "-std=gnu++17", "-ffp-contract=fast", "-shared", "-fPIC", *openmp[system], "-DANSWER=42"]
     assert Path(out).parent == tmp_path / "kernels"
-    if system == "darwin":  # where torch is belongs to the library's name: there it finds libomp
-        before = building._key(ANSWER)
+    if system == "darwin":  # the library finds libomp in the folder of torch
+        before = compiler._key(ANSWER)
         monkeypatch.setattr(torch, "__file__", "/elsewhere/torch/__init__.py")
-        assert building._key(ANSWER) != before
+        assert compiler._key(ANSWER) != before
 
 
 def flip(path, at=1000):
@@ -133,7 +133,7 @@ def flip(path, at=1000):
     ],
     ids=["truncated", "empty", "bit", "gone", "checksum bit", "checksum empty", "checksum binary", "checksum gone"],
 )
-def test_what_was_damaged_is_compiled_again(damage, compilations, tmp_path):
+def test_a_damaged_library_is_compiled_again(damage, compilations, tmp_path):
     path = find_or_build(ANSWER, tmp_path / "kernels")
     whole = path.read_bytes()
     damage(path, path.with_suffix(".sha256"))
@@ -147,37 +147,37 @@ def test_what_was_damaged_is_compiled_again(damage, compilations, tmp_path):
 
 @pytest.mark.parametrize("what", ["folder", "library"])
 @pytest.mark.parametrize("mode", [0o720, 0o702])
-def test_what_others_may_write_is_refused(what, mode, compilations, tmp_path):
+def test_libraries_writable_by_others_are_refused(what, mode, compilations, tmp_path):
     path = find_or_build(ANSWER, tmp_path / "kernels")
     refused = path.parent if what == "folder" else path
     refused.chmod(mode)
     with pytest.raises(PermissionError) as error:
         find_or_build(ANSWER, tmp_path / "kernels")
     assert str(error.value) == (
-        f"{refused} belongs to somebody else or may be written by others, so that what it holds is not run: "
+        f"{refused} belongs to another user or is writable by others, so its code is not run: "
         "make it yours (chmod go-w), or set XDG_CACHE_HOME to another folder"
     )
-    refused.chmod(0o755)  # reading is no harm
+    refused.chmod(0o755)  # others may read it
     assert find_or_build(ANSWER, tmp_path / "kernels") == path
     assert len(compilations) == 1
 
 
 @pytest.mark.parametrize("what", ["folder", "library"])
-def test_what_others_own_is_refused(what, compilations, tmp_path, monkeypatch):
+def test_libraries_owned_by_others_are_refused(what, compilations, tmp_path, monkeypatch):
     path = find_or_build(ANSWER, tmp_path / "kernels")
     owners = {}
     stat = Path.stat
 
-    def told(self, **how):
-        found = stat(self, **how)
-        return SimpleNamespace(st_uid=owners.get(self, found.st_uid), st_mode=found.st_mode)
+    def fake_stat(self, **options):
+        status = stat(self, **options)
+        return SimpleNamespace(st_uid=owners.get(self, status.st_uid), st_mode=status.st_mode)
 
-    monkeypatch.setattr(Path, "stat", told)
+    monkeypatch.setattr(Path, "stat", fake_stat)
     refused = path.parent if what == "folder" else path
     owners[refused] = os.getuid() + 1
-    with pytest.raises(PermissionError, match="belongs to somebody else or may be written by others"):
+    with pytest.raises(PermissionError, match="belongs to another user or is writable by others"):
         find_or_build(ANSWER, tmp_path / "kernels")
-    owners[refused] = 0  # root can do what it likes anyway
+    owners[refused] = 0  # root can write anywhere anyway
     assert find_or_build(ANSWER, tmp_path / "kernels") == path
     assert len(compilations) == 1
 
@@ -198,7 +198,7 @@ def test_a_compiler_that_is_stopped_leaves_nothing_behind(end, sources, tmp_path
         raise end
 
     with monkeypatch.context() as patch:
-        patch.setattr(building.subprocess, "run", stopped)
+        patch.setattr(compiler.subprocess, "run", stopped)
         with pytest.raises(RuntimeError if isinstance(end, subprocess.TimeoutExpired) else type(end)):
             find_or_build(ANSWER, tmp_path / "kernels")
     assert left_in(tmp_path / "kernels") == []
@@ -206,18 +206,18 @@ def test_a_compiler_that_is_stopped_leaves_nothing_behind(end, sources, tmp_path
 
 
 def test_a_compiler_that_is_killed_leaves_nothing_behind(sources, tmp_path, monkeypatch):
-    compiler = tmp_path / "killed"
-    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho half > "$last"\nkill -9 $$\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    script = tmp_path / "killed"
+    script.write_text('#!/bin/sh\nfor last; do :; done\necho half > "$last"\nkill -9 $$\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
     with pytest.raises(RuntimeError, match="killed cannot compile the kernels"):
         find_or_build(ANSWER, tmp_path / "kernels")
     assert left_in(tmp_path / "kernels") == []
 
 
 @pytest.mark.parametrize("places", [("absolute", "caches"), ("relative", ".cache")], ids=lambda pair: pair[0])
-def test_libraries_are_kept_in_the_users_cache(places, sources, tmp_path, monkeypatch):
-    """A relative XDG_CACHE_HOME would be another folder, perhaps somebody else's, wherever the program is started."""
+def test_the_default_folder_is_in_the_users_cache(places, sources, tmp_path, monkeypatch):
+    """A relative XDG_CACHE_HOME is ignored: it would depend on the working directory."""
     given, expected = places
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -226,15 +226,15 @@ def test_libraries_are_kept_in_the_users_cache(places, sources, tmp_path, monkey
 
 
 def test_of_two_processes_one_compiles_and_the_other_waits(sources, tmp_path):
-    compiler, log = tmp_path / "slow", tmp_path / "log"
-    compiler.write_text(f'#!/bin/sh\necho compiled >> "{log}"\nsleep 2\nexec "{building._compiler()}" "$@"\n')
-    compiler.chmod(0o755)
+    script, log = tmp_path / "slow", tmp_path / "log"
+    script.write_text(f'#!/bin/sh\necho compiled >> "{log}"\nsleep 2\nexec "{compiler._compiler()}" "$@"\n')
+    script.chmod(0o755)
     code = (
         "from pathlib import Path; from imagegpt.kernels import compiler as b; "
         f"b._SOURCES = Path({str(sources)!r}); "
         f"print(b.find_or_build(b.{ANSWER!r}, Path({str(tmp_path / 'kernels')!r})))"
     )
-    environment = os.environ | {"CXX": str(compiler)}
+    environment = os.environ | {"CXX": str(script)}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -246,16 +246,16 @@ def test_of_two_processes_one_compiles_and_the_other_waits(sources, tmp_path):
     assert log.read_text() == "compiled\n"
 
 
-def test_a_library_that_fails_to_load_stays(sources, tmp_path):
-    """It may be whole, and another process may use it; deleting it was how two processes robbed each other."""
+def test_a_library_that_fails_to_load_is_not_deleted(sources, tmp_path):
+    """Another process may be using it. Regression: two processes deleted each other's library."""
     (sources / "step.cpp").write_text('extern "C" { void missing(); void imagegpt_step() { missing(); } }\n')
     for _ in range(2):
         with pytest.raises(OSError, match="undefined symbol: missing"):
-            StepLibrary(Kind.FLOAT32, 16, tmp_path / "kernels")
+            StepLibrary(DType.FLOAT32, 16, tmp_path / "kernels")
         assert left_in(tmp_path / "kernels") == [".sha256", ".so"]
 
 
-def test_without_a_compiler(sources, tmp_path, monkeypatch):
+def test_a_missing_compiler_is_an_error(sources, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(

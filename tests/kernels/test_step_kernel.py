@@ -1,4 +1,4 @@
-"""A step in C++ against the model in float64, at sizes that fill neither tiles nor registers."""
+"""The C++ step against the model in float64, at sizes that are not multiples of tiles or registers."""
 
 import copy
 
@@ -11,8 +11,8 @@ from imagegpt.sampling.backends.base import StepBackend
 from imagegpt.sampling.packed_linear import PackedLinear
 from imagegpt.sampling.plan import ExecutionPlan
 
-# Keys and values are rounded to the precision (measured: 4e-7, 1.1e-3 and 3.6e-3). Where the processor multiplies pairs
-# of bfloat16, inputs of narrow weights are rounded, too (2.2e-3 more).
+# Keys and values are rounded to the precision (measured: 4e-7, 1.1e-3 and 3.6e-3). With AVX-512 BF16, the inputs of
+# narrow weights are rounded as well (2.2e-3 more).
 _ROUNDS_INPUTS = torch.cpu._is_avx512_bf16_supported()
 TOLERANCES = {"float32": 2e-6, "bfloat16": 4e-3 if _ROUNDS_INPUTS else 2e-3, "int8": 6e-3 if _ROUNDS_INPUTS else 5e-3}
 PRECISIONS = list(TOLERANCES)
@@ -37,7 +37,7 @@ def plan_of(model, precision):
 
 
 def exact_model(model, plan):
-    """In float64, with the weights that the packed ones stand for."""
+    """The model in float64, with the unpacked weights of the plan."""
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
         for name, packed in plan.model.named_modules():
@@ -54,9 +54,9 @@ def tokens_of(model, num_images):
 
 
 def stepped(plan, tokens, lengths, prompts=None):
-    """The logits of all pixels behind the prompts, feeding so many positions at once."""
+    """The logits of all pixels after the prompts, stepping by these lengths in turn."""
     num_images = len(tokens)
-    backend = plan.open_backend(num_images, NUM_PIXELS)
+    backend = plan.make_backend(num_images, NUM_PIXELS)
     start = 0 if prompts is None else prompts
     for row in range(num_images):
         backend.admit(row, tokens[row, 1 : 1 + start])
@@ -89,14 +89,14 @@ def test_sizes(size, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.no_grad()
 def test_rows(precision):
-    """A row gets the same bits whatever it is computed with, and with however many threads."""
+    """A row is the same, bit for bit, in any batch and with any number of threads."""
     model = model_of("heads_of_33", n_layer=1)
     plan, tokens = plan_of(model, precision), tokens_of(model, 40)
     exact = exact_model(model, plan)(tokens, use_cache=False).logits
     alone = torch.cat([stepped(plan, tokens[image : image + 1], [1]) for image in range(40)])
     assert error(alone, exact) < TOLERANCES[precision]
     try:
-        torch.set_num_threads(3)  # which are tried before one is
+        torch.set_num_threads(3)  # the tuner starts with all threads or one
         for num_images in (*range(1, 21), 40):
             assert torch.equal(stepped(plan, tokens[:num_images], [2, 7, 12]), alone[:num_images]), num_images
         assert torch.equal(stepped(plan, tokens, [1]), alone)
@@ -108,8 +108,8 @@ def test_rows(precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("prompts", [1, 5, 20])
 @torch.no_grad()
-def test_prompts_that_are_shared(precision, prompts):
-    """The images behind one prompt read it once, and get what they get with one of their own."""
+def test_shared_prompts(precision, prompts):
+    """Images that share a prompt get the same logits as with a prompt of their own."""
     model = model_of("heads_of_33", n_layer=1)
     plan, tokens = plan_of(model, precision), tokens_of(model, 6)
     tokens[1:4, : prompts + 1] = tokens[0, : prompts + 1]
@@ -137,21 +137,21 @@ def test_variants(changes, precision):
     model = model_of("heads_of_8", **changes)
     plan, tokens = plan_of(model, precision), tokens_of(model, 3)
     exact = exact_model(model, plan)(tokens, use_cache=False).logits
-    has_large_scores = "scale_attn_weights" in changes  # whose rounding counts more
+    has_large_scores = "scale_attn_weights" in changes  # rounding matters more
     assert error(stepped(plan, tokens, [1, 2]), exact) < (1 + has_large_scores) * TOLERANCES[precision]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.no_grad()
-def test_very_unlike_scores(precision):
-    """The exponential must not leave its range: weights far below the largest count nothing."""
+def test_large_scores(precision):
+    """The exponential must not overflow: weights far below the largest become 0."""
     model = model_of("heads_of_20", n_layer=1)
     model.transformer.h[0].attn.c_attn.weight[:, : 2 * 40] *= 100  # queries and keys
     plan, tokens = plan_of(model, precision), tokens_of(model, 3)
     exact = exact_model(model, plan)(tokens, use_cache=False).logits
     logits = stepped(plan, tokens, [1])
     assert logits.isfinite().all()
-    if precision == "float32":  # narrower ones round these scores by more than the distance between them
+    if precision == "float32":  # narrower dtypes round these scores by more than their differences
         assert error(logits, exact) < 2e-3
 
 
@@ -162,10 +162,10 @@ PLACES = ["wte", "wpe", "ln_f", "h.0.ln_1", "h.0.attn.c_attn", "h.0.attn.c_proj"
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("place", PLACES)
 @torch.no_grad()
-def test_what_is_no_number_stays_none(place, wrong, precision):
+def test_nan_and_infinity_propagate(place, wrong, precision):
     model = model_of("heads_of_8")
     weight = model.transformer.get_submodule(place).weight
-    column = 50 if place.endswith("c_attn") else 3  # of the values: infinite scores may be those that count nothing
+    column = 50 if place.endswith("c_attn") else 3  # of the values: infinite scores may get a weight of 0
     weight.view(-1, weight.shape[-1])[0 if place == "wpe" else slice(None), column] = wrong
     logits = stepped(plan_of(model, precision), tokens_of(model, 2), [1])
     assert not logits.isfinite().all(dim=-1).any(dim=0)[0 if place == "wpe" else slice(None)].any()
@@ -175,20 +175,20 @@ def test_what_is_no_number_stays_none(place, wrong, precision):
 @pytest.mark.parametrize(("num_images", "num_fed"), [(1, 1), (3, 5)])
 @torch.no_grad()
 def test_drafts(num_colors, num_images, num_fed):
-    """As in torch's operations: of equal scores the first colour, never one that is excluded."""
-    backend = plan_of(model_of("heads_of_3", vocab_size=num_colors + 1), "float32").open_backend(1, 2)
+    """As in torch: ties go to the first colour, excluded ones never win."""
+    backend = plan_of(model_of("heads_of_3", vocab_size=num_colors + 1), "float32").make_backend(1, 2)
     scores = torch.randint(-2, 3, (num_images, num_fed, num_colors)).float()
     scores[..., : num_colors // 2] = -torch.inf
-    influence = torch.randint(-1, 2, (num_colors, num_colors)).float()
+    bigrams = torch.randint(-1, 2, (num_colors, num_colors)).float()
     fed = torch.randint(num_colors, (num_images, num_fed))
     fed[:, 0] = num_colors  # the start token may come first
-    positions = torch.arange(num_fed).clamp(max=3).expand(num_images, -1)  # and the last one several times
-    drawn = backend.redraw(scores, fed, positions, influence)
-    assert torch.equal(drawn, StepBackend.redraw(backend, scores, fed, positions, influence))
+    positions = torch.arange(num_fed).clamp(max=3).expand(num_images, -1)  # the last one may repeat
+    pixels = backend.redraft(scores, fed, positions, bigrams)
+    assert torch.equal(pixels, StepBackend.redraft(backend, scores, fed, positions, bigrams))
 
 
-@pytest.mark.slow  # each compiles everything once more
+@pytest.mark.slow  # each compiles all kernels
 def test_other_processors(run_for_processor):
-    """The tests above, at some of the sizes."""
-    chosen = "rows or variants or sizes and (of_3 or of_33) or prompts or none or drafts"
+    """The tests above, for some of the sizes."""
+    chosen = "rows or variants or sizes and (of_3 or of_33) or prompts or nan or drafts"
     assert "skipped" not in run_for_processor(__file__, chosen)

@@ -1,4 +1,4 @@
-"""Attention: every backend, every mask, cross-attention, dropout; and that no pixel sees a later one.
+"""Attention: every backend, every mask, causality, cross-attention, dropout.
 
 The oracle is `oracle.py`, in float64. Tolerances of float32 comparisons are the parity tests' 1e-5.
 """
@@ -31,7 +31,7 @@ def test_sdpa_is_the_default_backend():
 
 
 @EAGER_AND_SDPA
-def test_no_pixel_sees_a_later_one(backend):
+def test_causal_attention_sees_no_later_pixel(backend):
     model = tiny_model(backend=backend)
     ids = image_ids(batch=1)
     logits = model(ids).logits
@@ -44,7 +44,7 @@ def test_no_pixel_sees_a_later_one(backend):
 
 
 @EAGER_AND_SDPA
-def test_every_pixel_sees_every_other_in_a_bidirectional_model(backend):
+def test_bidirectional_attention_sees_all_pixels(backend):
     model = tiny_model(backend=backend, is_causal=False)
     ids = image_ids(batch=1)
     logits = model(ids).logits
@@ -55,7 +55,7 @@ def test_every_pixel_sees_every_other_in_a_bidirectional_model(backend):
 
 
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
-def test_no_buffers_at_all(model_class):
+def test_models_have_no_buffers(model_class):
     # The reference keeps a T x T boolean matrix in every block: 24 MB for iGPT-S, 375 MB for 64 x 64 pixels.
     assert list(tiny_model(model_class, add_cross_attention=True).buffers()) == []
 
@@ -66,7 +66,7 @@ def test_no_buffers_at_all(model_class):
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("padding", PADDING)
-def test_padding_against_the_definition(padding, is_causal, backend):
+def test_padding_matches_reference(padding, is_causal, backend):
     model = tiny_model(dtype=torch.float64, backend=backend, is_causal=is_causal)
     ids, mask = image_ids(), PADDING[padding]
     allowed = np.broadcast_to(mask.bool().numpy()[:, None, :], (2, 16, 16)).copy()
@@ -80,7 +80,7 @@ def test_padding_against_the_definition(padding, is_causal, backend):
 
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_padding_changes_nothing_for_the_real_pixels(padding, backend):
+def test_padding_does_not_change_real_pixels(padding, backend):
     model = tiny_model(backend=backend)
     mask = PADDING[padding]
     real = mask[0].bool()
@@ -103,7 +103,7 @@ def test_dtype_of_the_padding_mask_does_not_matter(mask_dtype, backend):
 
 
 @EAGER_AND_SDPA
-def test_an_image_that_is_all_padding_harms_nobody(backend):
+def test_fully_padded_image_does_not_affect_others(backend):
     model = tiny_model(backend=backend)
     mask = torch.ones(2, 16, dtype=torch.long)
     mask[1] = 0
@@ -117,7 +117,7 @@ def test_an_image_that_is_all_padding_harms_nobody(backend):
 
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("kind", ["bool", "float"])
-def test_ready_made_four_dimensional_mask(kind, backend):
+def test_4d_mask(kind, backend):
     """A band: each pixel sees itself and the two before it."""
     model = tiny_model(dtype=torch.float64, backend=backend)
     ones = torch.ones(16, 16, dtype=torch.bool)
@@ -135,7 +135,7 @@ def test_ready_made_four_dimensional_mask(kind, backend):
 
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("per_layer", [True, False])
-def test_head_mask_against_the_definition(per_layer, backend):
+def test_head_mask_matches_reference(per_layer, backend):
     model = tiny_model(dtype=torch.float64, backend=backend)
     mask = torch.tensor([[1.0, 0.0, 0.5, 1.0], [0.0, 1.0, 2.0, 0.3]], dtype=torch.float64)
     if not per_layer:
@@ -152,7 +152,7 @@ def test_head_mask_of_the_wrong_shape_is_refused():
 
 
 @pytest.mark.parametrize("asked", ["output_attentions", "head_mask", "reorder_and_upcast_attn"])
-def test_what_sdpa_does_not_offer_is_done_by_eager_attention_and_said_once(asked, transformers_log):
+def test_fallback_to_eager_attention_warns_once(asked, transformers_log):
     options = {"reorder_and_upcast_attn": True} if asked == "reorder_and_upcast_attn" else {}
     inputs = {"output_attentions": {"output_attentions": True}, "head_mask": {"head_mask": torch.ones(4)}}.get(
         asked, {}
@@ -168,7 +168,7 @@ def test_what_sdpa_does_not_offer_is_done_by_eager_attention_and_said_once(asked
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_attention_weights_asked_of_sdpa_are_right():
+def test_attention_weights_with_sdpa():
     model = tiny_model()
     weights = model(image_ids(), output_attentions=True).attentions
     assert [w.shape for w in weights] == [(2, 4, 16, 16)] * 2
@@ -179,7 +179,7 @@ def test_attention_weights_asked_of_sdpa_are_right():
     assert all(largest_difference(a, b) == 0 for a, b in zip(weights, eager, strict=True))
 
 
-def test_attention_weights_asked_for_by_the_configuration():
+def test_attention_weights_requested_by_config():
     model = tiny_model(backend="eager", output_attentions=True)
     assert len(model(image_ids()).attentions) == 2
 
@@ -187,7 +187,7 @@ def test_attention_weights_asked_for_by_the_configuration():
 # --- Backends ---
 
 
-def test_backend_can_be_changed_on_a_live_model(monkeypatch):
+def test_backend_can_be_changed_after_construction(monkeypatch):
     model = tiny_model()
     calls = []
     original = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -263,7 +263,7 @@ ENCODER_MASK = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0, 1]])
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("use_cache", [False, True])
-def test_cross_attention_against_the_definition(use_cache, masked, backend):
+def test_cross_attention_matches_reference(use_cache, masked, backend):
     model = tiny_model(dtype=torch.float64, backend=backend, add_cross_attention=True, n_layer=3)
     encoded, mask = encoder_output(), ENCODER_MASK if masked else None
     logits = model(image_ids(), encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=use_cache).logits
@@ -272,7 +272,7 @@ def test_cross_attention_against_the_definition(use_cache, masked, backend):
 
 
 @EAGER_AND_SDPA
-def test_masks_of_decoder_and_encoder_together(backend):
+def test_decoder_and_encoder_masks_combined(backend):
     # In the reference the decoder's mask was added to the cross-attention's scores, a shape error.
     model = tiny_model(dtype=torch.float64, backend=backend, add_cross_attention=True)
     mask, encoded = PADDING["right"], encoder_output()
@@ -285,7 +285,7 @@ def test_masks_of_decoder_and_encoder_together(backend):
     assert largest_difference(logits[real], torch.as_tensor(exact)[real]) < 1e-12
 
 
-def test_encoder_positions_that_are_masked_have_no_influence():
+def test_masked_encoder_positions_have_no_influence():
     model = tiny_model(add_cross_attention=True)
     encoded = encoder_output(torch.float32)
     changed = encoded + 100 * (1 - ENCODER_MASK)[..., None]
@@ -314,7 +314,7 @@ def test_cross_attention_weights_are_recorded():
     assert [w.shape for w in outputs.attentions] == [(2, 4, 16, 16)] * 2
 
 
-def test_encoder_output_for_a_model_without_cross_attention_is_refused():
+def test_encoder_output_without_cross_attention_is_an_error():
     with pytest.raises(ValueError, match="add_cross_attention"):
         tiny_model()(image_ids(), encoder_hidden_states=encoder_output(torch.float32))
 
@@ -324,7 +324,7 @@ def test_encoder_output_for_a_model_without_cross_attention_is_refused():
 
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("field", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])
-def test_each_dropout_acts_in_training_and_only_there(field, backend):
+def test_dropout_only_in_training(field, backend):
     model, plain = tiny_model(backend=backend, **{field: 0.5}), tiny_model(backend=backend)
     ids = image_ids()
     assert largest_difference(model(ids).logits, plain(ids).logits) == 0
@@ -335,7 +335,7 @@ def test_each_dropout_acts_in_training_and_only_there(field, backend):
 
 
 @EAGER_AND_SDPA
-def test_attention_dropout_has_the_configured_rate_and_keeps_the_mean(backend):
+def test_attention_dropout_rate_and_mean(backend):
     """Values of one make the mixed value the sum of the weights that were kept, over 1 - p."""
     model = tiny_model(ImageGPTModel, n_layer=1, n_head=1, attn_pdrop=0.25, backend=backend, n_positions=900)
     attention = model.h[0].attn
@@ -353,7 +353,7 @@ def test_attention_dropout_has_the_configured_rate_and_keeps_the_mean(backend):
 
 
 @pytest.mark.parametrize("part", ["attn", "mlp"])
-def test_residual_dropout_has_the_configured_rate(part):
+def test_residual_dropout_rate(part):
     model = tiny_model(ImageGPTModel, resid_pdrop=0.3, n_layer=1).train()
     module = getattr(model.h[0], part)
     output = module(torch.randn(4, 16, 32))

@@ -1,4 +1,4 @@
-"""All implementations of attention compute the same: the definition in float64, for the same models and pixels.
+"""Parity of all attention implementations with the float64 reference.
 
 "eager", "sdpa", "flex_attention" and "kernels" are backends of the model, "cached" and "cpp" those of sampling, which
 feed one pixel after the other.
@@ -45,7 +45,7 @@ def largest_error(logits, expected):
 
 
 def backends_and_cases():
-    """Each backend with each case; flex_attention with some, since it compiles each for seconds."""
+    """All backends and cases; flex_attention only with some, because compiling each takes seconds."""
     for backend in [*OF_MODEL, *OF_SAMPLING]:
         is_flex = backend == "flex_attention"
         for case in WITH_FLEX if is_flex else CASES:
@@ -53,7 +53,7 @@ def backends_and_cases():
 
 
 @pytest.mark.parametrize(("backend", "case"), list(backends_and_cases()))
-def test_logits_are_the_definitions(backend, case, with_training_kernels):
+def test_logits_match_reference(backend, case, with_training_kernels):
     model = model_of(case)
     tokens = tokens_of(model)
     expected = oracle.logits(model, tokens)
@@ -70,7 +70,7 @@ def test_logits_are_the_definitions(backend, case, with_training_kernels):
 
 @torch.no_grad()
 def fed_one_by_one(model, tokens, backend):
-    step = ExecutionPlan.choose(model, backend=backend, precision="float32").open_backend(len(tokens), NUM_PIXELS)
+    step = ExecutionPlan.choose(model, backend=backend, precision="float32").make_backend(len(tokens), NUM_PIXELS)
     rows = range(len(tokens))
     for row in rows:
         step.admit(row, tokens[row, :0])
@@ -80,7 +80,7 @@ def fed_one_by_one(model, tokens, backend):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", ["sdpa", "kernels"])
-def test_gradients_are_the_definitions(backend, case, with_training_kernels):
+def test_gradients_match_reference(backend, case, with_training_kernels):
     model, exact = model_of(case), model_of(case).double()
     model.set_attn_implementation(backend)
     exact.set_attn_implementation("eager")
@@ -93,8 +93,8 @@ def test_gradients_are_the_definitions(backend, case, with_training_kernels):
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "kernels"])
-def test_a_cache_and_padding(backend, with_training_kernels):
-    """Half of the pixels first, and an image that begins later."""
+def test_cache_with_padding(backend, with_training_kernels):
+    """Two chunks through a cache, and one image with left padding."""
     model = model_of("two heads of 16")
     tokens, mask = tokens_of(model), torch.ones(3, NUM_PIXELS, dtype=torch.int64)
     mask[0, :9] = 0

@@ -1,4 +1,4 @@
-"""Keys and values remembered between calls: whatever holds them, the logits are those of one call over the whole image.
+"""Caches of every kind: logits equal those of one call over the whole image.
 
 A cache that is wrong by a position is hard to see in an image and easy to see here.
 """
@@ -10,7 +10,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 import oracle
 from helpers import image_ids, largest_difference, tiny_config, tiny_model
 from imagegpt import ImageGPTForImageClassification, ImageGPTModel
-from imagegpt.model.cache_names import CACHE
+from imagegpt.model.cache import CACHE_ARGUMENT
 
 EAGER_AND_SDPA = pytest.mark.parametrize("backend", ["eager", "sdpa"])
 CHUNKS = {"pixel by pixel": [1] * 16, "prompt then pixels": [8] + [1] * 8, "uneven": [3, 1, 7, 5], "at once": [16]}
@@ -46,7 +46,7 @@ def feed(model, ids, chunks, cache, **inputs):
 @pytest.mark.parametrize(
     "kind", ["dynamic", "dynamic without config", "static", "static, larger", "encoder-decoder", "legacy", "default"]
 )
-def test_cached_logits_are_those_of_the_whole_image(kind, chunks, backend):
+def test_cached_logits_equal_uncached(kind, chunks, backend):
     model = tiny_model(backend=backend, dtype=torch.float64)
     ids = image_ids()
     cached, cache = feed(model, ids, CHUNKS[chunks], make_cache(kind, model.config))
@@ -60,7 +60,7 @@ def test_cached_logits_are_those_of_the_whole_image(kind, chunks, backend):
 
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("kind", ["dynamic", "static", "legacy"])
-def test_padding_on_the_left_with_a_cache(kind, backend):
+def test_left_padding_with_cache(kind, backend):
     model = tiny_model(backend=backend, dtype=torch.float64)
     ids = image_ids()
     mask = torch.ones(2, 16, dtype=torch.long)
@@ -79,7 +79,7 @@ def test_cache_is_extended_in_place_and_returned(kind):
     assert int(cache.get_seq_length()) == 4
 
 
-def test_legacy_tuples_are_answered_in_kind_and_left_alone():
+def test_legacy_tuples_are_returned_as_tuples_and_not_modified():
     model = tiny_model()
     ids = image_ids()
     past = model(ids[:, :5], past_key_values=()).past_key_values
@@ -101,7 +101,7 @@ def test_use_cache_decides_what_is_returned():
 
 
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForImageClassification])
-def test_models_without_a_generative_head_return_caches_too(model_class):
+def test_every_model_class_returns_a_cache(model_class):
     outputs = tiny_model(model_class)(image_ids(), use_cache=True)
     assert outputs.past_key_values.get_seq_length() == 16
 
@@ -114,7 +114,7 @@ def test_models_without_a_generative_head_return_caches_too(model_class):
         "legacy",
     ],
 )
-def test_feeding_past_the_last_position_is_one_clear_error(kind):
+def test_input_past_last_position_is_an_error(kind):
     model = tiny_model()
     cache = make_cache(kind, model.config)
     cache = model(image_ids(), past_key_values=cache).past_key_values
@@ -148,8 +148,8 @@ def test_reorder_cache_of_legacy_tuples():
     assert torch.equal(past[0][0][2], reordered[0][0][0])
 
 
-def test_crop_forgets_the_last_pixels():
-    """What assisted decoding does with guesses that were wrong; transformers wants minus the number of positions."""
+def test_crop_removes_last_pixels():
+    """As assisted decoding does with rejected drafts; transformers expects a negative number of positions."""
     model = tiny_model()
     ids = image_ids()
     cache = model(image_ids(seed=9)[:, :4]).past_key_values
@@ -184,7 +184,7 @@ def encoder_inputs(dtype=torch.float32):
 @EAGER_AND_SDPA
 @pytest.mark.parametrize("kind", ["default", "encoder-decoder", "dynamic", "static"])
 @pytest.mark.parametrize("chunks", ["pixel by pixel", "uneven"])
-def test_cross_attention_with_a_cache_against_the_definition(chunks, kind, backend):
+def test_cross_attention_with_cache_matches_reference(chunks, kind, backend):
     model = tiny_model(backend=backend, dtype=torch.float64, add_cross_attention=True)
     inputs = encoder_inputs(torch.float64)
     cached, _ = feed(model, image_ids(), CHUNKS[chunks], make_cache(kind, model.config), **inputs)
@@ -197,7 +197,7 @@ def test_cross_attention_with_a_cache_against_the_definition(chunks, kind, backe
     assert largest_difference(cached, torch.as_tensor(exact)) < 1e-12
 
 
-def test_encoder_keys_are_held_once_and_used_later():
+def test_encoder_keys_are_cached_once_and_reused():
     # The reference's cross cache held every key twice.
     model = tiny_model(add_cross_attention=True)
     calls = []
@@ -234,7 +234,7 @@ def test_cache_of_a_model_with_pruned_heads(kind):
 
 
 def greedy(model, kind, batch=2):
-    """Whole greedy images, by hand: the arithmetic of the model and nothing of `generate`."""
+    """Whole greedy images from a loop over `forward`, without `generate`."""
     ids = torch.full((batch, 1), model.config.sos_token_id)
     ids = torch.cat([ids, torch.arange(batch)[:, None]], dim=1)  # different first pixels
     cache, new = make_cache(kind, model.config) if kind != "none" else None, ids
@@ -276,7 +276,7 @@ def test_greedy_images_do_not_depend_on_cache_or_backend(seed, backend, num_pixe
 
 
 def greedy_static(model):
-    """As `greedy`, with a static cache larger than the image."""
+    """Like `greedy`, with a static cache larger than the image."""
     cache = StaticCache(config=model.config, max_cache_len=40)
     ids = torch.tensor([[16, 0], [16, 1]])
     new = ids
@@ -313,7 +313,7 @@ def test_flex_attention_equals_eager_attention():
     ],
 )
 def test_flex_attention_with_a_cache(kind):
-    """flex_attention asks the mask function again inside its kernel, after the cache has counted the new positions.
+    """flex_attention calls the mask function inside its kernel, after the cache has counted the new positions.
 
     transformers' static cache counts in place, in the very tensor that the mask function holds: in its own models, a
     query then sees one slot that is still empty. Only the mask of blocks is computed in time.
@@ -329,8 +329,8 @@ def test_tiny_config_is_causal():
     assert tiny_config().is_causal  # the tests above mean nothing otherwise
 
 
-def test_a_cache_may_be_called_cache():
-    """What transformers calls it since 5.24; our models take either name, whatever version is installed."""
+def test_cache_argument_has_two_names():
+    """transformers renamed the argument in 5.24; our models accept both names with every version."""
     model = tiny_model()
     ids = image_ids(2)
     expected = model(ids).logits
@@ -344,5 +344,5 @@ def test_a_cache_may_be_called_cache():
         model(ids, cache=DynamicCache(), past_key_values=DynamicCache())
 
 
-def test_the_output_has_the_name_of_the_version_installed():
-    assert CACHE in tiny_model()(image_ids(2), use_cache=True)
+def test_output_uses_installed_version_cache_name():
+    assert CACHE_ARGUMENT in tiny_model()(image_ids(2), use_cache=True)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing recomputes the blocks on the way back: less memory, the same loss and the same gradients."""
+"""Gradient checkpointing gives the same loss and gradients."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_evaluation_is_not_checkpointed_and_keeps_its_cache():
     assert model(image_ids()).past_key_values.get_seq_length() == 16
 
 
-def test_it_can_be_switched_off_again():
+def test_checkpointing_can_be_disabled_again():
     model = tiny_model().train()
     model.gradient_checkpointing_enable()
     assert model.is_gradient_checkpointing

@@ -1,4 +1,4 @@
-"""The classifier: what enters it, what it averages, and its three losses against float64 by hand."""
+"""The classifier: its inputs, pooling and three losses, against float64 by hand."""
 
 import json
 
@@ -34,30 +34,30 @@ def shifted(ids):
 # --- shift_inputs ---
 
 
-def test_shifted_inputs_put_sos_first_and_drop_the_last_pixel():
+def test_shifted_inputs_start_with_sos_and_drop_last_pixel():
     model = classifier(dtype=torch.float64, shift_inputs=True)
     logits = model(pixels()).logits
     assert largest_difference(logits, torch.as_tensor(exact_logits(model, shifted(pixels())))) < 1e-12
 
 
-def test_unshifted_inputs_enter_as_they_come():
+def test_unshifted_inputs():
     model = classifier(dtype=torch.float64, shift_inputs=False)
     logits = model(pixels()).logits
     assert largest_difference(logits, torch.as_tensor(exact_logits(model, pixels()))) < 1e-12
 
 
-def test_the_two_differ():
+def test_shifted_and_unshifted_inputs_differ():
     assert largest_difference(classifier()(pixels()).logits, classifier(shift_inputs=True)(pixels()).logits) > 0.01
 
 
-def test_embeddings_are_shifted_as_ids_are():
+def test_embeddings_are_shifted_like_ids():
     model = classifier(shift_inputs=True)
     embeds = model.transformer.wte(pixels())
     assert largest_difference(model(inputs_embeds=embeds).logits, model(pixels()).logits) < 1e-6
 
 
-def test_token_types_and_masks_belong_to_the_pixels_and_are_shifted_with_them():
-    """The mask says which pixels are real. Shifted, its first column is the start token's."""
+def test_token_types_and_masks_are_shifted_with_pixels():
+    """The mask marks real pixels; after shifting, its first column belongs to the start token."""
     model, plain = classifier(shift_inputs=True), classifier()
     mask = torch.tensor([[1] * 10 + [0] * 6, [1] * 16])
     moved = torch.tensor([[1] * 11 + [0] * 5, [1] * 16])
@@ -65,7 +65,7 @@ def test_token_types_and_masks_belong_to_the_pixels_and_are_shifted_with_them():
     assert largest_difference(ours, plain(shifted(pixels()), attention_mask=moved).logits) < 1e-6
 
 
-def test_nothing_is_shifted_unless_asked_for(tmp_path):
+def test_inputs_are_unshifted_by_default(tmp_path):
     assert ImageGPTConfig().shift_inputs is False
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "imagegpt", "n_embd": 32, "n_head": 4, "n_layer": 2}))
@@ -75,7 +75,7 @@ def test_nothing_is_shifted_unless_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("shift_inputs", [True, False])
-def test_a_saved_classifier_keeps_its_way(shift_inputs, tmp_path):
+def test_shift_inputs_survives_saving(shift_inputs, tmp_path):
     model = classifier(shift_inputs=shift_inputs)
     model.save_pretrained(tmp_path)
     loaded = ImageGPTForImageClassification.from_pretrained(tmp_path)
@@ -95,7 +95,7 @@ def test_a_default_classifier_scores_the_same_in_transformers(tmp_path):
 
 @pytest.mark.parametrize("options", [{"shift_inputs": True}, {"is_causal": False}], ids=["shifted", "bidirectional"])
 @pytest.mark.parametrize("auto", [AutoConfig, AutoModel, AutoModelForImageClassification])
-def test_transformers_refuses_a_classifier_that_it_would_compute_otherwise(options, auto, tmp_path):
+def test_transformers_refuses_a_shifted_classifier(options, auto, tmp_path):
     classifier(**options).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="imagegpt_extended"):
         auto.from_pretrained(tmp_path)
@@ -107,8 +107,8 @@ def test_transformers_refuses_a_bidirectional_model(tmp_path):
         AutoConfig.from_pretrained(tmp_path)
 
 
-def test_ours_reads_each_of_them_behind_auto_classes(tmp_path, forkserver):
-    """In a process of its own: `register` is for a whole process."""
+def test_registered_auto_classes_load_extended_models(tmp_path, forkserver):
+    """In a subprocess, because `register` affects the whole process."""
     models = [classifier(**options) for options in ({}, {"shift_inputs": True}, {"is_causal": False})]
     for index, model in enumerate(models):
         model.save_pretrained(tmp_path / str(index))
@@ -155,7 +155,7 @@ def test_regression_of_several_numbers():
 
 
 @pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
-def test_several_labels_at_once_in_float64_by_hand(problem_type):
+def test_multi_label_loss_in_float64_by_hand(problem_type):
     model = classifier(problem_type=problem_type, dtype=torch.float64)
     labels = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.float64)
     logits = exact_logits(model, pixels())
@@ -163,13 +163,13 @@ def test_several_labels_at_once_in_float64_by_hand(problem_type):
     assert model(pixels(), labels=labels).loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_whole_numbers_for_one_label_are_a_regression():
+def test_integers_for_one_label_are_regression():
     # With one output a cross entropy would be zero whatever the weights.
     model = classifier(num_labels=1)
     assert model(pixels(), labels=torch.tensor([5, 7])).loss > 1
 
 
-def test_the_kind_of_loss_of_one_batch_does_not_stick():
+def test_problem_type_is_not_remembered_between_batches():
     # transformers writes the guessed problem_type into the configuration at the first batch.
     model = classifier()
     model(pixels(), labels=torch.tensor([1.0, 0, 0, 0]).expand(2, 4))
@@ -206,7 +206,7 @@ def test_every_weight_has_a_gradient():
     assert all(p.grad.abs().max() > 0 for p in model.parameters())
 
 
-def test_a_full_image_fits():
+def test_full_image_fits_classifier():
     config = tiny_config()
     assert pixels().shape[1] == config.n_positions
     classifier()(pixels())

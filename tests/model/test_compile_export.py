@@ -1,4 +1,4 @@
-"""torch.compile without graph breaks, torch.export, ONNX, and recorded outputs under each of them.
+"""torch.compile without graph breaks, torch.export, ONNX, and captured outputs with each of them.
 
 Graph breaks and recompilations are facts of tracing, so most tests trace only (backend "eager", a second each); those
 that generate code are marked slow.
@@ -81,7 +81,7 @@ def assert_same_states(ours, expected):
 
 
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForImageClassification])
-def test_the_other_models_are_one_graph(model_class):
+def test_other_model_classes_are_one_graph(model_class):
     model = tiny_model(model_class)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
@@ -115,8 +115,8 @@ def decode(model, step, ids, prompt):
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_all_the_steps_of_an_image_are_one_graph(backend):
-    """With a static cache: a compilation a pixel would cost seconds each."""
+def test_generation_steps_are_one_graph(backend):
+    """With a static cache: one compilation per pixel would take seconds each."""
     model = tiny_model(backend=backend)
     counter = CompileCounter()
     step = torch.compile(model, fullgraph=True, backend=counter)
@@ -128,7 +128,7 @@ def test_all_the_steps_of_an_image_are_one_graph(backend):
     assert counter.frame_count == 1
 
 
-def test_lengths_become_dynamic():
+def test_lengths_are_dynamic():
     model = tiny_model()
     counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
@@ -140,7 +140,7 @@ def test_lengths_become_dynamic():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_generated_code_computes_the_same(backend):
+def test_compiled_forward_matches_eager(backend):
     model = tiny_model(backend=backend)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_export(options):
     assert largest_difference(program.module()(other, use_cache=False).logits, model(other).logits) < 1e-5
 
 
-def test_export_with_free_batch_and_length():
+def test_export_with_dynamic_batch_and_length():
     model = tiny_model()
     images, pixels = torch.export.Dim("images", min=1, max=64), torch.export.Dim("pixels", min=2, max=16)
     program = torch.export.export(
@@ -191,7 +191,7 @@ def test_export_saves_and_loads(tmp_path):
 
 
 class LogitsAlone(torch.nn.Module):
-    """ONNX has no model outputs and no optional arguments."""
+    """A wrapper, because ONNX supports neither model outputs nor optional arguments."""
 
     def __init__(self, model):
         super().__init__()
@@ -225,7 +225,7 @@ def test_onnx(model_class):
 
 
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
-def test_hidden_states_are_the_input_of_each_block_and_the_normed_end(model_class):
+def test_hidden_states_are_block_inputs_and_final_norm(model_class):
     model = tiny_model(model_class, n_layer=3, shift_inputs=False)
     entered = []
     for block in model.base_model.h:
@@ -238,7 +238,7 @@ def test_hidden_states_are_the_input_of_each_block_and_the_normed_end(model_clas
 
 
 @pytest.mark.parametrize("wanted", [[0], [1, 3], [-1], 2, [-2, 0]], ids=str)
-def test_some_hidden_states_by_index(wanted):
+def test_hidden_states_by_index(wanted):
     model = tiny_model(n_layer=3)
     everything = model(image_ids(), output_hidden_states=True).hidden_states
     chosen = model(image_ids(), output_hidden_states=wanted).hidden_states
@@ -249,13 +249,13 @@ def test_some_hidden_states_by_index(wanted):
         assert state is None or largest_difference(state, everything[index]) == 0
 
 
-def test_outputs_asked_for_by_the_configuration():
+def test_outputs_requested_by_config():
     model = tiny_model(output_hidden_states=True, backend="eager")
     assert len(model(image_ids()).hidden_states) == 3
     assert model(image_ids(), output_hidden_states=False).hidden_states is None
 
 
-def test_nothing_is_recorded_unasked():
+def test_states_are_not_captured_by_default():
     outputs = tiny_model()(image_ids())
     assert outputs.hidden_states is None
     assert outputs.attentions is None

@@ -1,4 +1,4 @@
-"""The formulas against counting: the model's own parameters, its bytes, and torch's count of operations."""
+"""The formulas of `cost` against the model's parameters and bytes, and torch's FLOP counter."""
 
 import pytest
 import torch
@@ -23,14 +23,14 @@ def config(**overrides):
 
 
 @pytest.mark.parametrize("overrides", CONFIGS.values(), ids=CONFIGS.keys())
-def test_parameters_and_bytes_are_the_models(overrides):
+def test_parameters_and_bytes_match_model(overrides):
     model = ImageGPTForCausalImageModeling(config(**overrides))
     assert cost.num_parameters(model.config) == sum(p.numel() for p in model.parameters())
     assert cost.weight_bytes(model.config) == sum(p.nbytes for p in model.parameters())
 
 
 @pytest.mark.parametrize("model_class", [ImageGPTForImageClassification, ImageGPTModel])
-def test_parameters_of_a_saved_model_are_those_of_its_head(model_class, tmp_path):
+def test_parameters_of_saved_model_include_its_head(model_class, tmp_path):
     model_class(config(num_labels=5)).save_pretrained(tmp_path)
     saved = ImageGPTConfig.from_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path)
@@ -48,7 +48,7 @@ def test_bytes_in_half_precision_count_the_norms_in_float32(tmp_path):
     ("size", "without_biases", "with_biases"),
     [("small", 76_571_648, 76_682_240), ("medium", 455_157_760, 455_489_536), ("large", 1_362_250_752, 1_362_914_304)],
 )
-def test_the_named_sizes_have_the_papers_parameters(size, without_biases, with_biases):
+def test_named_sizes_have_published_parameter_counts(size, without_biases, with_biases):
     for use_bias, expected in ((False, without_biases), (True, with_biases)):
         named = ImageGPTConfig.from_size(size, use_bias=use_bias)
         assert cost.num_parameters(named) == expected
@@ -58,7 +58,7 @@ def test_the_named_sizes_have_the_papers_parameters(size, without_biases, with_b
 
 @pytest.mark.parametrize("overrides", [{}, {"n_inner": 20}, CONFIGS["pruned"]], ids=["plain", "narrow MLP", "pruned"])
 @torch.no_grad()
-def test_operations_are_those_torch_counts(overrides):
+def test_flops_match_torch_counter(overrides):
     model = ImageGPTForCausalImageModeling(config(**overrides)).eval()
     model.set_attn_implementation("eager")  # torch does not count the CPU's fused attention
     with FlopCounterMode(display=False) as counter:
@@ -70,13 +70,13 @@ def test_operations_are_those_torch_counts(overrides):
     assert counter.get_total_flops() == cost.step_flops(model.config, 10)
 
 
-def test_an_image_costs_the_sum_of_its_steps():
+def test_image_flops_are_the_sum_of_step_flops():
     assert cost.image_flops(config()) == sum(cost.step_flops(config(), position) for position in range(16))
     assert cost.forward_flops(config(), 1) == cost.step_flops(config(), 0)
 
 
 @pytest.mark.parametrize("overrides", [{}, CONFIGS["pruned"]], ids=["plain", "pruned"])
-def test_a_pixel_leaves_these_bytes_in_the_cache(overrides):
+def test_cache_bytes_per_pixel(overrides):
     model = ImageGPTForCausalImageModeling(config(**overrides)).eval()
     cache = model(torch.zeros(1, 5, dtype=torch.int64)).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -87,11 +87,11 @@ def test_a_pixel_leaves_these_bytes_in_the_cache(overrides):
 @pytest.mark.parametrize("overrides", [{}, CONFIGS["pruned"]], ids=["plain", "pruned"])
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_a_pixel_takes_these_bytes_of_the_samplers_cache(overrides, precision, backend):
-    """In C++ four bytes of scale stand behind each vector of int8; in torch's operations it is stored as bfloat16."""
+def test_sampler_cache_bytes_per_pixel(overrides, precision, backend):
+    """The C++ backend stores a 4-byte scale with each int8 vector; the torch backend stores bfloat16."""
     model = ImageGPTForCausalImageModeling(config(**overrides, n_positions=64, n_embd=64))
     plan = ExecutionPlan.choose(model, precision=precision, backend=backend)
-    opened = plan.open_backend(3, 64)
+    opened = plan.make_backend(3, 64)
     for row in range(3):
         opened.admit(row, torch.zeros(0, dtype=torch.int64))
     itemsize = {"float32": 4, "bfloat16": 2, "int8": 1 if backend == "cpp" else 2}[precision]

@@ -1,11 +1,11 @@
-"""Training and evaluation mode: what puts a model into evaluation mode leaves every module in its own."""
+"""`eval_mode` and its callers restore the mode of every module."""
 
 import pytest
 import torch
 
 from helpers import image_ids, tiny_model
 from imagegpt.evaluation.likelihood import pixel_nll
-from imagegpt.model import eval_mode as model_modes
+from imagegpt.model.eval_mode import eval_mode
 from imagegpt.sampling.fill import fill
 from imagegpt.sampling.rules import SamplingRules
 
@@ -15,13 +15,13 @@ def modes(model):
 
 
 def partly_training(**options):
-    """In training mode, but for a block that is to be left alone; dropout would change everything."""
+    """A model in training mode with one block in evaluation mode; dropout would change every result."""
     model = tiny_model(resid_pdrop=0.5, embd_pdrop=0.5, **options).train()
     model.transformer.h[0].eval()
     return model
 
 
-def test_scoring_leaves_each_module_in_its_mode():
+def test_scoring_restores_module_modes():
     model, ids = partly_training(), image_ids(sos=False)
     before = modes(model)
     scores = pixel_nll(model, ids)
@@ -29,7 +29,7 @@ def test_scoring_leaves_each_module_in_its_mode():
     assert torch.equal(scores, pixel_nll(model.eval(), ids))
 
 
-def test_filling_is_without_dropout_and_leaves_each_module_in_its_mode():
+def test_filling_disables_dropout_and_restores_modes():
     model, ids = partly_training(is_causal=False), image_ids(sos=False)
     before, hidden = modes(model), torch.ones(2, 16, dtype=torch.bool)
     greedy = SamplingRules(temperature=0)
@@ -38,13 +38,13 @@ def test_filling_is_without_dropout_and_leaves_each_module_in_its_mode():
     assert torch.equal(filled, fill(model.eval(), ids, hidden, seeds=[1, 2], rules=greedy))
 
 
-def test_a_model_that_fails_is_put_back_as_well():
+def test_modes_are_restored_after_an_error():
     model = partly_training()
     before = modes(model)
     seen = {}
 
     def fails():
-        with model_modes.evaluating(model):
+        with eval_mode(model):
             seen.update(modes(model))
             raise KeyError
 

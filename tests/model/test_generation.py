@@ -1,4 +1,4 @@
-"""`generate()`: transformers' own, made for images. Whole images, from nothing, and no start token among the pixels."""
+"""`generate()`: whole images, without a prompt too, and no start token among the pixels."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ METHODS = {
 
 
 def naive_greedy(model, ids):
-    """The image by definition: the most probable next pixel, over and over, each time from the start."""
+    """The reference: repeatedly the most probable next pixel, without a cache."""
     with torch.no_grad():
         while ids.shape[1] <= model.config.n_positions:
             ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
@@ -32,7 +32,7 @@ def prompts(batch=3, length=5):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_makes_whole_images_and_keeps_the_prompt(method):
+def test_every_method_generates_whole_images_and_keeps_prompt(method):
     model = tiny_model()
     images = model.generate(prompts(), **METHODS[method])
     assert images.shape == (3, 17)
@@ -43,7 +43,7 @@ def test_every_method_makes_whole_images_and_keeps_the_prompt(method):
 
 @pytest.mark.parametrize("method", ["greedy", "static", "no_cache"])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_greedy_images_are_those_of_the_definition(method, backend):
+def test_greedy_matches_reference(method, backend):
     model = tiny_model(backend=backend, n_positions=36)
     expected = naive_greedy(model, prompts())
     assert torch.equal(model.generate(prompts(), **METHODS[method]), expected)
@@ -74,7 +74,7 @@ def test_prompt_lookup_gives_the_greedy_image(num_new):
 
 
 def exhaustive_best(model, ids):
-    """The most probable continuation of all, by trying each; for beams as wide as the tree."""
+    """The most probable continuation, by exhaustive search."""
     with torch.no_grad():
         total = torch.zeros(1)
         while ids.shape[1] <= model.config.n_positions:
@@ -85,7 +85,7 @@ def exhaustive_best(model, ids):
     return ids[total.argmax()], total.max()
 
 
-def test_beams_as_wide_as_the_tree_find_the_most_probable_image():
+def test_full_width_beam_search_finds_most_probable_image():
     model = tiny_model(vocab_size=4, n_positions=4)
     best, score = exhaustive_best(model, torch.tensor([[3]]))
     found = model.generate(
@@ -107,7 +107,7 @@ def test_sampling_follows_the_models_probabilities():
     assert largest_difference(counted, expected) < 0.04
 
 
-def test_the_start_token_is_never_drawn():
+def test_start_token_is_never_sampled():
     # Even by a model that loves its vector: there is no output for it. transformers' tied models can draw it.
     model = tiny_model()
     with torch.no_grad():
@@ -115,26 +115,26 @@ def test_the_start_token_is_never_drawn():
     images = model.generate(torch.full((500, 1), SOS), do_sample=True, top_k=0)
     pixels = images[:, 1:]
     assert pixels.max() == SOS - 1
-    assert torch.bincount(pixels.flatten(), minlength=16).min() > 300  # of 500 expected: all others are drawn
+    assert torch.bincount(pixels.flatten(), minlength=16).min() > 300  # of 500 expected
 
 
 # --- Lengths ---
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
-def test_without_a_prompt_it_makes_one_whole_image_from_sos(do_sample):
+def test_without_prompt_generates_one_image_from_sos(do_sample):
     images = tiny_model().generate(do_sample=do_sample)
     assert images.shape == (1, 17)
     assert images[0, 0] == SOS
 
 
-def test_without_a_prompt_several_images_can_be_asked_for():
+def test_without_prompt_num_return_sequences():
     images = tiny_model().generate(do_sample=True, num_return_sequences=4)
     assert images.shape == (4, 17)
     assert len(images.unique(dim=0)) > 1
 
 
-def test_several_images_of_each_prompt_stand_together():
+def test_samples_of_a_prompt_are_adjacent():
     images = tiny_model().generate(prompts(), do_sample=True, num_return_sequences=2)
     assert images.shape == (6, 17)
     assert torch.equal(images[:, :5], prompts().repeat_interleave(2, 0))
@@ -167,7 +167,7 @@ def test_lengths(arguments, length):
         (5, {"generation_config": GenerationConfig(max_new_tokens=13)}, ["18", "5"]),
     ],
 )
-def test_too_many_pixels_are_one_clear_sentence(prompt_length, arguments, numbers):
+def test_too_many_pixels_is_an_error(prompt_length, arguments, numbers):
     # The reference dies of "index out of range in self" in the middle of the image.
     prompt = torch.cat([prompts(), prompts(length=16)], dim=1)[:, :prompt_length]
     with pytest.raises(ValueError, match="this model has") as error:
@@ -176,7 +176,7 @@ def test_too_many_pixels_are_one_clear_sentence(prompt_length, arguments, number
     assert "\n" not in str(error.value)
 
 
-def test_generating_does_not_change_the_configuration_it_was_given():
+def test_generation_config_is_not_modified():
     config = GenerationConfig(do_sample=True)
     before = config.to_dict()
     tiny_model().generate(prompts(), generation_config=config)
@@ -195,7 +195,7 @@ def test_a_model_that_generated_saves_and_generates_again(tmp_path):
 # --- Prompts ---
 
 
-def test_a_batch_of_prompts_gives_what_each_gives_alone():
+def test_batched_prompts_equal_single_prompts():
     model = tiny_model()
     together = model.generate(prompts(), do_sample=False)
     alone = [model.generate(prompt[None], do_sample=False)[0] for prompt in prompts()]
@@ -217,7 +217,7 @@ def test_prompts_padded_on_the_left(method, backend):
 
 
 @pytest.mark.parametrize("name", ["inputs", "input_ids"])
-def test_prompts_by_either_name(name):
+def test_prompt_argument_names(name):
     images = tiny_model().generate(**{name: prompts()}, do_sample=False)
     assert torch.equal(images[:, :5], prompts())
 
@@ -267,7 +267,7 @@ def test_repetition_penalty_with_the_start_token_in_the_prompt(method):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_other_rules_of_transformers(options):
+def test_other_logits_processors(options):
     images = tiny_model().generate(prompts(length=1), **options)
     assert images.shape == (3, 17)
     assert images[:, 1:].max() < SOS
@@ -275,7 +275,7 @@ def test_other_rules_of_transformers(options):
         assert not torch.isin(images[:, 1:], torch.tensor([3, 5])).any()
 
 
-def test_a_logits_processor_of_the_callers():
+def test_custom_logits_processor():
     class OnlyEven(LogitsProcessor):
         def __call__(self, input_ids, scores):
             scores = scores.clone()
@@ -286,7 +286,7 @@ def test_a_logits_processor_of_the_callers():
     assert (images[:, 1:] % 2 == 0).all()
 
 
-def test_scores_and_states_can_be_had():
+def test_scores_and_hidden_states_are_returned():
     model = tiny_model()
     output = model.generate(
         prompts(), do_sample=False, return_dict_in_generate=True, output_logits=True, output_hidden_states=True
@@ -298,7 +298,7 @@ def test_scores_and_states_can_be_had():
     assert output.hidden_states[1][-1].shape == (3, 1, 32)
 
 
-def test_attention_weights_can_be_had():
+def test_attention_weights_are_returned():
     output = tiny_model().generate(prompts(), do_sample=False, return_dict_in_generate=True, output_attentions=True)
     assert output.attentions[0][0].shape == (3, 4, 5, 5)
     assert output.attentions[3][1].shape == (3, 4, 1, 8)
@@ -313,7 +313,7 @@ def test_same_seed_same_images():
     assert not torch.equal(model.generate(prompts(), do_sample=True), first)
 
 
-def test_a_bidirectional_model_refuses():
+def test_bidirectional_model_cannot_generate():
     with pytest.raises(ValueError, match="is_causal=False"):
         tiny_model(is_causal=False).generate()
 
@@ -329,14 +329,14 @@ def test_logits_of_the_last_positions_only(keep):
     assert largest_difference(model(image_ids(), logits_to_keep=keep).logits, expected) < 1e-6
 
 
-def test_logits_of_chosen_positions():
+def test_logits_to_keep_by_index():
     model = tiny_model()
     whole = model(image_ids()).logits
     chosen = torch.tensor([0, 7, 3])
     assert largest_difference(model(image_ids(), logits_to_keep=chosen).logits, whole[:, chosen]) < 1e-6
 
 
-def test_prefilling_computes_the_last_logits_alone():
+def test_prefill_computes_only_last_logits():
     model = tiny_model()
     shapes = []
     model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))

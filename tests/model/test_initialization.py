@@ -1,4 +1,4 @@
-"""Fresh weights: the spread of each kind, in both schemes, with ranges other than the default.
+"""Initialisation: standard deviations of all weights, in both schemes, with non-default ranges.
 
 Once, whole attention layers and models were never visited: transformers takes classes outside its own package for code
 that draws over loaded weights, and passes over modules without parameters of their own. Every projection had 0.02.
@@ -50,7 +50,7 @@ def expected_std(scheme, std, config):
 @pytest.mark.parametrize("std", [0.02, 0.5])
 @pytest.mark.parametrize("scheme", ["transformers", "openai"])
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
-def test_spread_of_each_kind_of_weight(model_class, scheme, std):
+def test_standard_deviation_of_each_weight(model_class, scheme, std):
     config = tiny_config(init_scheme=scheme, initializer_range=std, **SIZES)
     seen = set()
     for name, parameter in model_class(config).named_parameters():
@@ -67,7 +67,7 @@ def test_spread_of_each_kind_of_weight(model_class, scheme, std):
     assert {"wte", "wpe", "attn.qkv", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"} <= seen
 
 
-def test_loss_of_a_fresh_openai_model_is_the_logarithm_of_the_colours():
+def test_initial_loss_with_openai_scheme_is_log_colors():
     config = tiny_config(vocab_size=513, init_scheme="openai")
     ids = image_ids(config=config)
     loss = ImageGPTForCausalImageModeling(config)(ids, labels=ids).loss
@@ -75,7 +75,7 @@ def test_loss_of_a_fresh_openai_model_is_the_logarithm_of_the_colours():
     assert math.log(512) == pytest.approx(6.2383, abs=5e-5)  # paper.md
 
 
-def test_weights_depend_on_the_seed_alone():
+def test_weights_depend_only_on_seed():
     def draw(seed):
         torch.manual_seed(seed)
         return ImageGPTForCausalImageModeling(tiny_config()).state_dict()
@@ -86,7 +86,7 @@ def test_weights_depend_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("scheme", ["transformers", "openai"])
-def test_loading_does_not_draw_over_what_was_loaded(scheme, tmp_path):
+def test_loading_does_not_reinitialize_loaded_weights(scheme, tmp_path):
     model = ImageGPTForCausalImageModeling(tiny_config(init_scheme=scheme))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -104,8 +104,8 @@ def test_a_new_head_on_loaded_weights_follows_the_scheme(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["transformers", "openai"])
-def test_weights_that_were_loaded_are_not_drawn_anew(tmp_path, scheme):
-    """Only the classifier's head is missing from this folder; whole-module initialisation must not touch the rest."""
+def test_only_missing_weights_are_initialized(tmp_path, scheme):
+    """The folder lacks only the classifier's head; module-wise initialisation must not change the rest."""
     body = tiny_model(ImageGPTModel, init_scheme=scheme)
     body.save_pretrained(tmp_path)
     classifier = ImageGPTForImageClassification.from_pretrained(tmp_path)

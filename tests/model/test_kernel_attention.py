@@ -1,4 +1,4 @@
-"""The backend "kernels": the model's numbers are those of eager attention."""
+"""The attention backend "kernels": when it runs, and when it falls back to torch."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from imagegpt.model.attention import kernels
 
 @pytest.fixture
 def calls(monkeypatch, with_training_kernels):
-    """How often our kernel was called."""
+    """Count calls of the kernel."""
     seen = []
     attention = training.attention
     monkeypatch.setattr(training, "attention", lambda *given: seen.append(1) or attention(*given))
@@ -30,12 +30,12 @@ def logits(model, backend, **more):
     return model(ids, **more).logits
 
 
-def test_our_kernel_is_called_for_each_block(calls):
+def test_kernel_is_called_for_each_block(calls):
     logits(small_model(), "kernels")
     assert len(calls) == 2
 
 
-def test_the_rest_is_torchs(calls):
+def test_unsupported_cases_fall_back_to_torch(calls):
     model = small_model()
     mask = torch.ones(3, 16, dtype=torch.int64)
     mask[0, :5] = 0
@@ -53,7 +53,7 @@ def test_the_rest_is_torchs(calls):
     assert len(calls) == before
 
 
-def test_without_a_compiler_it_is_torchs(monkeypatch):
+def test_without_compiler_falls_back_to_torch(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no compiler\nhere")
 
@@ -61,13 +61,13 @@ def test_without_a_compiler_it_is_torchs(monkeypatch):
     monkeypatch.setattr(training, "is_loaded", lambda: False)
     kernels.has_kernels.cache_clear()
     model = small_model()
-    with pytest.warns(UserWarning, match="attention is torch's, and slower: no compiler here"):
+    with pytest.warns(UserWarning, match="using torch's attention, which is slower: no compiler here"):
         mine = logits(model, "kernels")
     assert torch.equal(mine, logits(model, "sdpa"))  # and says nothing again
     kernels.has_kernels.cache_clear()
 
 
-def test_kernels_are_compiled_when_they_are_first_wanted(monkeypatch):
+def test_kernels_are_compiled_on_first_use(monkeypatch):
     seen = []
     load = training.load
     monkeypatch.setattr(training, "load", lambda: seen.append(1) or load())

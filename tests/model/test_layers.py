@@ -1,4 +1,4 @@
-"""The layers as torch sees them: gradients of every kind, half precision, tensors that can be saved."""
+"""The layers with torch's features: gradients of all kinds, half precision, serialisation."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_gradients_can_be_differentiated_again(has_bias):
     assert torch.autograd.gradgradcheck(out, inputs)
 
 
-def test_what_a_projection_gave_can_be_changed_in_place():
+def test_projection_output_can_be_modified_in_place():
     projection, x = Projection(6, 5), torch.randn(2, 3, 6)
     out = projection(x)
     out.mul_(3).sum().backward()
@@ -72,7 +72,7 @@ def test_forward_mode():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_features_can_be_saved_and_loaded_again(training, tmp_path):
+def test_features_can_be_saved_and_loaded(training, tmp_path):
     model = small_model().train(training)
     outputs = model(torch.zeros(1, 16, dtype=torch.long), output_hidden_states=True)
     body = model.transformer(torch.zeros(1, 16, dtype=torch.long))
@@ -98,7 +98,7 @@ def test_no_tensor_carries_an_attribute():
 
 @pytest.mark.parametrize("path", ["no_grad", "training", "graph", "functional", "compiled"])
 def test_activation_of_large_numbers_in_float16(path):
-    """1.702 x is infinite from 38,497 on: the activation was infinite, its gradient not a number."""
+    """Regression: from 38,497 on 1.702 x overflowed, the activation was inf and its gradient nan."""
     values = torch.tensor([38_496.0, 38_528.0, 65_504.0, -38_528.0, -65_504.0, 1.0, 0.0])
     x = values.half().requires_grad_(path != "no_grad")
     exact = values.double().requires_grad_()
@@ -151,7 +151,7 @@ def double_backward(model, precision=torch.float32):
 @pytest.mark.parametrize("backend", ["kernels", "eager"])
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_double_backward_of_every_backend(backend, precision, tolerance, is_causal, with_training_kernels):
-    """With our attention it was wrong by 13 to 63 %: its gradient was taken for a constant."""
+    """Regression: with our attention it was off by 13 to 63 %, its gradient being treated as a constant."""
     if backend == "kernels" and precision == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor does not multiply pairs of bfloat16, and torch's attention says it cannot")
     options = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "is_causal": is_causal}
@@ -164,7 +164,7 @@ def test_double_backward_of_every_backend(backend, precision, tolerance, is_caus
     assert error.sqrt() <= tolerance * sum(expected.square().sum() for _, expected in known).sqrt()
 
 
-def test_double_backward_that_torch_has_not_is_an_error():
+def test_double_backward_unsupported_by_torch_is_an_error():
     model = small_model(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
@@ -174,7 +174,7 @@ def test_double_backward_that_torch_has_not_is_an_error():
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # no batching rule of torch's attention
 @pytest.mark.parametrize("backend", ["kernels", "eager", "sdpa"])
 def test_functional_transforms(backend, with_training_kernels):
-    """Gradients of each image by `vmap(grad(...))` are those of a loop."""
+    """Per-image gradients from `vmap(grad(...))` equal those of a loop."""
     model = small_model(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model.set_attn_implementation(backend)
     ids = torch.randint(10, (3, 16), generator=torch.Generator().manual_seed(1))

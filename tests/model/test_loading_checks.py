@@ -1,4 +1,4 @@
-"""Weights of another shape than the configuration says are refused in a sentence, by every loader."""
+"""Every loader reports weights that do not match the configuration, in one sentence."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from imagegpt.model.resizing import resize_color_embeddings
 
 @pytest.fixture
 def folder_with(tmp_path):
-    """A folder in which a weight has so many rows more, or fewer."""
+    """A folder in which one weight has more or fewer rows."""
 
     def make(name, more, model_class=ImageGPTForCausalImageModeling, kind="safetensors"):
         tiny_model(model_class, num_labels=3).save_pretrained(tmp_path)
@@ -42,21 +42,21 @@ WRONG = [
 
 @pytest.mark.parametrize(("model_class", "name", "more", "message"), WRONG)
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_weights_of_another_shape_are_refused(model_class, name, more, message, kind, folder_with):
+def test_mismatched_shapes_are_an_error(model_class, name, more, message, kind, folder_with):
     folder = folder_with(name, more, model_class, kind)
-    with pytest.raises(ValueError, match=f"the weights do not fit the configuration: .*{message}; correct") as error:
+    with pytest.raises(ValueError, match=f"the weights do not match the configuration: .*{message}; correct") as error:
         model_class.from_pretrained(folder)
     assert "\n" not in str(error.value)
     assert isinstance(error.value, RuntimeError)  # as transformers' own
-    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+    with pytest.raises(ValueError, match=r"do not match its config\.json"):
         load_model(folder, model_class)
 
 
 @pytest.mark.parametrize("more", [-1, 1])
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForImageClassification])
-def test_a_head_that_is_not_loaded_has_to_fit_as_well(model_class, kind, more, folder_with):
-    """The body and a classifier leave the generator's head aside; a wrong one used to load without a word."""
+def test_unused_head_must_match_too(model_class, kind, more, folder_with):
+    """Regression: the base model and the classifier ignored a generative head of the wrong shape."""
     folder = folder_with("lm_head.weight", more, kind=kind)
     with pytest.raises(ValueError, match=rf"lm_head\.weight is \({16 + more}, 32\), not \(16, 32\); correct its sizes"):
         model_class.from_pretrained(folder)
@@ -66,14 +66,14 @@ def test_a_head_that_is_not_loaded_has_to_fit_as_well(model_class, kind, more, f
     model_class.from_pretrained(folder)
 
 
-def test_many_weights_are_not_all_listed(tmp_path):
+def test_long_lists_of_mismatches_are_shortened(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lm_head\.weight is .* and \d+ more; correct its sizes"):
         ImageGPTForCausalImageModeling.from_pretrained(tmp_path, n_embd=36)
 
 
-def test_other_shapes_that_are_asked_for_are_drawn_anew(folder_with):
-    """A classifier for other classes, as in transformers."""
+def test_ignore_mismatched_sizes_initializes_weights(folder_with):
+    """A classifier with another number of classes, as in transformers."""
     tiny_model(ImageGPTForImageClassification, num_labels=3).save_pretrained(folder := folder_with("lm_head.weight", 1))
     model, report = ImageGPTForImageClassification.from_pretrained(
         folder, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
@@ -84,10 +84,10 @@ def test_other_shapes_that_are_asked_for_are_drawn_anew(folder_with):
     assert isinstance(alone, ImageGPTForImageClassification)
 
 
-def test_matrices_that_do_not_belong_together_are_not_resized():
+def test_inconsistent_matrices_are_not_resized():
     model = tiny_model()
     model.lm_head = torch.nn.Linear(32, 15, bias=False)
-    with pytest.raises(ValueError, match="the output matrix has 15 rows and the token embedding 17: there must"):
+    with pytest.raises(ValueError, match="the output matrix has 15 rows and the token embedding 17: it must"):
         model.resize_token_embeddings(20)
     with pytest.raises(ValueError, match="the output matrix has 15 rows"):
         resize_color_embeddings(model.transformer.wte, model.lm_head, 9, 0.02)

@@ -1,4 +1,4 @@
-"""The door of the models: odd inputs that must work, wrong ones that must be refused in one sentence, and odd uses.
+"""Model inputs and uses: unusual ones that must work, and invalid ones that must be one-sentence errors.
 
 What a hostile or hurried user does. The arithmetic is in test_parity.py and its neighbours.
 """
@@ -38,7 +38,7 @@ def test_labels_of_other_integer_types(dtype):
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0)], ids=["no_images", "no_pixels"])
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_nothing_gives_nothing(shape, backend):
+def test_empty_batches(shape, backend):
     logits = tiny_model(backend=backend)(torch.zeros(shape, dtype=torch.long)).logits
     assert logits.shape == (*shape, 16)
 
@@ -77,7 +77,7 @@ def test_exact_likelihood_with_more_inputs(extra):
     assert largest_difference(loss, expected) < 1e-6
 
 
-def test_labels_that_are_left_out_do_not_count():
+def test_ignored_labels_do_not_count():
     model = tiny_model(dtype=torch.float64)
     labels = image_ids().clone()
     labels[:, :9] = -100
@@ -112,8 +112,8 @@ REFUSED = {
     "both": ({"input_ids": image_ids(), "inputs_embeds": torch.zeros(2, 16, 32)}, "both of input_ids and"),
     "one_axis": ({"input_ids": image_ids()[0]}, r"input_ids has the shape \(16,\)"),
     "three_axes": ({"input_ids": image_ids()[None]}, r"input_ids has the shape \(1, 2, 16\)"),
-    "negative_id": ({"input_ids": image_ids() - 20}, "input_ids contains -20: this model knows tokens 0 to 16"),
-    "large_id": ({"input_ids": image_ids() + 5}, "input_ids contains 21: this model knows tokens 0 to 16"),
+    "negative_id": ({"input_ids": image_ids() - 20}, "input_ids contains -20: this model has tokens 0 to 16"),
+    "large_id": ({"input_ids": image_ids() + 5}, "input_ids contains 21: this model has tokens 0 to 16"),
     "large_type": ({"input_ids": image_ids(), "token_type_ids": image_ids() + 9}, "token_type_ids contains 25"),
     "too_long": ({"input_ids": torch.zeros(2, 40, dtype=torch.long)}, "ends at position 40, this model has 16"),
     "one_too_long": ({"input_ids": whole_image()}, "ends at position 17, this model has 16"),
@@ -127,10 +127,13 @@ REFUSED = {
         {"input_ids": image_ids(), "labels": image_ids()[:, -3:], "logits_to_keep": 3},
         "3 labels were given for 16 positions",
     ),
-    "no_label_for_kept": ({"input_ids": image_ids(), "labels": image_ids(), "logits_to_keep": 1}, "say nothing of"),
+    "no_label_for_kept": (
+        {"input_ids": image_ids(), "labels": image_ids(), "logits_to_keep": 1},
+        "no position in logits_to_keep has a label",
+    ),
     "no_label_for_chosen": (
         {"input_ids": image_ids(), "labels": image_ids(), "logits_to_keep": torch.tensor([15, -1])},
-        "say nothing of",
+        "no position in logits_to_keep has a label",
     ),
     "negative_keep": ({"input_ids": image_ids(), "logits_to_keep": -3}, "logits_to_keep is -3: give how many"),
     "half_a_position": ({"input_ids": image_ids(), "logits_to_keep": 2.5}, "logits_to_keep is 2.5: give how many"),
@@ -139,7 +142,7 @@ REFUSED = {
         {"input_ids": image_ids(), "logits_to_keep": torch.zeros(2, 3, dtype=torch.long)},
         r"logits_to_keep .*shape \(2, 3\)",
     ),
-    "short_mask_of_kept": ({"input_ids": image_ids(), "logits_to_keep": torch.ones(9).bool()}, "for each of 16"),
+    "short_mask_of_kept": ({"input_ids": image_ids(), "logits_to_keep": torch.ones(9).bool()}, "or 16 booleans"),
     "keep_beyond": ({"input_ids": image_ids(), "logits_to_keep": torch.tensor([3, 16])}, "logits_to_keep contains 16"),
     "short_shift_labels": ({"input_ids": image_ids(), "shift_labels": image_ids()[:, 1:]}, "15 labels were given"),
     "shift_labels_of_one": ({"input_ids": image_ids(), "shift_labels": image_ids()[:1]}, "shift_labels is .* shape"),
@@ -167,13 +170,13 @@ REFUSED = {
     REFUSED.values(),
     ids=REFUSED,
 )
-def test_wrong_inputs_are_refused_in_one_sentence(inputs, message):
+def test_invalid_inputs_are_one_sentence(inputs, message):
     with pytest.raises((ValueError, TypeError), match=message) as error:
         tiny_model()(**inputs)
     assert "\n" not in str(error.value)
 
 
-def test_a_cache_in_a_bidirectional_model_is_refused():
+def test_cache_in_bidirectional_model_is_an_error():
     # Earlier pixels should have seen the later ones; in chunks they did not, and the logits differ from the whole's.
     model = tiny_model(is_causal=False)
     assert model(image_ids()).past_key_values is None
@@ -182,7 +185,7 @@ def test_a_cache_in_a_bidirectional_model_is_refused():
         model(image_ids()[:, 8:], past_key_values=past)
 
 
-def test_a_classifier_does_not_put_a_start_token_into_the_middle():
+def test_shifted_classifier_refuses_a_filled_cache():
     model = tiny_model(ImageGPTForImageClassification, shift_inputs=True)
     past = model(image_ids()[:, :8], use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"past_key_values|shift_inputs"):
@@ -190,7 +193,7 @@ def test_a_classifier_does_not_put_a_start_token_into_the_middle():
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
-def test_a_cache_with_gradient_checkpointing_is_refused():
+def test_cache_with_gradient_checkpointing_is_an_error():
     # transformers drops the cache inside each block, but the mask was made for it: a shape error of broadcasting.
     model = tiny_model().train()
     past = model(image_ids()[:, :4]).past_key_values
@@ -205,14 +208,14 @@ def test_prompts_of_the_wrong_shape_are_refused(prompt):
         tiny_model().generate(prompt)
 
 
-def test_no_prompt_by_name_is_no_prompt():
+def test_prompt_of_none_is_no_prompt():
     assert tiny_model().generate(input_ids=None).shape == (1, 17)
 
 
 # --- Odd uses ---
 
 
-def test_a_deep_copy_is_a_model_of_its_own():
+def test_deep_copy_is_independent():
     model = tiny_model()
     model(image_ids(), output_hidden_states=True)  # hooks are installed now
     twin = copy.deepcopy(model)
@@ -228,7 +231,7 @@ def test_a_model_survives_pickling():
     assert largest_difference(pickle.loads(pickle.dumps(model))(image_ids()).logits, model(image_ids()).logits) == 0
 
 
-def test_two_models_in_two_threads_do_not_notice_each_other():
+def test_models_in_threads_are_independent():
     models = [tiny_model(seed=1), tiny_model(seed=2, backend="eager", n_layer=3)]
     expected = [model(image_ids(), output_hidden_states=True) for model in models]
     wrong = []
@@ -248,7 +251,7 @@ def test_two_models_in_two_threads_do_not_notice_each_other():
     assert wrong == []
 
 
-def test_the_meta_device_knows_the_shapes():
+def test_meta_device():
     with torch.device("meta"):
         model = ImageGPTForCausalImageModeling(tiny_config())
         ids = torch.zeros(2, 16, dtype=torch.long)
@@ -283,7 +286,7 @@ def test_embeddings_can_be_replaced():
     assert model.get_input_embeddings() is new is model.transformer.wte
 
 
-def test_tying_leaves_the_output_matrix_alone():
+def test_tie_weights_does_not_change_output_matrix():
     model = tiny_model()
     before = model.lm_head.weight.clone()
     model.tie_weights()

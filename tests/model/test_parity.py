@@ -1,4 +1,4 @@
-"""Ours against transformers' ImageGPT, weights loaded strictly: logits, hidden states, attentions, loss and gradients.
+"""Parity with transformers' ImageGPT: logits, hidden states, attentions, loss and gradients.
 
 Every case runs twice. In float32 logits may differ by 1e-5 (measured: 1e-6 to 3e-6, which is also how far either lies
 from float64). In float64 both compute the same function and differ by rounding alone, 1e-14 or so; 1e-11 there leaves
@@ -97,7 +97,7 @@ CASES = {
 
 
 def run(model, inputs, weighting=None):
-    """Outputs of a forward pass with everything recorded, and the gradients of the loss."""
+    """Outputs of a forward pass with all states captured, and the gradients of the loss."""
     inputs = {k: v.to(model.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
     outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
     model.zero_grad()
@@ -106,7 +106,7 @@ def run(model, inputs, weighting=None):
 
 
 def seen_rows(inputs):
-    """(B, T), True for real pixels: what padding computes is nobody's business."""
+    """(B, T), True for real pixels; outputs at padding are not compared."""
     mask = inputs.get("attention_mask")
     return slice(None) if mask is None else mask.bool()
 
@@ -127,7 +127,7 @@ def assert_same_gradients(ours, theirs, limit):
 
 
 def with_labels(inputs):
-    """Labels for the pixels that are real; the reference would also count the padding."""
+    """Labels of real pixels; transformers would count the padding too."""
     if "labels" in inputs:
         return inputs
     labels = inputs["input_ids"].clone()
@@ -414,7 +414,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_comparison_notices_each_mutant(name, monkeypatch):
+def test_parity_detects_each_mutant(name, monkeypatch):
     # The epsilon is that of the paper, but the first stream is as small as a fresh model's: there it matters.
     model = tiny_model(n_layer=3, scale_attn_by_inverse_layer_idx=True, backend="eager")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The loss: which pixel each position has to predict, whatever positions are kept."""
+"""The pixel loss: targets of each position, for any `logits_to_keep`."""
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ KEPT = {
 
 @pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
 @pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "bidirectional"])
-def test_the_loss_of_kept_positions(keep, is_causal):
-    """With T - 1 positions kept, labels used to meet the logits of the position before."""
+def test_loss_with_logits_to_keep(keep, is_causal):
+    """Regression: with T - 1 positions kept, labels were off by one position."""
     model, ids = tiny_model(is_causal=is_causal), image_ids()
     labels = image_ids(seed=3, sos=False)
     labels[0, 4] = labels[1, 9] = -100
@@ -47,8 +47,8 @@ def test_the_loss_of_kept_positions(keep, is_causal):
     assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_loss_of_the_last_pixels_of_whole_images():
-    """The start token and all pixels: one label more than positions."""
+def test_loss_of_last_pixels_of_whole_images():
+    """The start token and all pixels: one more label than positions."""
     model = tiny_model()
     whole = torch.cat([torch.full((2, 1), 16), image_ids(sos=False)], dim=1)
     logits = model(whole[:, :-1]).logits
@@ -58,7 +58,7 @@ def test_the_loss_of_the_last_pixels_of_whole_images():
 
 
 @pytest.mark.parametrize("keep", [0, 15, 3])
-def test_shifted_labels_are_those_of_trainer_and_context_parallelism(keep):
+def test_shift_labels_equal_shifted_labels(keep):
     model, ids, labels = tiny_model(), image_ids(), image_ids(seed=3, sos=False)
     shifted = targets_of(labels, is_causal=True)
     expected = model(ids, labels=labels, logits_to_keep=keep).loss
@@ -67,8 +67,8 @@ def test_shifted_labels_are_those_of_trainer_and_context_parallelism(keep):
         assert torch.equal(model(ids, **given, logits_to_keep=keep).loss, expected)
 
 
-def test_a_shard_of_context_parallelism_is_scored_by_its_own_targets():
-    """Half of the positions, whose last predicts the first pixel of the other half."""
+def test_context_parallel_shard_uses_its_own_targets():
+    """Half of the positions, the last of which predicts the first pixel of the other half."""
     model, ids = tiny_model(), image_ids()
     shifted = targets_of(ids, is_causal=True)
     position_ids = torch.arange(16).expand(2, -1)
@@ -83,7 +83,7 @@ def test_a_shard_of_context_parallelism_is_scored_by_its_own_targets():
     assert outputs.loss.item() == pytest.approx(mean_nll(logits, shifted[:, :8]).item() * 16 / 30, rel=1e-5)
 
 
-def test_shifted_labels_where_nothing_is_shifted_are_refused():
+def test_shift_labels_are_refused_by_bidirectional_models_and_classifiers():
     with pytest.raises(ValueError, match=r"shift_labels was given to a bidirectional model .*: give labels"):
         tiny_model(is_causal=False)(image_ids(), shift_labels=image_ids(sos=False))
     classifier = tiny_model(ImageGPTForImageClassification, num_labels=3)

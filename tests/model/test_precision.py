@@ -1,4 +1,4 @@
-"""What each dtype is good for: float64 through and through, and half precision that neither overflows nor drifts."""
+"""Precision: exact float64 throughout, and half precision without overflow or drift."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def relative_error(values, exact):
     ],
     ids=["default", "no_biases", "bidirectional", "inverse_layer", "unscaled_tanh", "epsilon_relu"],
 )
-def test_float64_model_agrees_with_the_definition(options, backend):
+def test_float64_model_matches_reference(options, backend):
     model = tiny_model(dtype=torch.float64, backend=backend, **options)
     ids = image_ids()
     outputs = model(ids, output_hidden_states=True)
@@ -41,7 +41,7 @@ def test_float64_model_agrees_with_the_definition(options, backend):
         assert largest_difference(state, torch.as_tensor(expected)) < 1e-12
 
 
-def test_float64_loss_agrees_with_the_definition():
+def test_float64_loss_matches_reference():
     model = tiny_model(dtype=torch.float64)
     ids = image_ids()
     loss = model(ids, labels=ids).loss
@@ -93,7 +93,7 @@ def test_gain_is_trained():
 
 @HALVES
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
-def test_loading_in_half_precision_keeps_the_norms_in_float32(model_class, dtype, tmp_path):
+def test_half_precision_loading_keeps_norms_in_float32(model_class, dtype, tmp_path):
     tiny_model(model_class, add_cross_attention=True).save_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path, dtype=dtype)
     assert model.dtype == dtype
@@ -117,7 +117,7 @@ def built_with_default(model_class, config, dtype):
 @HALVES
 @pytest.mark.parametrize("build", [built_with_config, built_with_default])
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
-def test_making_a_model_in_half_precision_keeps_the_norms_in_float32(model_class, build, dtype):
+def test_half_precision_construction_keeps_norms_in_float32(model_class, build, dtype):
     model = build(
         model_class, tiny_config(add_cross_attention=model_class is not ImageGPTForImageClassification), dtype
     )
@@ -127,15 +127,15 @@ def test_making_a_model_in_half_precision_keeps_the_norms_in_float32(model_class
     assert model(image_ids())[0].dtype == dtype
 
 
-def test_making_a_model_in_float64_makes_all_of_it_so():
+def test_float64_construction():
     model = ImageGPTForCausalImageModeling._from_config(tiny_config(), dtype=torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
 @pytest.mark.parametrize("model_class", [ImageGPTModel, ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
 @pytest.mark.parametrize("has_cross_attention", [True, False])
-def test_what_is_kept_in_float32_exists(model_class, has_cross_attention):
-    """transformers' own tests look for each name among the parameters."""
+def test_modules_kept_in_float32_exist(model_class, has_cross_attention):
+    """As transformers' test suite checks."""
     model = model_class(tiny_config(add_cross_attention=has_cross_attention))
     names = [part for name, _ in model.named_parameters() for part in name.split(".")]
     assert set(model._keep_in_fp32_modules_strict) <= set(names)
@@ -157,7 +157,7 @@ def test_half_precision_logits_are_close_to_float64(dtype, backend, tmp_path):
 
 @HALVES
 @pytest.mark.parametrize("how", ["to", "method"])
-def test_a_model_cast_as_a_whole_still_works(how, dtype):
+def test_fully_cast_model_works(how, dtype):
     # `model.half()` casts the gains too: less exact, but no error and no overflow.
     model = tiny_model()
     exact = tiny_model(dtype=torch.float64)(image_ids()).logits
@@ -177,7 +177,7 @@ def test_loss_of_a_half_precision_model_is_computed_in_float32(dtype):
 
 
 def test_loss_of_constant_logits_is_the_logarithm_of_the_colours_in_bfloat16():
-    # bfloat16 keeps three digits: ln 512 would come out as 6.25.
+    # bfloat16 has three digits: ln 512 would be 6.25.
     config = tiny_config(vocab_size=513, init_scheme="openai")
     model = ImageGPTForCausalImageModeling(config).to(torch.bfloat16)
     ids = image_ids(config=config)
@@ -210,7 +210,7 @@ def test_large_scores_do_not_overflow_in_float16(upcast):
 
 @HALVES
 def test_upcast_attention_weights_are_more_exact_in_half_precision(dtype):
-    """Scores of some size, as a trained model has: rounded to half precision, they move the weights."""
+    """With large scores, as in a trained model, rounding to half precision changes the weights."""
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, 4, 16, 8, generator=generator).mul(3).to(dtype) for _ in range(2))
     exact = oracle.softmax((query.double() @ key.double().transpose(-1, -2) / 8**0.5).numpy())

@@ -1,4 +1,4 @@
-"""Removing attention heads: the same as masking them, and remembered by the files.
+"""Head pruning is equivalent to head masking, and survives saving.
 
 transformers 5 dropped pruning, so the reference is the model itself with a head mask.
 """
@@ -43,7 +43,7 @@ def test_cross_attention_keeps_its_heads():
     assert model.transformer.h[0].crossattention.q_attn.weight.shape == (32, 32)
 
 
-def test_heads_keep_their_names_when_pruned_in_two_steps():
+def test_heads_keep_their_indices_when_pruned_twice():
     once, twice = tiny_model(dtype=torch.float64), tiny_model(dtype=torch.float64)
     once.prune_heads(PRUNED)
     twice.prune_heads({0: [0]})
@@ -52,7 +52,7 @@ def test_heads_keep_their_names_when_pruned_in_two_steps():
     assert largest_difference(once(image_ids()).logits, twice(image_ids()).logits) == 0
 
 
-def test_head_mask_of_a_pruned_model_names_heads_as_before():
+def test_head_mask_of_pruned_model_uses_original_indices():
     model = tiny_model(dtype=torch.float64)
     both = model(image_ids(), head_mask=torch.tensor([[0.0, 0.0, 1, 1], [1, 1, 1, 1]])).logits
     model.prune_heads({0: [0]})
@@ -98,7 +98,7 @@ def test_pruning_in_the_configuration_builds_a_small_model():
         ({1: [0, 1, 2, 3]}, "leaves no head in block 1"),
     ],
 )
-def test_impossible_heads_are_refused_and_nothing_changes(heads, message):
+def test_invalid_heads_are_an_error_and_change_nothing(heads, message):
     model = tiny_model()
     before = model(image_ids()).logits
     with pytest.raises(ValueError, match=message):

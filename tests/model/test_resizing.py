@@ -1,4 +1,4 @@
-"""Other palettes and other image sizes for a model that exists.
+"""Resizing of a model's palette and image size.
 
 transformers' own resizing appends rows to the input and gives the output as many: the start token's row would become a
 colour and the start token could be drawn.
@@ -12,7 +12,7 @@ from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassificat
 
 
 @pytest.mark.parametrize("vocab_size", [3, 9, 16, 18, 40])
-def test_the_start_token_stays_last_and_keeps_its_vector(vocab_size):
+def test_start_token_stays_last(vocab_size):
     model = tiny_model()
     old_in, old_out = model.transformer.wte.weight.detach().clone(), model.lm_head.weight.detach().clone()
     embedding = model.resize_token_embeddings(vocab_size)
@@ -30,7 +30,7 @@ def test_the_start_token_stays_last_and_keeps_its_vector(vocab_size):
 
 
 @pytest.mark.parametrize("vocab_size", [9, 40])
-def test_logits_of_colours_that_stay_are_unchanged(vocab_size):
+def test_logits_of_remaining_colors_are_unchanged(vocab_size):
     model = tiny_model()
     ids = image_ids() % 8
     ids[:, 0] = 16
@@ -41,7 +41,7 @@ def test_logits_of_colours_that_stay_are_unchanged(vocab_size):
     assert largest_difference(model(ids).logits[..., :kept], before[..., :kept]) < 1e-6
 
 
-def test_new_rows_lie_around_the_mean_of_the_old_ones():
+def test_new_rows_are_centred_on_the_mean():
     model = tiny_model(initializer_range=0.01)
     mean = model.transformer.wte.weight[:16].mean(0)
     model.resize_token_embeddings(517)
@@ -50,7 +50,7 @@ def test_new_rows_lie_around_the_mean_of_the_old_ones():
     assert new.std().item() == pytest.approx(0.01, rel=0.05)
 
 
-def test_new_rows_lie_around_zero_without_mean_resizing():
+def test_new_rows_are_centred_on_zero_without_mean_resizing():
     model = tiny_model()
     before = model.transformer.wte.weight.clone()
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_requires_grad_and_dtype_are_kept():
         ({"new_num_tokens": 0, "pad_to_multiple_of": 8}, "0 tokens"),
     ],
 )
-def test_impossible_palettes_are_refused_and_nothing_changes(arguments, message):
+def test_invalid_sizes_are_an_error_and_change_nothing(arguments, message):
     model = tiny_model()
     with pytest.raises(ValueError, match=message):
         model.resize_token_embeddings(**arguments)
@@ -175,7 +175,7 @@ def test_constant_positions_stay_constant():
         (16, -4),
     ],
 )
-def test_images_that_are_not_square_are_refused(old, new):
+def test_non_square_images_are_an_error(old, new):
     model = tiny_model(n_positions=old)
     with pytest.raises(ValueError, match=rf"from {old} to {new} pixels"):
         model.resize_position_embeddings(new)

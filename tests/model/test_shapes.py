@@ -1,7 +1,7 @@
-"""The axes in the signatures are true: a run through the public functions with jaxtyping and beartype watching.
+"""The axes in signatures are correct: public functions run with jaxtyping and beartype enabled.
 
-In a process of its own, because the import hook must come before the imports. Not over all tests: where one gives a
-wrong input, the hook would speak before our own error does. Models are left out, since checked calls do not compile.
+In a subprocess, because the import hook must be installed before the imports. Not for all tests: with invalid inputs
+the hook would raise before our own checks. Models are excluded, because checked calls do not compile.
 """
 
 import textwrap
@@ -15,6 +15,7 @@ WATCHED = [
     "imagegpt.images.palette_fitting",
     "imagegpt.images.reading",
     "imagegpt.images.color_conversion",
+    "imagegpt.sampling.noise",
     "imagegpt.sampling.rules",
     "imagegpt.sampling.backends.base",
     "imagegpt.sampling.backends.cpp",
@@ -42,9 +43,10 @@ from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.evaluation.baselines import NeighbourModel, PositionHistogram
 from imagegpt.evaluation.likelihood import mean_nll, pixel_nll
 from imagegpt.sampling import Sampler, SamplingRules
-from imagegpt.sampling.rules import draw, filter_logits, gumbel_noise, seed_tensor
+from imagegpt.sampling.noise import gumbel_noise, seed_tensor
+from imagegpt.sampling.rules import filter_logits, sample_colors
 from imagegpt.data.sources.digits import load_digits
-from imagegpt.training.objectives import autoregressive_loss
+from imagegpt.model.losses import autoregressive_loss
 """
 
 
@@ -53,7 +55,7 @@ def run(forkserver):
     return lambda code: forkserver.run(["-c", PREAMBLE + textwrap.dedent(code)])
 
 
-def test_the_signatures_hold(run):
+def test_signatures_match_arguments(run):
     done = run(
         """
         pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
@@ -77,8 +79,7 @@ def test_the_signatures_hold(run):
         mean_nll(model, images)
         autoregressive_loss(model, images)
 
-        data = load_digits()
-        train, validation = data.train.ids.numpy(), data.validation.ids.numpy()
+        train, validation = (load_digits()[split].levels.astype(np.int64) for split in ("train", "validation"))
         NeighbourModel.fit(train, validation, num_colors=17, side=8).pixel_nll(validation)
         PositionHistogram.fit(train, validation, num_colors=17).pixel_nll(validation)
         """
@@ -86,7 +87,7 @@ def test_the_signatures_hold(run):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_wrong_shape_is_noticed(run):
-    done = run("draw(torch.zeros(2, 5), torch.zeros(3, 5), SamplingRules())")
+def test_wrong_shape_is_detected(run):
+    done = run("sample_colors(torch.zeros(2, 5), torch.zeros(3, 5), SamplingRules())")
     assert done.returncode != 0
     assert "TypeCheckError" in done.stderr

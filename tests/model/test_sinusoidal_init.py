@@ -5,7 +5,7 @@ import torch
 
 from helpers import tiny_config
 from imagegpt import ImageGPTForCausalImageModeling
-from imagegpt.model.sinusoidal_init import start_as_waves
+from imagegpt.model.sinusoidal_init import sinusoidal_init_
 
 HEIGHT, WIDTH = 3, 5
 GREYS = torch.linspace(-1, 1, 16).unsqueeze(1).expand(16, 3)
@@ -18,18 +18,18 @@ def waving(width=64, size=(HEIGHT, WIDTH), seed=0):
     tables = model.transformer.wpe.weight, model.transformer.wte.weight
     before = [table.detach().clone() for table in tables]
     torch.manual_seed(seed)
-    start_as_waves(model, GREYS, size)
+    sinusoidal_init_(model, GREYS, size)
     return before, [table.detach().clone() for table in tables]
 
 
-def test_the_mean_square_is_one():
+def test_rms_is_one():
     _, (positions, colors) = waving()
     assert torch.allclose(positions.square().mean(1), torch.ones(15), atol=1e-5)
     assert torch.allclose(colors[:16].square().mean(1), torch.ones(16), atol=1e-5)
 
 
-def test_only_the_way_from_pixel_to_pixel_counts():
-    """Inner products of positions depend on rows and columns between them, and are largest for a pixel with itself."""
+def test_similarity_depends_only_on_offset():
+    """Inner products of positions depend on the row and column offset, and are largest at offset 0."""
     _, (positions, _) = waving()
     products = positions @ positions.T
     seen = {}
@@ -44,26 +44,26 @@ def test_only_the_way_from_pixel_to_pixel_counts():
     assert seen[0, 1][0] > seen[0, 3][0]
 
 
-def test_near_colours_are_more_alike():
+def test_similar_colors_have_similar_embeddings():
     _, (_, colors) = waving(width=256)
     products = colors[:16] @ colors[:16].T
     assert products[4, 5] > products[4, 6] > products[4, 12]
     assert products[4, 4] > products[4, 5] + 10
 
 
-def test_the_start_token_stays():
+def test_start_token_is_unchanged():
     (_, before), (_, after) = waving()
     assert torch.equal(before[16], after[16])
 
 
-def test_channels_left_over_stay():
+def test_remaining_channels_are_unchanged():
     before, (positions, colors) = waving(width=10)
     assert torch.equal(before[0][:, 8:], positions[:, 8:])
     assert positions[:, :8].square().mean() == pytest.approx(1, abs=1e-5)
     assert colors[:16].square().mean() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_generator_decides():
+def test_init_is_seeded():
     _, (_, first) = waving(seed=1)
     _, (_, again) = waving(seed=1)
     _, (_, other) = waving(seed=2)

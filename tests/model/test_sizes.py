@@ -25,11 +25,11 @@ def test_parameters_of_the_named_sizes(name, use_bias, parameters):
     assert count(name, use_bias=use_bias) == parameters
 
 
-def test_the_largest_model_has_the_papers_6_8_billion_parameters():
+def test_igpt_xl_has_6_8_billion_parameters():
     assert round(count("xl", use_bias=False) / 1e9, 1) == 6.8
 
 
-def test_without_biases_there_are_none():
+def test_use_bias_false_has_no_biases():
     with torch.device("meta"):
         model = ImageGPTForCausalImageModeling(ImageGPTConfig.from_size("small", use_bias=False))
     assert [name for name, _ in model.named_parameters() if name.endswith("bias")] == []

@@ -1,4 +1,4 @@
-"""Tensor parallelism: two processes, each holding half of the heads and half of the MLPs, are one model."""
+"""Tensor parallelism: two processes with half of the heads and MLPs each match one process."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ WORKER = textwrap.dedent(
 
 
 @pytest.mark.slow
-def test_two_processes_hold_half_each_and_give_the_logits_gradients_and_images_of_one(tmp_path):
+def test_two_processes_match_one(tmp_path):
     torch.manual_seed(0)
     config = ImageGPTConfig(
         vocab_size=17, n_positions=16, n_embd=32, n_layer=3, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0

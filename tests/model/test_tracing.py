@@ -1,4 +1,4 @@
-"""Tensors that have no values to look at: fake ones, those of `torch.func`, of `make_fx`, on the device "meta"."""
+"""Tensors without readable values: fake and meta tensors, `torch.func`, `make_fx`."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def inputs_for(model_class, ids, **more):
 
 
 def with_everything(model_class):
-    """An input with all the arguments whose values are checked."""
+    """Inputs with every argument whose values are checked."""
     ids = image_ids()
     more = {
         "position_ids": torch.arange(16).expand(2, -1),
@@ -34,25 +34,25 @@ def with_everything(model_class):
     return ids, inputs_for(model_class, ids, **more)
 
 
-def test_which_tensors_have_values():
-    has_values = tracing.has_values
+def test_can_read_values():
+    can_read_values = tracing.can_read_values
     x = torch.ones(2)
-    assert has_values(x)
-    assert not has_values(torch.ones(0))
-    assert not has_values(torch.ones(2, device="meta"))
+    assert can_read_values(x)
+    assert not can_read_values(torch.ones(0))
+    assert not can_read_values(torch.ones(2, device="meta"))
     with FakeTensorMode() as mode:
-        assert not has_values(torch.ones(2))
-    assert not has_values(mode.from_tensor(x))
+        assert not can_read_values(torch.ones(2))
+    assert not can_read_values(mode.from_tensor(x))
     seen = []
-    torch.func.vmap(lambda x: seen.append(has_values(x)) or x)(x)
-    make_fx(lambda x: seen.append(has_values(x)) or x)(x)
+    torch.func.vmap(lambda x: seen.append(can_read_values(x)) or x)(x)
+    make_fx(lambda x: seen.append(can_read_values(x)) or x)(x)
     assert seen == [False, False]
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "kernels"])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_fake_tensors(model_class, backend, with_training_kernels):
-    """The model made, run and differentiated without memory."""
+    """Construction, forward and backward without memory."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model_class(tiny_config(num_labels=3)).train()
         model.set_attn_implementation(backend)
@@ -134,14 +134,14 @@ def test_export_with_labels(model_class):
     torch.testing.assert_close(program.module()(ids, **more)[0], model(ids, **more)[0])
 
 
-def test_operations_of_a_training_step_are_counted_whole():
-    """torch's counter sees every product, which our own functions would hide from it."""
+def test_training_flops_are_fully_counted():
+    """torch's counter sees every matrix product, in spite of our own autograd functions."""
     model = tiny_model(backend="eager").train()
     with FlopCounterMode(display=False) as counter:
         model(image_ids(), labels=image_ids()).loss.backward()
     assert counter.get_total_flops() == pytest.approx(3 * 2 * cost.forward_flops(model.config), rel=0.01)
 
 
-def test_values_are_still_checked_where_there_are_any():
+def test_values_are_checked_when_readable():
     with pytest.raises(ValueError, match="input_ids contains 17"):
         tiny_model()(torch.full((1, 3), 17))

@@ -1,4 +1,4 @@
-"""The pipeline's promises: which image a seed stands for, what is kept, and what is refused."""
+"""The pipeline: which image a seed gives, prompts, masks, and invalid arguments."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_image_k_depends_on_seed_and_k_alone(pipe):
     assert len({image.tobytes() for image in eight}) == 8
 
 
-def test_samples_are_what_the_sampler_draws(pipe):
+def test_sample_equals_the_sampler(pipe):
     options = {"temperature": 0.8, "top_k": 4, "top_p": 0.9, "min_p": 0.2}
     ids = Sampler(pipe.model).generate(seeds=[image_seed(1, 0), image_seed(1, 1)], rules=SamplingRules(**options))
     assert same(pipe.sample(2, seed=1, **options), pipe.processor.decode(ids))
@@ -73,10 +73,10 @@ def test_completion_j_depends_on_image_seed_and_j_alone(pipe):
 
 
 @pytest.mark.parametrize(("keep", "num_kept"), [(0, 0), (0.1, 2), (0.5, 8), (0.53, 8), (0.9, 14), (0.96, 15)])
-def test_completions_keep_the_first_pixels(pipe, keep, num_kept):
-    assert pipe.num_kept_pixels(keep) == num_kept
+def test_completions_keep_the_prompt(pipe, keep, num_kept):
+    assert pipe.prompt_length(keep) == num_kept
     (image,) = pictures(1)
-    (original,) = pipe.reduce([image])
+    (original,) = pipe.quantize([image])
     for completion in pipe.complete(image, keep=keep, num=4)[0]:
         assert completion.size == (4, 4)
         assert np.array_equal(np.asarray(completion).ravel()[:num_kept], np.asarray(original).ravel()[:num_kept])
@@ -89,47 +89,47 @@ def first(num_kept, height=4, width=4, factor=1):
 
 
 @pytest.mark.parametrize(("rows", "num_kept"), [(0, 0), (1, 4), (3, 12)])
-def test_whole_rows_can_be_kept(pipe, rows, num_kept):
-    assert pipe.num_kept_pixels(rows=rows) == num_kept
+def test_rows_as_prompt(pipe, rows, num_kept):
+    assert pipe.prompt_length(rows=rows) == num_kept
     (image,) = pictures(1)
     assert same(pipe.complete(image, rows=rows, num=2)[0], pipe.complete(image, keep=num_kept / 16, num=2)[0])
 
 
-def test_rows_and_columns_are_not_mistaken_for_each_other():
+def test_rows_and_columns_of_wide_images():
     wide = build(ColorPalette.grey(10), size=(4, 6), n_positions=24)
-    assert wide.num_kept_pixels(rows=3) == 18
-    assert wide.num_kept_pixels(mask=first(13, 4, 6, factor=3)) == 13
+    assert wide.prompt_length(rows=3) == 18
+    assert wide.prompt_length(mask=first(13, 4, 6, factor=3)) == 13
     hole = first(13, 4, 6)
     hole[3, 5] = True
     with pytest.raises(ValueError, match="row 3, column 5 "):
-        wide.num_kept_pixels(mask=hole)
+        wide.prompt_length(mask=hole)
 
 
 @pytest.mark.parametrize("num_kept", [0, 1, 4, 7, 15])
 @pytest.mark.parametrize("factor", [1, 2, 7])
-def test_a_mask_keeps_its_first_pixels(pipe, tmp_path, num_kept, factor):
+def test_a_mask_as_prompt(pipe, tmp_path, num_kept, factor):
     kept = first(num_kept, factor=factor)
     Image.fromarray(kept).save(tmp_path / "mask.png")
     kinds = [kept, kept.astype(np.int64), kept.astype(np.float32), torch.from_numpy(kept), Image.fromarray(kept)]
     kinds += [Image.fromarray(kept * np.uint8(255)).convert("RGBA"), tmp_path / "mask.png", str(tmp_path / "mask.png")]
-    assert [pipe.num_kept_pixels(mask=mask) for mask in kinds] == [num_kept] * len(kinds)
+    assert [pipe.prompt_length(mask=mask) for mask in kinds] == [num_kept] * len(kinds)
 
 
-def test_any_colour_but_black_is_kept(pipe):
+def test_a_mask_keeps_every_colour_but_black(pipe):
     mask = Image.new("RGB", (4, 4))
     mask.putpixel((0, 0), (0, 0, 1))
     mask.putpixel((1, 0), (200, 0, 0))
-    assert pipe.num_kept_pixels(mask=mask) == 2
+    assert pipe.prompt_length(mask=mask) == 2
 
 
-def test_half_is_kept_unless_something_else_is_said(pipe):
-    assert pipe.num_kept_pixels() == 8
+def test_half_of_the_pixels_are_kept_by_default(pipe):
+    assert pipe.prompt_length() == 8
     (image,) = pictures(1)
     assert same(pipe.complete(image, num=2)[0], pipe.complete(image, keep=0.5, num=2)[0])
     assert same(pipe.complete(image, mask=first(5), num=2)[0], pipe.complete(image, keep=5 / 16, num=2)[0])
 
 
-def test_ids_are_completed_as_their_images_are(pipe):
+def test_complete_ids_equals_complete(pipe):
     images = pictures(2)
     by_ids = pipe.complete_ids(pipe.encode(images)[:, :5], num=3, seed=4)
     assert all(map(same, by_ids, pipe.complete(images, mask=first(5), num=3, seed=4)))
@@ -143,7 +143,7 @@ def holed(row, column, factor=1):
     return mask.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def test_colour_and_grey_palettes_give_their_own_modes():
+def test_image_modes_of_colour_and_grey_palettes():
     generator = np.random.default_rng(1)
     colours = ColorPalette.from_rgb(generator.integers(0, 256, (12, 3)))
     (image,) = build(colours).sample()
@@ -159,7 +159,7 @@ def test_progress_counts_every_pixel_once(pipe):
     assert {total for _, total in seen} == {48}
 
 
-def test_saving_and_loading_changes_nothing(pipe, tmp_path):
+def test_save_and_load_round_trip(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "folder")
     loaded = ImageGPTPipeline.from_pretrained(tmp_path / "folder", device="cpu")
     assert same(loaded.sample(4), pipe.sample(4))
@@ -172,7 +172,7 @@ def test_saving_and_loading_changes_nothing(pipe, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
+def test_default_batch_size_follows_from_memory(pipe):
     assert pipe.sampler.plan.batch_size == 256
     with torch.device("meta"):
         large = ImageGPTForCausalImageModeling(ImageGPTConfig.from_size("small"))
@@ -183,10 +183,10 @@ def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.sample(0), "num is 0: it must be a whole number from 1 to"),
-        (lambda p: p.sample(1.5), "num is 1.5: it must be a whole number"),
-        (lambda p: p.sample(2, batch_size=0), "batch_size is 0: it must be a whole number from 1 to"),
-        (lambda p: p.sample(2, seed=-1), "seed is -1: it must be a whole number from 0"),
+        (lambda p: p.sample(0), "num is 0: it must be an integer from 1 to"),
+        (lambda p: p.sample(1.5), "num is 1.5: it must be an integer"),
+        (lambda p: p.sample(2, batch_size=0), "batch_size is 0: it must be an integer from 1 to"),
+        (lambda p: p.sample(2, seed=-1), "seed is -1: it must be an integer from 0"),
         (lambda p: p.sample(2, temperature=-1), "temperature is -1: it must be"),
         (lambda p: p.complete(pictures(1), num=0), "num is 0"),
         (
@@ -198,31 +198,31 @@ def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
         (lambda p: p.complete(pictures(1), keep=0.99), "keep is 0.99, which is all of 16 pixels: leave at least one"),
         (lambda p: p.complete([]), "the list of images is empty"),
         (lambda p: p.complete_ids(torch.zeros(9).long()), r"the ids have the shape \(9,\): give \(images, pixels\)"),
-        (lambda p: p.complete_ids(torch.zeros(1, 17).long()), "the prompts have 17 pixels, the images are to have 16"),
-        (lambda p: p.complete_ids(torch.full((1, 3), 11)), "the prompts contain 11: this model knows colours 0 to 9"),
+        (lambda p: p.complete_ids(torch.zeros(1, 17).long()), "the prompts have 17 pixels, but the images have only"),
+        (lambda p: p.complete_ids(torch.full((1, 3), 11)), "the prompts contain 11: this model has colours 0 to 9"),
         (lambda p: p.sample(min_p=1.5), "min_p is 1.5: it must be a number from 0 to 1"),
-        (lambda p: p.complete(pictures(1), keep=0.5, rows=2), "keep and rows each say what is kept: give one of them"),
-        (lambda p: p.complete(pictures(1), keep=0.0, mask=first(1)), "keep and mask each say what is kept"),
-        (lambda p: p.num_kept_pixels(0.1, rows=0, mask=first(1)), "keep and rows and mask each say what is kept"),
-        (lambda p: p.num_kept_pixels(rows=4), "rows is 4: an image has 4, keep a whole number from 0 to 3$"),
-        (lambda p: p.num_kept_pixels(rows=-1), "rows is -1: it must be a whole number from 0"),
-        (lambda p: p.num_kept_pixels(rows=1.5), "rows is 1.5: it must be a whole number"),
-        (lambda p: p.num_kept_pixels(rows=True), "rows is True: it must be a whole number"),
+        (lambda p: p.complete(pictures(1), keep=0.5, rows=2), "keep and rows were given: give only one of them"),
+        (lambda p: p.complete(pictures(1), keep=0.0, mask=first(1)), "keep and mask were given: give only one"),
+        (lambda p: p.prompt_length(0.1, rows=0, mask=first(1)), "keep and rows and mask were given: give only one"),
+        (lambda p: p.prompt_length(rows=4), "rows is 4: an image has 4, keep an integer from 0 to 3$"),
+        (lambda p: p.prompt_length(rows=-1), "rows is -1: it must be an integer from 0"),
+        (lambda p: p.prompt_length(rows=1.5), "rows is 1.5: it must be an integer"),
+        (lambda p: p.prompt_length(rows=True), "rows is True: it must be an integer"),
         (
-            lambda p: p.num_kept_pixels(mask=first(16, factor=2)),
+            lambda p: p.prompt_length(mask=first(16, factor=2)),
             "the mask keeps all of 16 pixels: leave at least one to complete$",
         ),
         (
-            lambda p: p.num_kept_pixels(mask=holed(1, 1)),
-            r"the mask keeps the pixel at row 1, column 1 \(counted from 0\) but not all before it: this model draws",
+            lambda p: p.prompt_length(mask=holed(1, 1)),
+            r"the mask keeps the pixel at row 1, column 1 \(counted from 0\) but not all before it: this model samples",
         ),
-        (lambda p: p.num_kept_pixels(mask=holed(3, 2, factor=5)), "the mask keeps the pixel at row 3, column 2 "),
-        (lambda p: p.num_kept_pixels(mask=~first(4)), "the mask keeps the pixel at row 1, column 0 "),
+        (lambda p: p.prompt_length(mask=holed(3, 2, factor=5)), "the mask keeps the pixel at row 3, column 2 "),
+        (lambda p: p.prompt_length(mask=~first(4)), "the mask keeps the pixel at row 1, column 0 "),
         (
-            lambda p: p.num_kept_pixels(mask=np.zeros(4)),
-            r"the mask cannot be used: an array of shape \(4,\) is no image",
+            lambda p: p.prompt_length(mask=np.zeros(4)),
+            r"the mask cannot be used: an array of shape \(4,\) is not an image",
         ),
-        (lambda p: p.num_kept_pixels(mask=7), "the mask cannot be used: a int is no image"),
+        (lambda p: p.prompt_length(mask=7), "the mask cannot be used: a int is not an image"),
         (
             lambda p: ImageGPTPipeline.from_pretrained("x", device="tpu9"),
             "there is no device 'tpu9' here: choose from cpu",
@@ -243,7 +243,7 @@ def test_batches_are_chosen_by_the_memory_of_keys_and_values(pipe):
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(pipe, call, message):
+def test_invalid_arguments_are_one_sentence(pipe, call, message):
     with pytest.raises(ValueError, match=f"^{message}") as refused:
         call(pipe)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""The model of colour photographs that ships, and the photographs beside it."""
+"""The bundled model of colour photographs, and the photographs next to it."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ def card():
 
 
 def held_out(processor, sheet=0):
-    """Ids of the exact images of one sheet of CIFAR-10's test images."""
+    """Ids of the images on one sheet of CIFAR-10 test images."""
     with Image.open(SHEETS / f"test_{sheet:02}.webp") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     images = pixels.reshape(25, 32, 40, 32, 3).transpose(0, 2, 1, 3, 4).reshape(1000, 32, 32, 3)
@@ -49,7 +49,7 @@ def held_out(processor, sheet=0):
     return processor(images[exact], return_tensors="pt")["input_ids"]
 
 
-def test_the_folder_is_small_and_complete():
+def test_folder_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert set(files) == {
         "README.md",
@@ -69,8 +69,8 @@ def test_the_card_compares_with_what_can_be_counted(card):
 
 @pytest.mark.slow
 @needs_cifar
-def test_held_out_images_are_as_likely_as_the_card_says(card, model, processor):
-    """Of 32 images, so that the mean is within four standard errors of that of all."""
+def test_test_images_have_the_stated_likelihood(card, model, processor):
+    """On 32 images: the mean is within four standard errors of the full test set's."""
     per_image = pixel_nll(model, held_out(processor)[:32]).mean(dim=1)
     assert float(per_image.mean()) == pytest.approx(card["this"], abs=4 * float(per_image.std()) / 32**0.5)
     assert float(per_image.mean()) < 3
@@ -79,21 +79,21 @@ def test_held_out_images_are_as_likely_as_the_card_says(card, model, processor):
 @needs_cifar
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_card_tells_the_likelihood(card, model, processor):
+def test_card_states_likelihood(card, model, processor):
     nats = [pixel_nll(model, held_out(processor, sheet)).double().mean(dim=1) for sheet in range(10)]
     assert sum(map(len, nats)) == 9_980
     assert float(torch.cat(nats).mean()) == pytest.approx(card["this"], abs=6e-5)
 
 
-def test_transformers_loads_it_and_agrees(model, processor):
+def test_transformers_loads_and_matches(model, processor):
     reference = Reference.from_pretrained(FOLDER).eval()
     ids = processor(sorted(PHOTOS.glob("*.png"))[:2], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, reference(ids).logits, rtol=0, atol=1e-3)
 
 
-def test_the_photographs_are_likely_to_it(model, processor):
-    """They are no photographs of CIFAR-10, but photographs; their pixels in another order are none."""
+def test_photographs_are_likely(model, processor):
+    """They are photographs, though not of CIFAR-10; with shuffled pixels they are not."""
     ids = processor(sorted(PHOTOS.glob("*.png")), return_tensors="pt")["input_ids"]
     assert ids.shape == (6, 1024)
     mixed = ids[:, torch.randperm(1024, generator=torch.Generator().manual_seed(0))]
@@ -105,7 +105,7 @@ def test_the_photographs_are_likely_to_it(model, processor):
 @pytest.mark.parametrize(
     ("name", "source", "box"), [("pagoda", "china", (60, 0, 487, 427)), ("flower",) * 2 + ((130, 0, 557, 427),)]
 )
-def test_the_photographs_are_what_is_said(name, source, box):
+def test_photographs_match_their_sources(name, source, box):
     with Image.open(Path(sklearn.__file__).parent / "datasets" / "images" / f"{source}.jpg") as whole:
         again = whole.convert("RGB").crop(box).resize((32, 32), Image.Resampling.LANCZOS)
     with Image.open(PHOTOS / f"{name}.png") as photo:
@@ -114,16 +114,16 @@ def test_the_photographs_are_what_is_said(name, source, box):
     assert difference.max() <= 3  # decoders of JPEG may round otherwise
 
 
-def test_every_photograph_has_its_licence_told():
+def test_every_photograph_has_a_licence():
     text = (PHOTOS / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in PHOTOS.glob("*.png")} == set(re.findall(r"^\| `(\w+\.png)`", text, re.MULTILINE))
 
 
-def test_a_photograph_is_completed_below_what_was_kept(processor):
+def test_completion_keeps_the_prompt(processor):
     pipe = ImageGPTPipeline.from_pretrained("cifar10")
     photo = PHOTOS / "cat.png"
     [[first, second]] = pipe.complete([photo], rows=30, num=2, seed=0)
-    [reduced] = pipe.reduce([photo])
+    [reduced] = pipe.quantize([photo])
     for drawn in (first, second):
         assert (drawn.mode, drawn.size) == ("RGB", (32, 32))
         np.testing.assert_array_equal(np.asarray(drawn)[:30], np.asarray(reduced)[:30])

@@ -1,4 +1,4 @@
-"""What sampling is compared with: the whole model, for every pixel, one image at a time; models and samplers for it."""
+"""The naive reference for sampling, a full forward pass for every pixel of one image; test models and prompts."""
 
 import contextlib
 
@@ -8,10 +8,11 @@ import torch
 from helpers import randomize
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 from imagegpt.sampling import SamplingRules, image_seed, parallel
-from imagegpt.sampling.draft_length import DraftLength
-from imagegpt.sampling.rules import draw, gumbel_noise, seed_tensor
+from imagegpt.sampling.draft_length import DraftLengthTuner
+from imagegpt.sampling.noise import gumbel_noise, seed_tensor
+from imagegpt.sampling.rules import sample_colors
 
-NUM_PIXELS = 200  # four lengths of the cache, the last of them no whole bucket
+NUM_PIXELS = 200  # four cache lengths, the last of which is not a whole bucket
 
 RULES = [
     SamplingRules(),
@@ -21,7 +22,7 @@ RULES = [
     SamplingRules(temperature=0.7, top_k=6, top_p=0.9, min_p=0.05),
 ]
 
-# Everything in a configuration that changes what a block computes or the shapes it computes with.
+# Every configuration option that changes the maths or the shapes of a block.
 VARIANTS = {
     "plain": {},
     "no biases": {"use_bias": False},
@@ -37,12 +38,12 @@ VARIANTS = {
 
 
 def varied_model(variant="plain", num_pixels=16, width=64):
-    """A random model of three blocks with four heads, and 16 colours that depend on all that came before."""
+    """A random model with three blocks, four heads and 16 colours, whose pixels depend on all pixels before them."""
     fields = {"vocab_size": 17, "n_positions": num_pixels, "n_embd": width, "n_layer": 3, "n_head": 4}
     config = ImageGPTConfig(**{**fields, **VARIANTS[variant]})
     model = randomize(ImageGPTForCausalImageModeling(config)).eval()
     with torch.no_grad():
-        model.lm_head.weight.mul_(2)  # so that pixels are neither random nor foregone
+        model.lm_head.weight.mul_(2)  # so that the pixels are neither uniform nor certain
     return model
 
 
@@ -57,7 +58,7 @@ def seeds_of(num, seed=0):
 
 @torch.no_grad()
 def naive(model, prompts, seeds, rules, num_pixels=None):
-    """Whole images, drawn with no cache and no batch."""
+    """Sample whole images without a cache and without batching."""
     images = []
     num_colors = model.config.num_colors
     for prompt, seed in zip(prompts, seeds, strict=True):
@@ -65,29 +66,31 @@ def naive(model, prompts, seeds, rules, num_pixels=None):
         for pixel in range(len(prompt), num_pixels or model.config.n_positions):
             logits = model(ids[None], use_cache=False).logits[:, -1].float()
             noise = gumbel_noise(seed_tensor([seed]), torch.tensor([pixel]), num_colors)[:, 0]
-            ids = torch.cat([ids, draw(logits, noise, rules)])
+            ids = torch.cat([ids, sample_colors(logits, noise, rules)])
         images.append(ids[1:])
     return torch.stack(images)
 
 
-class Lengths(DraftLength):
-    """Drafts of these lengths in turn, whatever the clock says."""
+class FixedLengths(DraftLengthTuner):
+    """Cycles through these draft lengths, independent of timing."""
 
     def __init__(self, *lengths):
         super().__init__(NUM_PIXELS)
-        self._turns = list(lengths)
+        self._cycle = list(lengths)
 
     def choose(self):
-        self._turns.append(self._turns.pop(0))
-        return self._turns[-1]
+        self._cycle.append(self._cycle.pop(0))
+        return self._cycle[-1]
 
     def observe(self, length, accepted, seconds):
         pass
 
 
 @contextlib.contextmanager
-def drafts_of(*lengths):
-    """Parallel decoding feeds so many positions in turn."""
+def fixed_draft_lengths(*lengths):
+    """Let parallel decoding cycle through these draft lengths."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "DraftLength", lambda num_pixels: Lengths(*(min(n, num_pixels) for n in lengths)))
+        patch.setattr(
+            parallel, "DraftLengthTuner", lambda num_pixels: FixedLengths(*(min(n, num_pixels) for n in lengths))
+        )
         yield

@@ -23,9 +23,9 @@ class NaiveIds:
 
     Args:
         ids: (B, T) colours, int64.
-        seeds: one an image.
-        rules: one an image.
-        smallest_margin: how close the closest draw of all images was, see `write_naive_ids.margin_of`.
+        seeds: one per image.
+        rules: one per image.
+        smallest_margin: the smallest margin of all pixels, see `write_naive_ids.margin_of`.
         weights_sha256: of the model's weights, see `hash_weights`.
     """
 

@@ -1,4 +1,4 @@
-"""Many users of one sampler: threads, an event loop, forked processes. Every image is the one drawn alone."""
+"""One sampler used by threads, an event loop and forked processes: the images do not change."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from naive import prompts_of, seeds_of, varied_model
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
 def test_eight_threads_on_a_fresh_sampler(backend, decoder):
-    """The first use raced while weights were laid out anew: mixed images, exceptions."""
+    """Regression: threads raced while the first use packed the weights."""
     model, seeds = varied_model(num_pixels=48), seeds_of(16)
     prompts = prompts_of([0, 5, 20, 47] * 4)
     alone = Sampler(model, backend=backend)
@@ -43,15 +43,15 @@ import hashlib, multiprocessing, torch
 torch.set_num_threads(2)
 from imagegpt import ImageGPTPipeline
 pipe = ImageGPTPipeline.from_pretrained("digits", device="cpu")
-def draw(seed):
+def sample(seed):
     images = pipe.sampler.generate(torch.zeros(1, 9, dtype=torch.int64), seeds=[seed])
     return hashlib.sha256(images.numpy().tobytes()).hexdigest()
 def in_workers(seeds):
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        return pool.map_async(draw, seeds).get(timeout=100)
+        return pool.map_async(sample, seeds).get(timeout=100)
 seeds = list(range(6))
 before = in_workers(seeds)
-here = [draw(seed) for seed in seeds]
+here = [sample(seed) for seed in seeds]
 pipe.sampler.generate(seeds=range(40), num_pixels=20)  # enough for two threads
 torch.rand(400, 400) @ torch.rand(400, 400)
 after = in_workers(seeds)
@@ -60,6 +60,6 @@ print(before == here == after, len(set(here)))
 
 
 def test_workers_forked_before_and_after_the_parent_sampled(forkserver):
-    """Those forked after it waited for ever for threads that were not forked with it."""
+    """Regression: workers forked afterwards hung, waiting for OpenMP threads that a fork does not copy."""
     done = forkserver.run(["-c", FORK])
     assert done.stdout.split() == ["True", "6"], done.stderr[-2000:]

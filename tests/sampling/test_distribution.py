@@ -1,4 +1,4 @@
-"""Drawn images follow the model's exact distribution: a chi-square test over every image that a tiny model can draw."""
+"""Samples follow the model's exact distribution: a chi-square test over all images of a tiny model."""
 
 import itertools
 
@@ -10,8 +10,9 @@ from helpers import randomize, tiny_config
 from imagegpt import ImageGPTForCausalImageModeling
 from imagegpt.sampling import Sampler, SamplingRules
 from imagegpt.sampling import session as module
-from imagegpt.sampling.rules import filter_logits, gumbel_noise
-from naive import drafts_of
+from imagegpt.sampling.noise import gumbel_noise
+from imagegpt.sampling.rules import filter_logits
+from naive import fixed_draft_lengths
 
 NUM_COLORS, NUM_PIXELS, NUM_SAMPLES = 3, 4, 20_000
 IMAGES = torch.tensor(list(itertools.product(range(NUM_COLORS), repeat=NUM_PIXELS)))  # all 81
@@ -29,7 +30,7 @@ def model():
 
 @torch.no_grad()
 def exact(model, rules):
-    """The probability of each image, under the rules."""
+    """The probability of each image under the rules."""
     fed = torch.nn.functional.pad(IMAGES[:, :-1], (1, 0), value=NUM_COLORS)
     logits = model.double()(fed, use_cache=False).logits.flatten(0, 1)
     model.float()
@@ -38,7 +39,7 @@ def exact(model, rules):
 
 
 def p_value(images, probabilities):
-    """Of a chi-square test; images that the rules exclude must not occur, rare ones count together."""
+    """The p-value of a chi-square test: excluded images must not occur, rare ones are pooled."""
     place = (images * NUM_COLORS ** torch.arange(NUM_PIXELS - 1, -1, -1)).sum(dim=1)
     counts = torch.bincount(place, minlength=len(IMAGES)).double()
     if counts[probabilities == 0].any():
@@ -49,38 +50,38 @@ def p_value(images, probabilities):
     expected = torch.cat([expected[common], expected[~common].sum().view(1)])
     if expected[-1] < 5:
         counts, expected = counts[:-1], expected[:-1]
-    assert len(expected) > 10, "there should be something to count"
+    assert len(expected) > 10, "too few categories to test"
     return float(chi2.sf(((counts - expected) ** 2 / expected).sum(), len(expected) - 1))
 
 
-def drawn(model, rules, decoder):
-    with drafts_of(3):
+def sample(model, rules, decoder):
+    with fixed_draft_lengths(3):
         return Sampler(model, decoder=decoder).generate(seeds=range(NUM_SAMPLES), rules=rules)
 
 
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_images_follow_the_exact_distribution(model, rules, decoder):
-    """The seeds are fixed, so this cannot fail by chance; p-values were 0.47 to 0.79 when it was written."""
-    assert p_value(drawn(model, rules, decoder), exact(model, rules)) > 1e-3
+    """The seeds are fixed, so this cannot fail by chance; the p-values were 0.47 to 0.79."""
+    assert p_value(sample(model, rules, decoder), exact(model, rules)) > 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
-def test_the_test_notices_noise_of_the_wrong_size(model, decoder, monkeypatch):
+def test_the_test_detects_noise_of_the_wrong_scale(model, decoder, monkeypatch):
     monkeypatch.setattr(module, "gumbel_noise", lambda *args: 1.1 * gumbel_noise(*args))
-    assert p_value(drawn(model, SamplingRules(), decoder), exact(model, SamplingRules())) < 1e-6
+    assert p_value(sample(model, SamplingRules(), decoder), exact(model, SamplingRules())) < 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
-def test_the_test_notices_noise_that_is_the_same_for_two_pixels(model, decoder, monkeypatch):
+def test_the_test_detects_noise_shared_by_two_pixels(model, decoder, monkeypatch):
     monkeypatch.setattr(module, "gumbel_noise", lambda seeds, pixels, num: gumbel_noise(seeds, pixels // 2, num))
-    assert p_value(drawn(model, SamplingRules(), decoder), exact(model, SamplingRules())) < 1e-6
+    assert p_value(sample(model, SamplingRules(), decoder), exact(model, SamplingRules())) < 1e-6
 
 
 @pytest.mark.slow
-def test_the_test_notices_a_temperature_that_is_a_little_off(model):
-    for meant, done in ((0.7, 0.8), (1.0, 1.1)):
-        images = drawn(model, SamplingRules(temperature=done), "sequential")
-        assert p_value(images, exact(model, SamplingRules(temperature=meant))) < 1e-6
+def test_the_test_detects_a_slightly_wrong_temperature(model):
+    for nominal, actual in ((0.7, 0.8), (1.0, 1.1)):
+        images = sample(model, SamplingRules(temperature=actual), "sequential")
+        assert p_value(images, exact(model, SamplingRules(temperature=nominal))) < 1e-6

@@ -1,17 +1,17 @@
-"""A precision, a decoder and a rule that somebody else thought of, added from outside the package."""
+"""A precision, a decoder and a sampling rule added from outside the package."""
 
 import pytest
 import torch
 
-from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules, decoders, weight_formats
-from imagegpt.sampling.decoders import register_decoder
-from imagegpt.sampling.session import SequentialDecoder
-from imagegpt.sampling.weight_formats import WeightFormat, register_format
+from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules
+from imagegpt.sampling.decoders import DECODERS
+from imagegpt.sampling.sequential import SequentialDecoder
+from imagegpt.sampling.weight_formats import WEIGHT_FORMATS, WeightFormat
 from naive import seeds_of
 
 
 class Float8(WeightFormat):
-    """A quarter of the bytes, three bits of mantissa."""
+    """A quarter of the bytes, with three mantissa bits."""
 
     name, dtype, cache_dtype = "float8", torch.float8_e4m3fn, torch.float32
 
@@ -27,11 +27,11 @@ class Float8(WeightFormat):
 
 @pytest.fixture
 def float8(monkeypatch):
-    monkeypatch.setattr(weight_formats, "_FORMATS", dict(weight_formats._FORMATS))
-    register_format(Float8())
+    monkeypatch.setattr(WEIGHT_FORMATS, "_registered", dict(WEIGHT_FORMATS._registered))
+    WEIGHT_FORMATS.register("float8")(Float8())
 
 
-def test_a_precision(build_model, float8):
+def test_a_new_precision(build_model, float8):
     model = build_model(n_embd=32)
     sampler = Sampler(model, precision="float8")
     assert (sampler.plan.backend, sampler.plan.precision) == ("torch", "float8")
@@ -39,8 +39,8 @@ def test_a_precision(build_model, float8):
     images = sampler.generate(seeds=seeds_of(8))
     same = (images == Sampler(model).generate(seeds=seeds_of(8))).float().mean()
     assert 0.3 < same < 1
-    with pytest.raises(ValueError, match="there is a precision 'float8' already"):
-        register_format(Float8())
+    with pytest.raises(ValueError, match="there is already a precision named 'float8'"):
+        WEIGHT_FORMATS.register("float8")(Float8())
     with pytest.raises(ValueError, match="choose one of auto, float32, bfloat16, int8, float8"):
         Sampler(model, precision="float4")
 
@@ -52,31 +52,31 @@ class Backwards(SequentialDecoder):
         super().advance(session, rows[-1:])
 
 
-def test_a_decoder(build_model, monkeypatch):
-    monkeypatch.setattr(decoders, "_DECODERS", dict(decoders._DECODERS))
-    register_decoder("backwards", lambda open_backend, config, device: lambda num_pixels: Backwards())
+def test_a_new_decoder(build_model, monkeypatch):
+    monkeypatch.setattr(DECODERS, "_registered", dict(DECODERS._registered))
+    DECODERS.register("backwards")(lambda make_backend, config, device: lambda num_pixels: Backwards())
     model = build_model()
     images, statistics = Sampler(model, decoder="backwards").run(seeds=seeds_of(3))
     assert torch.equal(images, Sampler(model).generate(seeds=seeds_of(3)))
-    assert statistics.lengths == {1: 48}
-    with pytest.raises(ValueError, match="there is a decoder 'parallel' already"):
-        register_decoder("parallel", decoders.decoder_of("parallel"))
+    assert statistics.passes_by_length == {1: 48}
+    with pytest.raises(ValueError, match="there is already a decoder named 'parallel'"):
+        DECODERS.register("parallel")(DECODERS.get("parallel"))
 
 
 class OnlyEven(SamplingRules):
     """Even colours only."""
 
-    def allowed(self, logits):
+    def filter(self, logits):
         odd = torch.arange(logits.shape[-1], device=logits.device) % 2 == 1
-        return super().allowed(logits).masked_fill(odd, -torch.inf)
+        return super().filter(logits).masked_fill(odd, -torch.inf)
 
 
-def test_a_rule(build_model):
+def test_a_new_rule(build_model):
     plan = ExecutionPlan.choose(build_model())
     images = Sampler(build_model()).generate(seeds=seeds_of(4), rules=OnlyEven(top_k=5))
     assert (images % 2 == 0).all()
     assert len(images.unique()) > 2
-    session = plan.open(2)
+    session = plan.open_session(2)
     for rules in (OnlyEven(top_k=5), SamplingRules(top_k=5)):
         session.admit(torch.empty(0, dtype=torch.int64), seeds_of(1)[0], rules)
     while session.unfinished():

@@ -1,4 +1,4 @@
-"""Hidden pixels are drawn by a bidirectional model, known ones stay, and the schedule is what it says."""
+"""Filling: hidden pixels are sampled, known ones do not change, and the schedule is followed."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 from imagegpt.sampling import FillSchedule, SamplingRules, fill
-from imagegpt.sampling.fill import _turns
+from imagegpt.sampling.fill import _plan_passes
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def test_known_pixels_stay_and_hidden_ones_are_colours(bert, images, hidden):
     assert not filled.equal(images)
 
 
-def test_what_is_hidden_does_not_matter(bert, images, hidden):
+def test_the_values_of_hidden_pixels_are_ignored(bert, images, hidden):
     garbage = torch.where(hidden, torch.full_like(images, 10**9), images)
     assert fill(bert, garbage, hidden, seeds=SEEDS).equal(fill(bert, images, hidden, seeds=SEEDS))
 
 
-def test_an_image_depends_on_its_seed_alone(bert, images, hidden):
+def test_an_image_does_not_depend_on_its_batch(bert, images, hidden):
     together = fill(bert, images, hidden, seeds=SEEDS)
     for index in (0, 3):
         one = slice(index, index + 1)
@@ -52,28 +52,28 @@ def test_an_image_depends_on_its_seed_alone(bert, images, hidden):
     assert not fill(bert, images, hidden, seeds=[8, 9, 10, 11, 12]).equal(together)
 
 
-def test_nothing_hidden_is_nothing_drawn(bert, images):
+def test_without_hidden_pixels_nothing_changes(bert, images):
     assert fill(bert, images, torch.zeros_like(images, dtype=torch.bool), seeds=SEEDS).equal(images)
 
 
-def test_one_pass_draws_from_the_models_distribution(bert, images):
-    """A single hidden pixel, many seeds: how often each colour comes is what the model says."""
+def test_one_pass_samples_from_the_models_distribution(bert, images):
+    """A single hidden pixel and many seeds: the colour frequencies match the model's probabilities."""
     num = 4000
     hidden = torch.zeros(1, 16, dtype=torch.bool)
     hidden[0, 5] = True
     with torch.no_grad():
         embeddings = bert.transformer.wte(images[:1]).masked_fill(hidden.unsqueeze(-1), 0)
         expected = bert(inputs_embeds=embeddings).logits[0, 5].softmax(0)
-    drawn = fill(
+    target = fill(
         bert, images[:1].expand(num, -1), hidden.expand(num, -1), seeds=list(range(num)),
         schedule=FillSchedule(passes=1, refills=0),
     )  # fmt: skip
-    counts = torch.bincount(drawn[:, 5], minlength=6)
+    counts = torch.bincount(target[:, 5], minlength=6)
     chi_square = ((counts - num * expected) ** 2 / (num * expected)).sum()
     assert chi_square < 25.7  # 5 degrees of freedom, one in 10,000
 
 
-def test_greedy_filling_takes_the_likeliest(bert, images, hidden):
+def test_greedy_filling_takes_the_most_likely_colours(bert, images, hidden):
     once = FillSchedule(passes=1, refills=0)
     filled = fill(bert, images, hidden, seeds=SEEDS, rules=SamplingRules(temperature=0), schedule=once)
     with torch.no_grad():
@@ -84,41 +84,41 @@ def test_greedy_filling_takes_the_likeliest(bert, images, hidden):
 
 @pytest.mark.parametrize("passes", [1, 3, 16, 40])
 @pytest.mark.parametrize("refills", [0, 4])
-def test_each_pass_sees_what_the_schedule_says(hidden, passes, refills):
-    schedule = FillSchedule(passes=passes, refills=refills, share=0.3)
-    turns = list(_turns(hidden, SEEDS, schedule))
-    assert len(turns) == passes + refills
+def test_each_pass_follows_the_schedule(hidden, passes, refills):
+    schedule = FillSchedule(passes=passes, refills=refills, refill_fraction=0.3)
+    passes_planned = list(_plan_passes(hidden, SEEDS, schedule))
+    assert len(passes_planned) == passes + refills
     known = ~hidden
     sizes = []
-    for unknown, drawn in turns[:passes]:
+    for unknown, target in passes_planned[:passes]:
         assert unknown.equal(~known)
-        assert not (drawn & known).any()
-        known = known | drawn
-        sizes.append(int(drawn.sum()))
+        assert not (target & known).any()
+        known = known | target
+        sizes.append(int(target.sum()))
     assert known.all()
     if passes == 3:  # of each n: n - ceil(n cos(30 degrees)), n - ceil(n cos(60 degrees)), all
         counts = hidden.sum(dim=1).tolist()
         after = [sum(n - math.ceil(n * math.cos(math.radians(angle))) for n in counts) for angle in (30, 60)]
         assert sizes == [after[0], after[1] - after[0], sum(counts) - after[1]]
-    for unknown, drawn in turns[passes:]:
-        assert unknown.equal(drawn)
-        assert not (drawn & ~hidden).any()
-        assert drawn.sum(dim=1).tolist() == [math.ceil(0.3 * n) for n in hidden.sum(dim=1).tolist()]
+    for unknown, target in passes_planned[passes:]:
+        assert unknown.equal(target)
+        assert not (target & ~hidden).any()
+        assert target.sum(dim=1).tolist() == [math.ceil(0.3 * n) for n in hidden.sum(dim=1).tolist()]
     if refills:
-        assert not turns[-1][1].equal(turns[-2][1])
+        assert not passes_planned[-1][1].equal(passes_planned[-2][1])
 
 
-def test_progress_is_told(bert, images, hidden):
-    told = []
+def test_progress_is_reported(bert, images, hidden):
+    reports = []
     fill(
         bert,
         images,
         hidden,
         seeds=SEEDS,
         schedule=FillSchedule(passes=2, refills=1),
-        progress=lambda *pair: told.append(pair),
+        progress=lambda *pair: reports.append(pair),
     )
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert reports == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -126,24 +126,24 @@ def test_progress_is_told(bert, images, hidden):
     [
         ({"passes": 0}, "passes is 0"),
         ({"refills": -1}, "refills is -1"),
-        ({"share": 0.0}, "share is 0.0"),
-        ({"share": 1.5}, "share is 1.5"),
+        ({"refill_fraction": 0.0}, "refill_fraction is 0.0"),
+        ({"refill_fraction": 1.5}, "refill_fraction is 1.5"),
     ],
 )
-def test_impossible_schedules(fields, message):
+def test_out_of_range_schedules_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         FillSchedule(**fields)
 
 
-def test_what_cannot_be_filled(bert, images, hidden):
+def test_invalid_inputs_are_refused(bert, images, hidden):
     causal = ImageGPTForCausalImageModeling(
         ImageGPTConfig(vocab_size=7, n_positions=16, n_embd=16, n_layer=1, n_head=2)
     )
     with pytest.raises(ValueError, match="this model is causal"):
         fill(causal, images, hidden, seeds=SEEDS)
-    with pytest.raises(ValueError, match="the mask of booleans"):
+    with pytest.raises(ValueError, match="and the mask boolean"):
         fill(bert, images, hidden.long(), seeds=SEEDS)
-    with pytest.raises(ValueError, match="the mask of booleans"):
+    with pytest.raises(ValueError, match="and the mask boolean"):
         fill(bert, images[:, :9], hidden[:, :9], seeds=SEEDS)
     with pytest.raises(ValueError, match="4 seeds for 5 images"):
         fill(bert, images, hidden, seeds=SEEDS[:4])

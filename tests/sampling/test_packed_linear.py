@@ -1,11 +1,11 @@
-"""The projections packed for sampling, against the model's own."""
+"""Packed projections against the model's own."""
 
 import pytest
 import torch
 
 from imagegpt.model.layers import Projection
 from imagegpt.sampling import Sampler
-from imagegpt.sampling.packed_linear import PackedLinear, is_exact, prepare
+from imagegpt.sampling.packed_linear import PackedLinear, is_lossless, prepare_model
 from imagegpt.sampling.weight_formats import choose_format
 
 
@@ -24,13 +24,13 @@ def packed(original, precision, layout):
 
 
 def prepared(model, precision, layout="rows", *, in_place=False):
-    return prepare(model, choose_format(precision, model.device, model.dtype), layout, in_place=in_place)
+    return prepare_model(model, choose_format(precision, model.device, model.dtype), layout, in_place=in_place)
 
 
 @pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bfloat16", 4e-3), ("int8", 8e-3)])
-def test_every_precision_and_layout_computes_the_map(precision, tolerance, bias, layout):
+def test_every_precision_and_layout_computes_the_projection(precision, tolerance, bias, layout):
     original = projection(bias)
     frozen = packed(original, precision, layout)
     for shape in ((24,), (1, 24), (2, 3, 24), (0, 24)):
@@ -42,7 +42,7 @@ def test_every_precision_and_layout_computes_the_map(precision, tolerance, bias,
         assert (out - expected).norm() <= tolerance * expected.norm()
 
 
-def test_int8_is_the_nearest_of_255_steps_of_each_output():
+def test_int8_rounds_to_the_nearest_of_255_steps_per_output():
     original = projection(bias=False)
     frozen = packed(original, "int8", "rows")
     largest = original.weight.abs().amax(dim=0)
@@ -50,7 +50,7 @@ def test_int8_is_the_nearest_of_255_steps_of_each_output():
     assert ((frozen.dense_weight() - original.weight).abs() <= largest / 127 / 2 * 1.0001).all()
 
 
-def test_rows_of_zeros_stay_zeros_in_int8():
+def test_int8_keeps_outputs_with_zero_weights_at_zero():
     original = projection(bias=False)
     with torch.no_grad():
         original.weight[:, 3] = 0
@@ -60,7 +60,7 @@ def test_rows_of_zeros_stay_zeros_in_int8():
 
 @pytest.mark.parametrize("in_features", [24, 23])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_tiles_hold_the_weight_bit_for_bit(precision, in_features):
+def test_tiling_preserves_the_weight_bit_for_bit(precision, in_features):
     original = projection(in_features=in_features)
     rows, tiles = (packed(original, precision, layout) for layout in ("rows", "tiles"))
     assert tiles.weight.shape != rows.weight.shape
@@ -70,7 +70,7 @@ def test_tiles_hold_the_weight_bit_for_bit(precision, in_features):
     assert torch.equal(tiles(x), rows(x))
 
 
-def test_preparing_copies_and_leaves_the_model_alone(build_model):
+def test_preparing_copies_the_model(build_model):
     model = build_model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     frozen = prepared(model, "int8")
@@ -82,11 +82,11 @@ def test_preparing_copies_and_leaves_the_model_alone(build_model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    assert torch.equal(frozen(ids).logits, logits), "what becomes of the model later does not matter"
+    assert torch.equal(frozen(ids).logits, logits), "later changes to the model have no effect"
     model.load_state_dict(before)
 
 
-def test_preparing_in_place_holds_one_set_of_weights(build_model):
+def test_preparing_in_place_replaces_all_projections(build_model):
     model = build_model()
     ids = torch.randint(0, 10, (2, 5))
     expected = model(ids).logits
@@ -96,7 +96,7 @@ def test_preparing_in_place_holds_one_set_of_weights(build_model):
     torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_packed_float32_weights_are_saved_as_they_were(build_model, tmp_path):
+def test_saving_packed_float32_weights_is_lossless(build_model, tmp_path):
     model = build_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prepared(model, "float32", "tiles", in_place=True).save_pretrained(tmp_path)
@@ -106,18 +106,18 @@ def test_packed_float32_weights_are_saved_as_they_were(build_model, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_rounded_weights_are_known_as_such_and_saved_as_what_they_stand_for(build_model, precision):
+def test_rounded_weights_are_not_lossless_and_are_saved_unpacked(build_model, precision):
     frozen = prepared(build_model(), precision, in_place=True)
-    assert not is_exact(frozen)
+    assert not is_lossless(frozen)
     ids = torch.randint(0, 10, (2, 5))
     again = build_model()
     again.load_state_dict({name: tensor.float() for name, tensor in frozen.state_dict().items()})
     torch.testing.assert_close(again(ids).logits, frozen(ids).logits, atol=0.1, rtol=0)
-    assert is_exact(prepared(again, "float32", in_place=True))
+    assert is_lossless(prepared(again, "float32", in_place=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_dtypes_run_as_they_are(build_model, dtype):
+def test_other_dtypes_run_unchanged(build_model, dtype):
     model = build_model().to(dtype)
     images = Sampler(model).generate(seeds=[1, 2])
     assert Sampler(model).model.dtype == dtype
@@ -127,8 +127,8 @@ def test_other_dtypes_run_as_they_are(build_model, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_a_copy_in_another_dtype_shares_nothing(build_model, dtype):
-    """`Sampler(model)` shared its weights in these dtypes, so that training changed the images."""
+def test_a_copy_in_another_dtype_shares_no_memory(build_model, dtype):
+    """Regression: `Sampler(model)` shared the weights in these dtypes, so that training changed the images."""
     model = build_model().to(dtype)
     sampler = Sampler(model)
     images = sampler.generate(seeds=[1, 2])
@@ -141,18 +141,18 @@ def test_a_copy_in_another_dtype_shares_nothing(build_model, dtype):
 @pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_prepared_model_is_not_cast(build_model, precision, dtype, layout):
-    """Tiles were read in the wrong dtype once, and gave garbage."""
+def test_a_prepared_model_refuses_other_dtypes(build_model, precision, dtype, layout):
+    """Regression: tiles were read in the wrong dtype."""
     model = prepared(build_model(n_embd=32), precision, layout)
     with pytest.raises(
-        TypeError, match=rf"^a model prepared for sampling in {precision} cannot become {dtype}: load it"
+        TypeError, match=rf"^a model prepared for sampling in {precision} cannot be converted to {dtype}: load it"
     ):
         model.to(dtype)
 
 
 @pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_moving_changes_nothing(build_model, precision, layout):
+def test_moving_a_prepared_model_preserves_its_logits(build_model, precision, layout):
     model = prepared(build_model(n_embd=32), precision, layout)
     ids = torch.randint(0, 10, (2, 5))
     before = model(ids).logits
@@ -160,8 +160,8 @@ def test_moving_changes_nothing(build_model, precision, layout):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_a_prepared_model_has_as_many_parameters(build_model, precision):
-    """It reported 6,912 of 205,824."""
+def test_a_prepared_model_has_the_same_number_of_parameters(build_model, precision):
+    """Regression: it reported 6,912 of 205,824."""
     model = build_model(n_embd=32, n_inner=64)
     count = model.num_parameters()
     assert prepared(model, precision, "tiles").num_parameters() == count
@@ -175,8 +175,8 @@ def test_a_prepared_model_has_as_many_parameters(build_model, precision):
 
 @pytest.mark.parametrize("layout", ["rows", "tiles"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_a_prepared_model_loads_what_it_saved_and_what_others_saved(build_model, precision, layout):
-    """A square matrix was loaded transposed, without a word."""
+def test_a_prepared_model_loads_packed_and_plain_state_dicts(build_model, precision, layout):
+    """Regression: a square matrix was silently loaded transposed."""
     model, ids = build_model(n_embd=32, initializer_range=0.2), torch.randint(0, 10, (2, 5))
     first = prepared(model, precision, layout)
     expected = first(ids).logits
@@ -190,7 +190,7 @@ def test_a_prepared_model_loads_what_it_saved_and_what_others_saved(build_model,
         torch.testing.assert_close(blank(ids).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_weights_of_another_shape_are_refused(build_model):
+def test_weights_of_the_wrong_shape_are_refused(build_model):
     model = prepared(build_model(), "float32", "tiles")
     wrong = model.state_dict() | {"transformer.h.0.mlp.c_fc.weight": torch.zeros(64, 16)}
     with pytest.raises(RuntimeError, match=r"c_fc.weight has the shape \(64, 16\): it must be \(16, 64\)"):
@@ -200,7 +200,7 @@ def test_weights_of_another_shape_are_refused(build_model):
         model.load_state_dict(wrong)
 
 
-def test_images_follow_weights_that_are_loaded_later(build_model):
+def test_loading_weights_into_a_sampler_changes_its_images(build_model):
     sampler = Sampler(build_model(), in_place=True)
     before = sampler.generate(seeds=[1])
     torch.manual_seed(9)

@@ -1,4 +1,4 @@
-"""How a model is sampled is decided once: by model, device and what can be compiled."""
+"""The execution plan: which backend and precision a model gets."""
 
 import dataclasses
 import os
@@ -24,13 +24,13 @@ def expected_of(model):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_cpp_is_chosen_on_a_cpu(build_model, precision):
+def test_a_cpu_gets_the_cpp_backend(build_model, precision):
     plan = ExecutionPlan.choose(build_model(), precision=precision)
     assert (plan.backend, plan.precision, plan.device) == ("cpp", precision, "cpu")
-    assert str(plan) == f"{precision} on cpu, in C++, 256 images at a time"
+    assert str(plan) == f"{precision} on cpu, C++ kernels, batches of 256 images"
 
 
-def test_a_plan_is_frozen_and_says_what_decides_pixels(build_model):
+def test_a_plan_is_frozen_comparable_and_printable(build_model):
     plan = ExecutionPlan.choose(build_model())
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.precision = "int8"
@@ -40,7 +40,7 @@ def test_a_plan_is_frozen_and_says_what_decides_pixels(build_model):
     assert plan != ExecutionPlan.choose(build_model(), backend="torch")
 
 
-def test_a_sampler_changes_nothing_of_itself(tiny_model):
+def test_a_sampler_has_no_mutable_state(tiny_model):
     sampler = Sampler(tiny_model, decoder="parallel")
     before = {name: id(value) for name, value in vars(sampler).items()}
     sampler.generate(seeds=[1, 2])
@@ -49,25 +49,25 @@ def test_a_sampler_changes_nothing_of_itself(tiny_model):
 
 
 @pytest.mark.parametrize("variant", ["exact gelu", "relu"])
-def test_what_cpp_does_not_know_is_computed_in_torch(variant):
+def test_unsupported_activations_run_in_torch(variant):
     model = varied_model(variant)
     assert ExecutionPlan.choose(model).backend == "torch"
     assert torch.equal(images_of(model), expected_of(model))
     with pytest.raises(
-        ValueError, match=r"^backend is 'cpp', which cannot compute this model \(it has a \w+\): choose"
+        ValueError, match=r"^backend is 'cpp', which does not support this model \(it has a \w+\): choose"
     ):
         ExecutionPlan.choose(model, backend="cpp")
 
 
-def test_other_dtypes_stay_as_they_are(build_model):
+def test_other_dtypes_run_unchanged_in_torch(build_model):
     for dtype in (torch.float16, torch.float64):
         plan = ExecutionPlan.choose(build_model().to(dtype))
         assert (plan.backend, plan.precision) == ("torch", str(dtype).removeprefix("torch."))
         assert ExecutionPlan.choose(build_model().to(dtype), precision="float32").backend == "cpp"
 
 
-def test_hooks_are_run(build_model):
-    """A block with a hook was compiled, and its graph taken for that of other blocks, in other processes, too."""
+def test_forward_hooks_run(build_model):
+    """Regression: the compiled graph of a block with a hook was reused for other blocks, even in other processes."""
     model = build_model()
     plain = images_of(model)
     handle = model.transformer.h[0].register_forward_hook(lambda block, given, out: out * 0.5)
@@ -79,8 +79,8 @@ def test_hooks_are_run(build_model):
     assert torch.equal(images_of(model), plain)
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
-def test_adapters_are_run(build_model):
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # raised by peft
+def test_adapters_run(build_model):
     model = build_model()
     plain = images_of(model)
     config = LoraConfig(target_modules=["c_fc"], init_lora_weights=False, fan_in_fan_out=True)
@@ -90,8 +90,8 @@ def test_adapters_are_run(build_model):
     assert torch.equal(images_of(tuned), expected_of(tuned))
 
 
-def test_a_block_whose_forward_was_replaced_is_run_as_it_is(build_model):
-    """accelerate's hooks do that; 26 of 64 pixels were wrong."""
+def test_a_replaced_forward_runs(build_model):
+    """Regression: with a forward replaced as accelerate does, 26 of 64 pixels were wrong."""
     model = build_model()
     block = model.transformer.h[0]
     forward = block.forward
@@ -100,19 +100,19 @@ def test_a_block_whose_forward_was_replaced_is_run_as_it_is(build_model):
     assert torch.equal(images_of(model, in_place=True), expected_of(model))
 
 
-def test_a_model_that_is_changed_after_it_was_prepared(tiny_model):
+def test_a_model_changed_after_preparation_is_refused(tiny_model):
     sampler = Sampler(tiny_model)
     handle = sampler.model.transformer.h[0].register_forward_hook(lambda block, given, out: out)
     with pytest.raises(
-        ValueError, match=r"^the model was changed after it was prepared, and C\+\+ cannot compute it now"
+        ValueError, match=r"^the model was changed after it was prepared, and the C\+\+ kernels no longer support"
     ):
         sampler.generate(seeds=[1])
     handle.remove()
     assert sampler.generate(seeds=[1]).shape == (1, 16)
 
 
-def test_offloaded_blocks_are_brought_when_they_are_needed(build_model, tmp_path):
-    """They died with a message of torch."""
+def test_offloaded_models_can_be_sampled(build_model, tmp_path):
+    """Regression: this raised an error inside torch."""
     from accelerate import cpu_offload, disk_offload
 
     for offload in (cpu_offload, lambda model, **how: disk_offload(model, tmp_path, **how)):
@@ -122,12 +122,12 @@ def test_offloaded_blocks_are_brought_when_they_are_needed(build_model, tmp_path
         assert model.transformer.h[0].mlp.c_fc.weight.is_meta
         assert ExecutionPlan.choose(model).backend == "torch"
         assert torch.equal(images_of(model), expected)
-        with pytest.raises(ValueError, match=r"^precision is 'int8', and hooks move this model's weights"):
+        with pytest.raises(ValueError, match=r"^precision is 'int8', but the weights of this model are offloaded"):
             Sampler(model, precision="int8")
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "kernels"])
-def test_the_models_attention_is_respected(build_model, backend):
+def test_the_attention_implementation_does_not_change_images(build_model, backend):
     model = build_model()
     expected = expected_of(model)
     model.set_attn_implementation(backend)
@@ -135,7 +135,7 @@ def test_the_models_attention_is_respected(build_model, backend):
         assert torch.equal(images_of(model, backend=step), expected)
 
 
-def test_an_attention_of_the_users_own_is_run(build_model):
+def test_a_custom_attention_runs(build_model):
     def halved(module, query, key, value, attention_mask, scaling, **options):
         return eager_attention_forward(module, query, key, value, attention_mask, scaling / 2, **options)
 
@@ -149,34 +149,34 @@ def test_an_attention_of_the_users_own_is_run(build_model):
     assert torch.equal(images_of(model), expected_of(other))
 
 
-def test_attention_that_cannot_look_at_a_cache_is_refused(build_model):
+def test_attention_without_masks_is_refused(build_model):
     model = build_model()
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(
-        ValueError, match=r"^the model's attention is 'flash_attention_2', which cannot look at a part of"
+        ValueError, match=r"^the model's attention is 'flash_attention_2', which cannot attend to part of"
     ):
         Sampler(model)
 
 
-def test_without_a_compiler_it_is_said_and_images_are_right(build_model, monkeypatch):
+def test_a_missing_compiler_falls_back_to_torch_with_a_warning(build_model, monkeypatch):
     def fail(*_):
         raise RuntimeError("there is no C++ compiler: install one")
 
-    monkeypatch.setattr(kernels.step, "loaded_step", fail)
+    monkeypatch.setattr(kernels.step, "load_step_library", fail)
     model = build_model()
     with pytest.warns(
-        UserWarning, match=r"^sampling goes on in torch and slower: there is no C\+\+ compiler: install one"
+        UserWarning, match=r"^sampling runs in torch, which is slower: there is no C\+\+ compiler: install one"
     ):
         plan = ExecutionPlan.choose(model)
     assert plan.backend == "torch"
     with pytest.raises(
-        ValueError, match=r"^backend is 'cpp', which cannot compute this model \(there is no C\+\+ comp"
+        ValueError, match=r"^backend is 'cpp', which does not support this model \(there is no C\+\+ comp"
     ):
         ExecutionPlan.choose(model, backend="cpp")
 
 
 @pytest.mark.parametrize("setting", [{"CXX": "/nonexistent", "PATH": "/nonexistent"}, {"CXX": "false"}])
-def test_a_machine_whose_compiler_fails(setting, tmp_path, forkserver):
+def test_a_failing_compiler_falls_back_to_torch(setting, tmp_path, forkserver):
     script = (
         "import warnings, torch; from imagegpt import ImageGPTPipeline\n"
         "with warnings.catch_warnings(record=True) as said:\n"
@@ -186,29 +186,29 @@ def test_a_machine_whose_compiler_fails(setting, tmp_path, forkserver):
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **setting}
     done = forkserver.run(["-c", script], env=environment)
-    assert done.stdout.startswith("torch ['sampling goes on in torch and slower: "), done.stderr[-2000:]
+    assert done.stdout.startswith("torch ['sampling runs in torch, which is slower: "), done.stderr[-2000:]
     assert not list(tmp_path.glob("imagegpt/kernels/*.so"))
 
 
-def test_a_session_has_no_more_pixels_than_the_model_has_positions(build_model):
-    with pytest.raises(ValueError, match=r"^num_pixels is 40: this model draws 1 to 16 pixels"):
-        ExecutionPlan.choose(build_model()).open(1, 40)
+def test_a_session_is_limited_to_the_models_positions(build_model):
+    with pytest.raises(ValueError, match=r"^num_pixels is 40: this model samples 1 to 16 pixels"):
+        ExecutionPlan.choose(build_model()).open_session(1, 40)
 
 
-def test_the_batch_size_does_not_depend_on_what_is_free_at_the_moment(build_model, monkeypatch):
+def test_the_batch_size_does_not_depend_on_free_memory(build_model, monkeypatch):
     sizes = set()
     for free in (1 << 30, 1 << 40):
-        monkeypatch.setattr("imagegpt.common.memory.available_bytes", lambda free=free: free)
+        monkeypatch.setattr("imagegpt.common.memory.available_memory", lambda free=free: free)
         sizes.add(ExecutionPlan.choose(build_model()).batch_size)
     assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
-def test_too_little_memory_is_said_before_the_model_is_touched(build_model, backend, precision):
+def test_max_memory_is_checked_before_the_model_changes(build_model, backend, precision):
     model = build_model(n_embd=48)
     before = str(model)
-    with pytest.raises(ValueError, match="max_memory is 1,000 bytes, the weights take") as error:
+    with pytest.raises(ValueError, match="max_memory is 1,000 bytes, but the weights take") as error:
         ExecutionPlan.choose(model, backend=backend, precision=precision, max_memory=1000, in_place=True)
     assert str(model) == before
     prepared = ExecutionPlan.choose(model, backend=backend, precision=precision).model

@@ -1,14 +1,14 @@
-"""What rounded weights, keys and values cost: nats per pixel on the test images of the bundled digits."""
+"""The cost of rounded weights, keys and values: nats per pixel on the test images of the bundled digits."""
 
 import pytest
 import torch
 from torch.nn import functional
 
+from helpers import digit_ids
 from imagegpt import ImageGPTPipeline
-from imagegpt.data.sources.digits import load_digits
 from imagegpt.evaluation.likelihood import mean_nll
 from imagegpt.sampling import ExecutionPlan, Sampler
-from imagegpt.sampling.packed_linear import PackedLinear, is_exact, prepare
+from imagegpt.sampling.packed_linear import PackedLinear, is_lossless, prepare_model
 from imagegpt.sampling.weight_formats import choose_format
 
 
@@ -19,7 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def images():
-    return load_digits().test.ids
+    return digit_ids("test")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def exact(model, images):
 
 
 def decoded_nll(model, images, precision, backend, num_fed):
-    """Of the logits that sampling draws from, when it draws these images."""
+    """Nats per pixel of the logits that sampling computes for these images."""
     plan = ExecutionPlan.choose(model, precision=precision, backend=backend)
     num_images, num_pixels = images.shape
-    step = plan.open_backend(num_images, num_pixels)
+    step = plan.make_backend(num_images, num_pixels)
     for row in range(num_images):
         step.admit(row, torch.empty(0, dtype=torch.int64))
     fed = functional.pad(images[:, :-1], (1, 0), value=model.config.sos_token_id)
@@ -45,48 +45,48 @@ def decoded_nll(model, images, precision, backend, num_fed):
 
 
 def prepared(model, precision):
-    return prepare(model, choose_format(precision, model.device, model.dtype), "rows", in_place=False)
+    return prepare_model(model, choose_format(precision, model.device, model.dtype), "rows", in_place=False)
 
 
-@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-6), ("bfloat16", 0.002), ("int8", 0.01)])
-def test_rounded_weights_cost_little(model, images, exact, precision, most):
+@pytest.mark.parametrize(("precision", "max_cost"), [("float32", 1e-6), ("bfloat16", 0.002), ("int8", 0.01)])
+def test_rounded_weights_cost_little(model, images, exact, precision, max_cost):
     cost = mean_nll(prepared(model, precision), images) - exact
-    assert abs(cost) <= most
+    assert abs(cost) <= max_cost
 
 
 @pytest.mark.parametrize("num_fed", [64, 16, 1])
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
-@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-6), ("bfloat16", 0.002), ("int8", 0.01)])
-def test_rounded_weights_keys_and_values_cost_little(model, images, exact, precision, backend, most, num_fed):
-    """However many positions are fed at a time, which decides torch's kernels."""
+@pytest.mark.parametrize(("precision", "max_cost"), [("float32", 1e-6), ("bfloat16", 0.002), ("int8", 0.01)])
+def test_rounded_weights_keys_and_values_cost_little(model, images, exact, precision, backend, max_cost, num_fed):
+    """For several numbers of positions per step, which determine the kernels torch uses."""
     cost = decoded_nll(model, images, precision, backend, num_fed) - exact
-    assert abs(cost) <= most
+    assert abs(cost) <= max_cost
 
 
-def test_keys_are_kept_in_int8_where_the_step_reads_them(model):
+def test_the_cpp_backend_stores_keys_and_values_in_int8(model):
     for backend, width in (("cpp", 16 + 4), ("torch", 2 * 16)):
         plan = ExecutionPlan.choose(model, precision="int8", backend=backend)
         assert plan.bytes_per_image == 64 * (2 * 4 * 4 * width + 17 * 4 + 8)
 
 
-def test_a_model_that_was_prepared_before_is_prepared_anew(model, images, exact):
-    """The precision was once ignored for the model of a pipeline."""
+def test_a_prepared_model_can_be_prepared_again(model, images, exact):
+    """Regression: the precision was ignored for the model of a pipeline."""
     before = model.transformer.h[0].mlp.c_fc
     sampler = Sampler(model, precision="int8")
     assert sampler.model.transformer.h[0].mlp.c_fc.weight.dtype == torch.int8
-    assert not is_exact(sampler.model)
+    assert not is_lossless(sampler.model)
     assert type(before) is PackedLinear
-    assert Sampler(sampler.model).plan.precision == "int8", "as it is, if nothing else is asked for"
+    assert Sampler(sampler.model).plan.precision == "int8", "its precision is the default"
     again = Sampler(sampler.model, precision="float32").model
     assert again.transformer.h[0].mlp.c_fc.weight.dtype == torch.float32
-    assert not is_exact(again), "what was rounded stays rounded"
+    assert not is_lossless(again), "rounding cannot be undone"
     assert mean_nll(again, images) == pytest.approx(mean_nll(sampler.model, images), abs=1e-4)
     assert mean_nll(Sampler(model).model, images) == pytest.approx(exact, abs=1e-6)
-    assert is_exact(model)
+    assert is_lossless(model)
 
 
-def test_the_bounds_would_notice_a_coarser_rounding(model, images, exact):
-    """Weights of three bits cost more than is allowed for eight."""
+def test_the_bounds_detect_coarser_rounding(model, images, exact):
+    """Weights of three bits cost more than the bound for eight."""
     coarse = prepared(model, "float32")
     with torch.no_grad():
         for block in coarse.transformer.h:

@@ -1,4 +1,4 @@
-"""The same image, bit for bit, whatever it is computed with: exact, not close."""
+"""The same image, bit for bit, for any batch, decoder, number of threads and cache state."""
 
 import hashlib
 import itertools
@@ -35,7 +35,7 @@ def digits():
 
 
 def logits_of(model, precision, num_images, num_fed, ids):
-    step = ExecutionPlan.choose(model, precision=precision, backend="cpp").open_backend(num_images, ids.shape[1])
+    step = ExecutionPlan.choose(model, precision=precision, backend="cpp").make_backend(num_images, ids.shape[1])
     for row in range(num_images):
         step.admit(row, torch.empty(0, dtype=torch.int64))
     parts = torch.arange(ids.shape[1]).split(num_fed)
@@ -71,7 +71,7 @@ def test_images_of_the_bundled_model(digits, rules, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_prompts_of_all_lengths_shared_and_alone(precision):
-    """The prompt of an image is read alone, and its keys and values are the same for whoever shares them."""
+    """Each prompt is prefilled by itself, so its keys and values are the same for all images that share it."""
     model = varied_model(num_pixels=100)
     sampler = Sampler(model, precision=precision)
     prompts = prompts_of([0, 1, 63, 64, 65, 99, 100, 40])
@@ -82,9 +82,9 @@ def test_prompts_of_all_lengths_shared_and_alone(precision):
         assert torch.equal(alone[0], together[image])
 
 
-@pytest.mark.parametrize("width", [64, 192])  # heads of 16, whose values are added in several sums, and of 48
+@pytest.mark.parametrize("width", [64, 192])  # head widths of 16, which uses several partial sums, and 48
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_prompt_is_as_if_its_pixels_had_been_drawn(precision, width):
+def test_prefilling_a_prompt_equals_stepping_through_it(precision, width):
     model = varied_model(num_pixels=90, width=width)
     ids = torch.stack(prompts_of([90]))
     ids[:, 0] = model.config.sos_token_id
@@ -92,7 +92,7 @@ def test_a_prompt_is_as_if_its_pixels_had_been_drawn(precision, width):
     with torch.inference_mode():
         expected = logits_of(model, precision, 1, 1, ids)[0]
         for length in (1, 2, 3, 4, 5, 63, 66, 67, 89):
-            step = plan.open_backend(1, 90)
+            step = plan.make_backend(1, 90)
             step.admit(0, ids[0, 1 : length + 1])
             for position in range(length, 90):
                 logits = step.step(ids[:1, [position]], torch.tensor([[position]]), [0], 0)
@@ -101,19 +101,19 @@ def test_a_prompt_is_as_if_its_pixels_had_been_drawn(precision, width):
 
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_rows_that_come_and_go(precision, decoder):
-    """Admitted beside others, each with its own prompt, rules and seed, an image is what it is alone."""
+def test_continuous_batching(precision, decoder):
+    """An image does not change with the images that are admitted and released while it is sampled."""
     model = varied_model(num_pixels=60)
     plan = ExecutionPlan.choose(model, precision=precision, decoder=decoder)
     wanted = list(zip(prompts_of([5, 30, 0, 59, 7, 44, 2, 2, 31]), seeds_of(9), [*RULES, *RULES[:4]], strict=True))
-    session, waiting, here, images = plan.open(3), list(enumerate(wanted)), {}, {}
-    while waiting or here:
-        while waiting and len(here) < 3:
-            image, asked = waiting.pop(0)
-            here[session.admit(*asked)] = image
+    session, waiting, active, images = plan.open_session(3), list(enumerate(wanted)), {}, {}
+    while waiting or active:
+        while waiting and len(active) < 3:
+            image, request = waiting.pop(0)
+            active[session.admit(*request)] = image
         session.step()
-        for row in set(here) - set(session.unfinished()):
-            images[here.pop(row)] = session.pixels(row).clone()
+        for row in set(active) - set(session.unfinished()):
+            images[active.pop(row)] = session.pixels(row).clone()
             session.release(row)
     sampler = Sampler(model, precision=precision)
     for image, (prompt, seed, rules) in enumerate(wanted):
@@ -134,12 +134,12 @@ for precision in ("float32", "bfloat16", "int8"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("threads", "used"), [(2, True), (1, False)])
-def test_an_empty_and_a_filled_cache_folder_and_a_used_process(threads, used, tmp_path, digits):
+def test_cold_and_warm_kernel_caches(threads, used, tmp_path, digits):
     expected = [
         hashlib.sha256(Sampler(digits, precision=one).generate(seeds=range(5)).numpy().tobytes()).hexdigest()
         for one in PRECISIONS
     ]
-    for _ in range(2):  # the second time the libraries are there
+    for _ in range(2):  # the second time with compiled libraries
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT.format(threads=threads, used=used)],
             env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
@@ -155,8 +155,8 @@ def test_an_empty_and_a_filled_cache_folder_and_a_used_process(threads, used, tm
 @pytest.mark.parametrize(
     ("name", "num_images"), [("digits", 300), ("cifar10", 5), pytest.param("cifar10", 40, marks=pytest.mark.slow)]
 )
-def test_images_are_those_of_the_naive_loop(name, num_images, decoder):
-    """Without a cache, the whole prefix for every pixel: see `write_naive_ids.py`."""
+def test_images_equal_the_naive_loop(name, num_images, decoder):
+    """The naive loop runs the whole prefix for every pixel, see `write_naive_ids.py`."""
     model, naive = naive_ids.load_bundled(name), naive_ids.read(name)
     assert naive_ids.hash_weights(model) == naive.weights_sha256, (
         f"the bundled {name} has changed: run tests/sampling/write_naive_ids.py"
@@ -168,6 +168,6 @@ def test_images_are_those_of_the_naive_loop(name, num_images, decoder):
         assert torch.equal(images, naive.ids[alike]), rules
 
 
-def test_the_greedy_image_of_a_seed_is_that_of_no_seed(digits):
+def test_greedy_images_do_not_depend_on_the_seed(digits):
     greedy = Sampler(digits).generate(seeds=[1, 2], rules=SamplingRules(temperature=0))
     assert torch.equal(greedy[0], greedy[1])

@@ -6,8 +6,8 @@ Run it when a bundled model has changed. It takes about 40 minutes on one core (
 glibc reuse its memory, almost twice as long), and resumes where it was stopped.
 
 For every pixel of every image, the whole prefix goes through the model's ordinary forward in float32, with eager
-attention and no cache. On another processor float32 rounds differently, so an image with a draw that rounding could
-decide is replaced by that of another seed.
+attention and no cache. Another CPU rounds float32 differently, so an image in which rounding could change a pixel is
+replaced by an image of another seed.
 
 Axes: B images (one), T pixels in raster order, V colours.
 """
@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from imagegpt.sampling import SamplingRules, image_seed
-from imagegpt.sampling.rules import gumbel_noise, score, seed_tensor
+from imagegpt.sampling.noise import gumbel_noise, seed_tensor
+from imagegpt.sampling.rules import gumbel_scores
 from naive_ids import PATH, NaiveIds, hash_weights, load_bundled, write
 
 NUM_IMAGES = {"digits": 300, "cifar10": 40}
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """One image, as its line of the progress file has it."""
+    """One image, a line of the progress file."""
 
     seed: int
     rules: SamplingRules
@@ -54,7 +55,7 @@ class Image:
 
 
 def clearance_of(logits, rules):
-    """How far each colour is from the limit between those that may be drawn and those that may not, (B, V)."""
+    """The distance of each colour from the limit between allowed and excluded colours, (B, V)."""
     clearance = torch.full_like(logits, math.inf)
     ranked, order = logits.sort(dim=-1, descending=True)
     if rules.top_k is not None and not rules.is_greedy:
@@ -71,21 +72,21 @@ def clearance_of(logits, rules):
 
 
 def margin_of(logits, noise, rules):
-    """How much the difference of two logits must change for another colour to be drawn.
+    """How much the difference of two logits must change for another colour to be sampled.
 
-    The colour drawn would have to be excluded; or another one would have to win, and be allowed if it is excluded.
+    Either the sampled colour becomes excluded, or another one scores higher, and becomes allowed if it was excluded.
     (With top-p, limits are in units of probability, which change less than logits.)
     """
-    scores, clearance = score(logits, noise, rules), clearance_of(logits, rules)
-    best, drawn = scores.max(dim=-1, keepdim=True)
+    scores, clearance = gumbel_scores(logits, noise, rules), clearance_of(logits, rules)
+    best, sampled = scores.max(dim=-1, keepdim=True)
     unlimited = logits if rules.is_greedy else logits + rules.temperature * noise
     needed = (best - unlimited).maximum(clearance.masked_fill(scores.isfinite() | rules.is_greedy, 0))
-    return needed.scatter(-1, drawn, clearance.gather(-1, drawn)).min().item()
+    return needed.scatter(-1, sampled, clearance.gather(-1, sampled)).min().item()
 
 
 @torch.inference_mode()
 def sample(model, seed, rules):
-    """One image, or None as soon as a draw is too close."""
+    """One image, or None as soon as the margin of a pixel is too small."""
     num_pixels, num_colors = model.config.n_positions, model.config.num_colors
     noise = gumbel_noise(seed_tensor([seed]), torch.arange(num_pixels), num_colors)
     ids = torch.tensor([[model.config.sos_token_id]])
@@ -96,7 +97,7 @@ def sample(model, seed, rules):
         if margin < SMALLEST_MARGIN:
             logger.info("seed %d (%s): margin %.1e at pixel %d, too close", seed, rules, margin, pixel)
             return None
-        color = score(logits, noise[:, pixel], rules).argmax(dim=-1, keepdim=True)
+        color = gumbel_scores(logits, noise[:, pixel], rules).argmax(dim=-1, keepdim=True)
         ids = torch.cat([ids, color], dim=1)
     return Image(seed, rules, margin, ids[0, 1:].tolist())
 
@@ -110,7 +111,7 @@ def read_progress(path):
 
 
 def sample_all(name, num_images):
-    """All images of a model, each added to a progress file as soon as it is there."""
+    """All images of a model; each is appended to a progress file at once."""
     model = load_bundled(name)
     model.set_attn_implementation("eager")
     assert model.dtype == torch.float32
@@ -118,7 +119,7 @@ def sample_all(name, num_images):
     path = Path(tempfile.gettempdir()) / f"naive-ids-{name}-{weights_sha256[:12]}.jsonl"
     images = read_progress(path)
     all_rules = [RULES[index % len(RULES)] for index in range(num_images - 1)] + [GREEDY]
-    assert [image.rules for image in images] == all_rules[: len(images)], f"{path} is of other rules: delete it"
+    assert [image.rules for image in images] == all_rules[: len(images)], f"{path} has other rules: delete it"
     for index in range(len(images), num_images):
         start, image, attempt = time.perf_counter(), None, 0
         while image is None:

@@ -1,8 +1,8 @@
-"""Started by `test_booby_traps`: opens files, and tells what happened meanwhile that data should not cause.
+"""Run by `test_booby_traps` in a child process: opens files and reports actions that opening data must not cause.
 
-opening.py JOBS, a JSON list of (kind, a file or folder as it should be, the same with a trap).
+Usage: opening.py JOBS, a JSON list of (kind, clean file or folder, the same with a trap).
 
-Of each, the first is opened before anybody watches. What Python loads for it is there when the second is opened.
+The clean file is opened first, without watching, so that the modules it needs are already imported.
 """
 
 import json
@@ -17,15 +17,16 @@ from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 from imagegpt.checkpoints.listing import list_tensors
 from imagegpt.checkpoints.loading import load_config, load_model, load_processor
-from imagegpt.data.encoded import EncodedImages
+from imagegpt.data.encoded import EncodedDataset
 from imagegpt.data.sources.registry import open_images
 from imagegpt.images.reading import read_image
 from imagegpt.training.checkpoint import Checkpoints
-from imagegpt.training.distributed import World
-from imagegpt.training.optimizers import AveragedWeights, build_optimizers
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.ema import ExponentialMovingAverage
+from imagegpt.training.optimizers import build_optimizers
 from imagegpt.training.recipe_io import parse_recipe, read_recipe
 
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 RECIPE = (
     "model: {n_layer: 2, n_embd: 32, n_head: 4}\ndata: {train: digits}\ntraining: {num_steps: 5, warmup_steps: 1}\n"
 )
@@ -39,20 +40,20 @@ is_watching = False
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """The audit hook, which Python calls before it does something."""
+    """Audit hook: Python calls it before certain actions."""
     if is_watching and event in WATCHED:
         seen.append(f"{event} {arguments[:1]}")
 
 
 def run() -> tuple[Any, ...]:
-    """What a checkpoint of a run holds."""
+    """Objects that a training checkpoint restores."""
     model = tiny_model()
     optimizers = build_optimizers(model, parse_recipe(yaml.safe_load(RECIPE)).training)
-    return model, optimizers, AveragedWeights(model, 0.5).weights
+    return model, optimizers, ExponentialMovingAverage(model, 0.5).weights
 
 
 def resume(path: Path) -> None:
-    """The newest checkpoint of a run."""
+    """Load the newest checkpoint of a run."""
     checkpoints = Checkpoints(path, ALONE, 1)
     newest = checkpoints.newest()
     assert newest is not None
@@ -60,14 +61,14 @@ def resume(path: Path) -> None:
 
 
 def load(path: Path) -> None:
-    """A model and its processor, strictly."""
+    """Load a model and its processor strictly."""
     load_processor(path, load_config(path))
     load_model(path)
 
 
 OPENERS = {
     "checkpoint": resume,
-    "encoded": lambda path: EncodedImages.load(path).ids([0]),
+    "encoded": lambda path: EncodedDataset(path).read([0]),
     "pictures": lambda path: read_image(open_images(path)[0].image, (255, 255, 255)),
     "images": lambda path: open_images(path)[0],
     "list": lambda path: list_tensors(str(path)),
@@ -80,7 +81,7 @@ OPENERS = {
 
 
 def opened(kind: str, path: Path) -> str:
-    """Open something; what went wrong, or nothing."""
+    """Open a file or folder; return the error message, if any."""
     try:
         OPENERS[kind](path)
     except Exception as error:  # noqa: BLE001 - the test looks at what it is
@@ -92,12 +93,12 @@ def main() -> None:
     global is_watching
     sys.addaudithook(watch)
     for kind, clean, trapped in json.loads(sys.argv[1]):
-        told = {"clean": opened(kind, Path(clean))}
+        report = {"clean": opened(kind, Path(clean))}
         seen.clear()
         is_watching = True
-        told["trapped"] = opened(kind, Path(trapped))
+        report["trapped"] = opened(kind, Path(trapped))
         is_watching = False
-        sys.stdout.write(f"TOLD {json.dumps({**told, 'seen': seen})}\n")
+        sys.stdout.write(f"REPORT {json.dumps({**report, 'seen': seen})}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A file of each kind with something in it that wants to run: it is opened, or refused in a sentence, and nothing runs.
+"""Files of every kind with embedded code: they load or are refused with one sentence, and the code never runs.
 
-A child process opens them under an audit hook, see `opening.py`. The trap of pickles and the modules that lie beside
-the files make a file `sprung` when they run. `pytorch_model.bin`, which torch unpickles with `weights_only=True`, has a
-test of its own, because torch looks up the classes of tensors.
+A child process opens them under an audit hook, see `opening.py`. Pickles with a trap, and modules beside the files,
+create a folder `sprung` if they run. `pytorch_model.bin`, which torch unpickles with `weights_only=True`, has its own
+test, because torch looks up the classes of tensors.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from helpers import tiny_model
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.checkpoints.openai import to_openai
 from imagegpt.checkpoints.tensor_bundle import write_bundle
-from imagegpt.jobs.encode import encode_images
+from imagegpt.jobs.encode import encode
 from imagegpt.training.checkpoint import Checkpoints
 from opening import ALONE, RECIPE, run
 
@@ -35,17 +35,17 @@ TESTS = Path(__file__).parents[1]
 
 
 class Trap:
-    """Pickled, it is a call that makes a file."""
+    """When unpickled, creates a folder."""
 
     def __init__(self, folder):
-        self.place = folder / "sprung"
+        self.target = folder / "sprung"
 
     def __reduce__(self):
-        return os.mkdir, (str(self.place),)
+        return os.mkdir, (str(self.target),)
 
 
 class Traps:
-    """The files, with and without traps.
+    """The files, clean and trapped.
 
     Attributes:
         jobs: (kind, clean, trapped), for `opening.py`.
@@ -60,7 +60,7 @@ class Traps:
         ImageGPTImageProcessor(ColorPalette.grey(16), size=4).save_pretrained(self.model)
 
     def add(self, name, kind, clean, change):
-        """A job whose trapped file or folder is a copy that was changed."""
+        """Add a job whose trapped file or folder is a modified copy."""
         trapped = clean.parent / f"trapped-{name}" / clean.name
         trapped.parent.mkdir()
         shutil.copytree(clean, trapped) if clean.is_dir() else shutil.copy(clean, trapped)
@@ -69,7 +69,7 @@ class Traps:
         self.names.append(name)
 
     def add_model(self, name, change):
-        """The same for a folder with a model, by both loaders, with code beside it."""
+        """Add a model folder for both loaders, with code beside it."""
 
         def with_code(path):
             for file in ("modeling.py", "evil.py", "custom_generate/generate.py", "kernel/build/torch-ext/__init__.py"):
@@ -82,7 +82,7 @@ class Traps:
 
 
 def fields(file, **changes):
-    """A change of some fields of a JSON file."""
+    """Return a function that changes fields of a JSON file."""
 
     def change(folder):
         path = folder / file
@@ -93,7 +93,7 @@ def fields(file, **changes):
 
 
 def add_models(traps):
-    """Everything that a folder with a model may ask for."""
+    """Add everything that a model folder may request."""
     config = "config.json"
     traps.add_model("beside", lambda _: None)
     traps.add_model("auto_map", fields(config, auto_map={"AutoModel": "modeling.Model", "AutoConfig": "evil.Config"}))
@@ -107,7 +107,7 @@ def add_models(traps):
     traps.add_model("layers", fields(config, per_layer_config={"0": {"n_inner": 8}}))
     traps.add_model("distribution", fields(config, distributed_config={"tp_plan": "auto"}))
 
-    def second(folder):  # which transformers reads in place of config.json
+    def second(folder):  # transformers reads it in target of config.json
         asked = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
         content = json.loads((folder / config).read_text())
         (folder / "config.4.0.0.json").write_text(json.dumps(content | asked))
@@ -138,7 +138,7 @@ def add_models(traps):
 
     traps.add_model("index", index)
 
-    def checkpoint(folder):  # which transformers reads with torch.distributed.checkpoint
+    def checkpoint(folder):  # transformers reads it with torch.distributed.checkpoint
         (folder / "model.safetensors").rename(folder / "shard-00001-model-00001-of-00001.safetensors")
         (folder / ".metadata").write_bytes(traps.trap)
 
@@ -146,7 +146,7 @@ def add_models(traps):
 
 
 def add_others(traps):
-    """Runs, images, palettes, recipes, TensorFlow's checkpoints."""
+    """Add training runs, images, palettes, recipes and TensorFlow checkpoints."""
     folder, trap = traps.folder, traps.trap
     Checkpoints(folder / "run", ALONE, 1).save(2, *run(), {"step": 2})
 
@@ -155,16 +155,18 @@ def add_others(traps):
             (path,) = run.iterdir()
             (path / ".metadata").write_bytes(trap)
             (path / "__0_0.distcp").write_bytes(trap)
-            fields("progress.json", format_version=version)(path)
+            fields("trainer_state.json", format_version=version)(path)
             listed = json.loads((path / "manifest.json").read_text())
-            from imagegpt.training.checkpoint import _described
+            from imagegpt.training.checkpoint import _size_and_hash
 
-            listed |= {name: _described(path / name) for name in ("progress.json", ".metadata", "__0_0.distcp")}
+            listed |= {
+                name: _size_and_hash(path / name) for name in ("trainer_state.json", ".metadata", "__0_0.distcp")
+            }
             (path / "manifest.json").write_text(json.dumps(listed))
 
         return change
 
-    traps.add("checkpoint", "checkpoint", folder / "run", metadata(2))
+    traps.add("checkpoint", "checkpoint", folder / "run", metadata(3))
     traps.add("old-checkpoint", "checkpoint", folder / "run", metadata(1))
 
     batches = folder / "cifar"
@@ -203,14 +205,14 @@ def png(folder, name="a.png"):
 
 
 def add_pictures(traps):
-    """Image files with something in their metadata, and one that is a program."""
+    """Add image files with code in their metadata, and one that is a program."""
     folder, trap = traps.folder / "photos", traps.trap
     for suffix in ("png", "webp", "tiff", "jpg"):
         png(folder / suffix, f"a.{suffix}")
 
     def save(suffix, **options):
-        def change(place):
-            Image.open(place / f"a.{suffix}").save(place / f"a.{suffix}", **options)
+        def change(target):
+            Image.open(target / f"a.{suffix}").save(target / f"a.{suffix}", **options)
 
         traps.add(f"photo-{suffix}-{'-'.join(options)}", "pictures", folder / suffix, change)
 
@@ -229,12 +231,12 @@ def add_pictures(traps):
     for suffix in ("png", "jpg"):
         traps.add(
             f"postscript-{suffix}", "pictures", folder / suffix,
-            lambda place: next(place.iterdir()).write_text(program),
+            lambda target: next(target.iterdir()).write_text(program),
         )  # fmt: skip
 
 
 def add_tables(traps):
-    """Tables whose columns and descriptions name code, and those that lead elsewhere."""
+    """Add tables whose columns and metadata refer to code or to other files."""
     folder, trap = traps.folder / "tables", traps.trap
     cells = [{"bytes": png(traps.folder / "cell"), "path": "a.png"}] * 2
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
@@ -251,19 +253,22 @@ def add_tables(traps):
     descriptions = {"features": {b"huggingface": described}, "pandas": {b"pandas": trap, b"imagegpt": trap}}
 
     def rewritten(change, suffix):
-        def rewrite(place):
+        def rewrite(target):
             with pyarrow.ipc.open_stream((folder / "saved" / shard).read_bytes()) as stream:
                 table = change(stream.read_all())
             if suffix == "parquet":
-                parquet.write_table(table, place / "a.parquet")
+                parquet.write_table(table, target / "a.parquet")
                 return
-            with pyarrow.OSFile(str(place / shard), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+            with (
+                pyarrow.OSFile(str(target / shard), "wb") as file,
+                pyarrow.ipc.new_stream(file, table.schema) as stream,
+            ):
                 stream.write_table(table)
 
         return rewrite
 
     def with_extension(table):
-        """As pyarrow once wrote the types of users, and unpickled them."""
+        """Add an extension type that old versions of pyarrow unpickled."""
         about = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": trap}
         fields = [field.with_metadata(about) for field in table.schema]
         return table.cast(pyarrow.schema(fields, table.schema.metadata))
@@ -284,10 +289,10 @@ def add_tables(traps):
         for name, change in changes.items():
             traps.add(f"{kind}-{name}", "pictures", clean, rewritten(change, kind))
 
-    def with_code(place):
+    def with_code(target):
         for name in ("saved.py", "dataset.py", "loading.py"):
-            (place / name).write_text(traps.code)
-        fields("dataset_info.json", features=evil, builder_name="evil", download_checksums={"http://evil": 1})(place)
+            (target / name).write_text(traps.code)
+        fields("dataset_info.json", features=evil, builder_name="evil", download_checksums={"http://evil": 1})(target)
 
     traps.add("arrow-info", "pictures", folder / "saved", with_code)
     for name in ("../../saved/" + shard, str(folder / "saved" / shard)):
@@ -295,19 +300,19 @@ def add_tables(traps):
         traps.add(f"arrow-state-{name[0]}", "pictures", folder / "saved", fields("state.json", _data_files=listed))
 
     np.savez(folder / "a.npz", images=np.zeros((2, 4, 4), np.uint8))
-    encode_images(folder / "a.npz", folder / "encoded", ImageGPTImageProcessor(ColorPalette.grey(16), size=4))
+    encode(folder / "a.npz", folder / "encoded", ImageGPTImageProcessor(ColorPalette.grey(16), size=4))
 
-    def with_pickle(place):
-        path = place / shard
+    def with_pickle(target):
+        path = target / shard
         with pyarrow.ipc.open_stream(path.read_bytes()) as stream:
             table = with_extension(stream.read_all())
         with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
-        fields("encoding.json", checksums={shard: hashlib.sha256(path.read_bytes()).hexdigest()})(place)
+        fields("encoding.json", checksums={shard: hashlib.sha256(path.read_bytes()).hexdigest()})(target)
 
     traps.add("encoded-extension", "encoded", folder / "encoded", with_pickle)
     traps.add("encoded-info", "encoded", folder / "encoded", with_code)
-    traps.add("encoded-shard", "encoded", folder / "encoded", lambda place: (place / shard).write_bytes(trap))
+    traps.add("encoded-shard", "encoded", folder / "encoded", lambda target: (target / shard).write_bytes(trap))
 
 
 @pytest.fixture(scope="module")
@@ -321,8 +326,8 @@ def traps(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(traps):
-    """What the child tells of each file, by name."""
+def reports(traps):
+    """What the child reports for each file, by name."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", Path(__file__).with_name("opening.py"), json.dumps(traps.jobs)],
         env={**os.environ, "PYTHONPATH": str(TESTS), "HF_HUB_OFFLINE": "0"},
@@ -333,36 +338,36 @@ def told(traps):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = [line.removeprefix("TOLD ") for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    lines = [line.removeprefix("REPORT ") for line in done.stdout.splitlines() if line.startswith("REPORT ")]
     return dict(zip(traps.names, map(json.loads, lines), strict=True))
 
 
-def test_files_without_a_trap_open(told):
-    assert {name: one["clean"] for name, one in told.items() if one["clean"]} == {}
+def test_files_without_a_trap_load(reports):
+    assert {name: one["clean"] for name, one in reports.items() if one["clean"]} == {}
 
 
-def test_nothing_runs_is_imported_or_fetched(told, traps):
-    assert {name: one["seen"] for name, one in told.items() if one["seen"]} == {}
+def test_no_code_runs_and_nothing_is_imported_or_downloaded(reports, traps):
+    assert {name: one["seen"] for name, one in reports.items() if one["seen"]} == {}
     assert not (traps.folder / "sprung").exists()
 
 
-def test_what_is_refused_is_refused_in_a_sentence(told):
-    for name, one in told.items():
+def test_refusals_are_one_sentence(reports):
+    for name, one in reports.items():
         assert "\n" not in one["trapped"], name
         assert not one["trapped"] or one["trapped"].partition(":")[0] in ("ValueError", "FileNotFoundError"), (
             name,
             one,
         )
-    ignored = {name for name, one in told.items() if not one["trapped"]}  # which were never read
+    ignored = {name for name, one in reports.items() if not one["trapped"]}  # never read
     assert ignored == {
         f"{name}-{kind}" for name in ("beside", "processor", "generation") for kind in ("model", "transformers")
-    } | {name for name in told if name.startswith("photo-")} | {
+    } | {name for name in reports if name.startswith("photo-")} | {
         "checkpoint", "distributed-transformers", "arrow-features", "arrow-pandas", "arrow-extension", "arrow-info",
         "parquet-pandas", "parquet-extension", "encoded-extension", "encoded-info",
     }  # fmt: skip
 
 
-def test_pickled_weights_run_nothing(traps, tmp_path):
+def test_pickled_weights_run_no_code(traps, tmp_path):
     from imagegpt.checkpoints.loading import load_model
 
     folder = shutil.copytree(traps.model, tmp_path / "model")

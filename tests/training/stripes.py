@@ -1,30 +1,18 @@
-"""A tiny world to train in: 24 images of 4 x 4 pixels in 16 colours, each a shifted row of all colours."""
+"""Recipes, models and trainers for `helpers.StripeDataset`."""
 
-import numpy as np
 import torch
 
-from helpers import tiny_config
+from helpers import STRIPES, StripeDataset, tiny_config
 from imagegpt import ImageGPTForCausalImageModeling
+from imagegpt.data.dataloader import BatchLayout, TrainingBatches
+from imagegpt.model.losses import autoregressive_loss
 from imagegpt.training.checkpoint import Checkpoints
-from imagegpt.training.dataloader import Share, Steps
-from imagegpt.training.distributed import World
-from imagegpt.training.objectives import Autoregressive, Loss, autoregressive_loss
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.objectives import Autoregressive, ModelWithObjective
 from imagegpt.training.recipe_io import parse_recipe
 from imagegpt.training.trainer import Trainer
 
-STRIPES = (torch.arange(16).repeat(24, 1) + torch.arange(24)[:, None]) % 16
-ALONE = World(torch.device("cpu"))
-
-
-class StripeImages:
-    """The stripes as a source of images; the class of each is its first colour modulo 4."""
-
-    def __len__(self):
-        return len(STRIPES)
-
-    def read(self, indices, generators):
-        ids = STRIPES.numpy()[indices]
-        return ids, ids[:, 0] % 4
+ALONE = DistributedContext(torch.device("cpu"))
 
 
 def make_recipe(**changes):
@@ -32,38 +20,38 @@ def make_recipe(**changes):
     content = {
         "model": {"n_layer": 2, "n_embd": 32, "n_head": 4},
         "data": {"train": "stripes"},
-        "training": {"num_steps": 12, "batch_size": 8, "warmup_steps": 2, "average_decay": 0.5, "precision": "float32"},
-        "watch": {"validate_every": 5},
+        "training": {"num_steps": 12, "batch_size": 8, "warmup_steps": 2, "ema_decay": 0.5, "precision": "float32"},
+        "monitoring": {"validate_every": 5},
     }
     for section, fields in changes.items():
         content[section] = {**content.get(section, {}), **fields}
     return parse_recipe(content)
 
 
-def make_loss(**config):
-    """The same fresh model whenever it is called."""
+def make_module(**config):
+    """The same fresh model, with the autoregressive objective, whenever it is called."""
     torch.manual_seed(7)
     model = ImageGPTForCausalImageModeling(tiny_config(**{"init_scheme": "openai", "resid_pdrop": 0.1, **config}))
-    return Loss(model, Autoregressive())
+    return ModelWithObjective(model, Autoregressive())
 
 
-def make_trainer(recipe=None, *, folder=None, loss=None, images=None, validate=None, **callbacks):
+def make_trainer(recipe=None, *, folder=None, module=None, dataset=None, validate=None, **callbacks):
     """A trainer on stripes, which validates with the first four of them."""
-    recipe, loss = recipe or make_recipe(), loss or make_loss()
+    recipe, module = recipe or make_recipe(), module or make_module()
     training = recipe.training
-    share = Share(batch_size=training.batch_size, micro_batch=training.micro_batch)
+    layout = BatchLayout(batch_size=training.batch_size, micro_batch_size=training.micro_batch_size)
 
     def held_out():
         with torch.no_grad():
-            return {"total": autoregressive_loss(loss.model, STRIPES[:4]).item()}
+            return {"loss": autoregressive_loss(module.model, STRIPES[:4]).item()}
 
     return Trainer(
-        loss,
+        module,
         recipe,
         ALONE,
-        Steps(images or StripeImages(), share, training.seed),
+        TrainingBatches(dataset or StripeDataset(), layout, training.seed),
         validate=validate or held_out,
-        checkpoints=None if folder is None else Checkpoints(folder, ALONE, recipe.watch.keep_checkpoints),
+        checkpoints=None if folder is None else Checkpoints(folder, ALONE, recipe.monitoring.keep_checkpoints),
         **callbacks,
     )
 
@@ -74,17 +62,12 @@ def weights_of(model):
 
 
 def same_weights(a, b):
-    """Whether two models, or what `weights_of` gave, have the same bits."""
+    """Whether two models, or results of `weights_of`, have the same bits."""
     a, b = (one if isinstance(one, dict) else weights_of(one) for one in (a, b))
     return a.keys() == b.keys() and all(weight.equal(b[name]) for name, weight in a.items())
 
 
 def stop_after(step):
-    """For `should_stop`, together with `on_step`: true from a step on."""
+    """Callbacks that stop a run after a step."""
     reached = []
-    return {"on_step": lambda told: reached.append(told.step), "should_stop": lambda: step in reached}
-
-
-def no_generators(num):
-    """One for each image."""
-    return [np.random.default_rng(0)] * num
+    return {"on_step": lambda report: reached.append(report.step), "should_stop": lambda: step in reached}

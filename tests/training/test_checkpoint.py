@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from imagegpt.training.checkpoint import CHECKPOINT_FORMAT, Checkpoints, damage_of, step_of
-from imagegpt.training.optimizers import AveragedWeights, build_optimizers
-from imagegpt.training.run_state import Progress
-from stripes import ALONE, make_loss, make_recipe, make_trainer, same_weights, stop_after, weights_of
+from imagegpt.training.ema import ExponentialMovingAverage
+from imagegpt.training.optimizers import build_optimizers
+from imagegpt.training.trainer_state import TrainerState
+from stripes import ALONE, make_module, make_recipe, make_trainer, same_weights, stop_after, weights_of
 
-RECIPE = make_recipe(watch={"checkpoint_every": 4})
+RECIPE = make_recipe(monitoring={"checkpoint_every": 4})
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
@@ -20,18 +21,18 @@ class State:
     """What a checkpoint holds, after some updates."""
 
     def __init__(self, updates=2, recipe=RECIPE, **config):
-        self.model = make_loss(**config).model
+        self.model = make_module(**config).model
         self.optimizers = build_optimizers(self.model, recipe.training)
-        self.average = AveragedWeights(self.model, 0.5)
+        self.ema = ExponentialMovingAverage(self.model, 0.5)
         for step in range(updates):
             self.model(torch.arange(16)[None]).logits.square().sum().backward()
             for optimizer in self.optimizers:
                 optimizer.step()
-            self.average.update(step)
+            self.ema.update(step)
 
     @property
     def all(self):
-        return self.model, self.optimizers, self.average.weights
+        return self.model, self.optimizers, self.ema.weights
 
     def moments(self):
         return [
@@ -54,7 +55,7 @@ def test_what_was_saved_is_loaded(checkpoints):
     assert not same_weights(before.model, after.model)
     assert checkpoints.load(path, *after.all) == {"step": 7, "note": "ä"}
     assert same_weights(before.model, after.model)
-    assert same_weights(before.average.weights, after.average.weights)
+    assert same_weights(before.ema.weights, after.ema.weights)
     assert len(before.moments()) == 3 * len(list(before.model.parameters()))
     assert all(a.equal(b) for a, b in zip(before.moments(), after.moments(), strict=True))
 
@@ -138,7 +139,7 @@ def empty(path):
 
 
 @pytest.mark.parametrize("harm", [cut, flip, drop, empty])
-@pytest.mark.parametrize("name", [SHARD, "progress.json", "manifest.json"])
+@pytest.mark.parametrize("name", [SHARD, "trainer_state.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_passed_over(checkpoints, harm, name):
     older = checkpoints.save(3, *State(0).all, {"step": 3})
     newer = checkpoints.save(6, *State(0).all, {"step": 6})
@@ -147,11 +148,11 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoints, harm, name):
         (newer / name).write_text(text.replace('"', "'", 1))
     else:
         harm(newer / name)
-    with pytest.warns(UserWarning, match=rf"the checkpoint .*step-00000006 is damaged \(.*{name[:5]}.*passed over"):
+    with pytest.warns(UserWarning, match=rf"the checkpoint .*step-00000006 is damaged \(.*{name[:5]}.*skipped"):
         assert checkpoints.newest() == older
 
 
-@pytest.mark.parametrize("manifest", ["{}", "[]", "3", f'{{"{SHARD}": 3}}', '{"progress.json": [1, "x"]}'])
+@pytest.mark.parametrize("manifest", ["{}", "[]", "3", f'{{"{SHARD}": 3}}', '{"trainer_state.json": [1, "x"]}'])
 def test_a_manifest_that_lists_too_little_is_damage(checkpoints, manifest):
     path = checkpoints.save(3, *State(0).all, {})
     (path / "manifest.json").write_text(manifest)
@@ -173,18 +174,18 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoints, config):
 
 
 def test_a_run_with_a_damaged_checkpoint_ends_in_the_same_bits(tmp_path):
-    whole = make_loss()
-    make_trainer(RECIPE, loss=whole).run()
-    make_trainer(RECIPE, folder=tmp_path, **stop_after(10)).run()
+    whole = make_module()
+    make_trainer(RECIPE, module=whole).train()
+    make_trainer(RECIPE, folder=tmp_path, **stop_after(10)).train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000008", "step-00000010"]
     cut(tmp_path / "step-00000010" / SHARD)
-    loss = make_loss()
-    trainer = make_trainer(RECIPE, loss=loss, folder=tmp_path)
+    module = make_module()
+    trainer = make_trainer(RECIPE, module=module, folder=tmp_path)
     with pytest.warns(UserWarning, match="step-00000010 is damaged"):
         assert trainer.resume()
-    assert trainer.progress.step == 8
-    trainer.run()
-    assert same_weights(whole.model, loss.model)
+    assert trainer.state.step == 8
+    trainer.train()
+    assert same_weights(whole.model, module.model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert step_of(Checkpoints(tmp_path, ALONE, 2).newest()) == 12
@@ -208,10 +209,10 @@ def test_a_disk_that_is_full_is_told_in_one_sentence(checkpoints, monkeypatch):
 
 
 def test_the_manifest_describes_every_file(checkpoints):
-    path = checkpoints.save(3, *State(0).all, Progress(step=3).as_json())
+    path = checkpoints.save(3, *State(0).all, TrainerState(step=3).to_json())
     listed = json.loads((path / "manifest.json").read_text())
     assert set(listed) == {file.name for file in path.iterdir()} - {"manifest.json"}
-    assert listed["progress.json"][0] == (path / "progress.json").stat().st_size
+    assert listed["trainer_state.json"][0] == (path / "trainer_state.json").stat().st_size
 
 
 def test_a_checkpoint_of_many_files_is_loaded(checkpoints, monkeypatch):
@@ -246,13 +247,13 @@ class Trap:
 def test_a_pickle_in_a_checkpoint_is_never_read(checkpoints, tmp_path, format_version):
     """Checkpoints of format 1 had one, and a foreign run folder ran what it said when it was resumed."""
     path = checkpoints.save(3, *State().all, {})
-    content = json.loads((path / "progress.json").read_text())
-    (path / "progress.json").write_text(json.dumps({**content, "format_version": format_version}))
+    content = json.loads((path / "trainer_state.json").read_text())
+    (path / "trainer_state.json").write_text(json.dumps({**content, "format_version": format_version}))
     (path / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
     if format_version == CHECKPOINT_FORMAT:
         assert checkpoints.load(path, *State().all) == {}
     else:
-        message = r"has format version 1, this imagegpt reads 2: start over with --force"
+        message = r"has format version 1, this imagegpt reads 3: start over with --force"
         with pytest.raises(ValueError, match=message):
             checkpoints.load(path, *State().all)
     assert not (tmp_path / "trapped").exists()

@@ -7,27 +7,28 @@ import pytest
 import torch
 
 from imagegpt.data.identity import DataRecord
-from imagegpt.training import callbacks
-from imagegpt.training.callbacks import draw_curve, read_log
-from imagegpt.training.checkpoint import _described
-from imagegpt.training.distributed import World
-from imagegpt.training.lr_finder import RateSearch
+from imagegpt.training import callbacks, training_log
+from imagegpt.training.checkpoint import _size_and_hash
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.lr_finder import LearningRateSearch
 from imagegpt.training.recipe_io import parse_recipe
 from imagegpt.training.run import Run
-from imagegpt.training.run_state import Progress
+from imagegpt.training.trainer_state import TrainerState
+from imagegpt.training.training_log import TrainingLog, read_log
 
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 DEEP = "[" * 100_000
-LINES = [json.dumps({"step": step, "metrics": {"total": 3.0 - step}}) for step in (1, 2)]
+LINES = [json.dumps({"step": step, "metrics": {"loss": 3.0 - step}}) for step in (1, 2)]
 
 
-def recipe(**watch):
+def recipe(**monitoring):
     return parse_recipe(
         {
             "model": {"n_layer": 1, "n_embd": 8, "n_head": 1},
             "data": {"train": "digits"},
             "training": {"num_steps": 2, "warmup_steps": 0, "batch_size": 4, "precision": "float32"},
-            "watch": {"validate_every": 1, "checkpoint_every": 1, "samples": 0, "validation_images": 4, **watch},
+            "monitoring": {"validate_every": 1, "checkpoint_every": 1, "samples": 0, "validation_images": 4}
+            | monitoring,
         }
     )
 
@@ -37,19 +38,23 @@ def fail(*_, **__):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
-    [("loss_curve", "there is no picture of the losses"), ("sample_grid", "there is no sheet of samples")],
+    ("module", "name", "told"),
+    [
+        (training_log, "loss_plot", "there is no picture of the losses"),
+        (callbacks, "sample_grid", "there is no sheet of samples"),
+    ],
 )
-def test_a_failed_picture_does_not_end_the_run(tmp_path, monkeypatch, name, told):
-    monkeypatch.setattr(callbacks, name, fail)
-    with pytest.warns(UserWarning, match=rf"^{told} \(no fonts\\nat all\)$"):
-        outcome = Run(recipe(samples=2), tmp_path / "m", ALONE).train()
-    assert (outcome.how, outcome.progress.step) == ("done", 2)
+def test_a_failed_picture_does_not_end_the_run(tmp_path, monkeypatch, module, name, told):
+    monkeypatch.setattr(module, name, fail)
+    run = Run(recipe(samples=2), tmp_path / "m", ALONE)
+    with pytest.warns(UserWarning, match=rf"^{told} \(no fonts at all\)$"):
+        status = run.train()
+    assert (status, run.step) == ("completed", 2)
 
 
 def test_a_failed_picture_does_not_end_a_search(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagegpt.training.lr_finder.rate_picture", fail)
-    search = RateSearch(recipe(), tmp_path / "s", ALONE)
+    monkeypatch.setattr("imagegpt.training.lr_finder.learning_rate_plot", fail)
+    search = LearningRateSearch(recipe(), tmp_path / "s", ALONE)
     with pytest.warns(UserWarning, match="^there is no picture of the rates"):
         assert search.try_rate(0.01) is not None
     assert len(search.losses) == 1
@@ -57,15 +62,15 @@ def test_a_failed_picture_does_not_end_a_search(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "line",
-    ["{", DEEP, "[]", '{"step": 3}', '{"step": "x", "metrics": {"total": 1}}', '{"step": 3, "metrics": {"total": []}}',
+    ["{", DEEP, "[]", '{"step": 3}', '{"step": "x", "metrics": {"loss": 1}}', '{"step": 3, "metrics": {"loss": []}}',
      '{"step": 3, "metrics": {}}', '{"step": 3, "metrics": {"loss": 1}}', "\udcff"],
 )  # fmt: skip
 def test_a_damaged_line_of_a_log_is_left_out(tmp_path, line):
     log = tmp_path / "log.jsonl"
     log.write_bytes("\n".join([LINES[0], line, LINES[1], ""]).encode(errors="surrogateescape"))
-    draw_curve(log, tmp_path / "a.png")
+    TrainingLog(log, 3).draw_curve(tmp_path / "a.png")
     log.write_text("\n".join(LINES))
-    draw_curve(log, tmp_path / "b.png")
+    TrainingLog(log, 3).draw_curve(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -77,23 +82,25 @@ def test_a_log_is_read_as_it_is_written(tmp_path):
     assert [line.step for _, line in lines] == [1, 2]
 
 
-PROGRESS = {
+STATES = {
     "no JSON": ("{", "is not JSON"),
     "deep": (DEEP, "is nested too deeply"),
     "no object": ("[]", "the content is []: it must be an object, in braces"),
     "nothing in it": ({"step": None}, "step is None: it must be a valid integer"),
-    "a row in text": ({"recent": "abc"}, "recent is 'abc'"),
-    "numbers in text": ({"best": {"total": "low"}}, "best.total is 'low': it must be a valid number"),
+    "a row in text": ({"recent_losses": "abc"}, "recent_losses is 'abc'"),
+    "numbers in text": ({"best": {"loss": "low"}}, "best.loss is 'low': it must be a valid number"),
 }
 
 
-@pytest.mark.parametrize(("change", "told"), PROGRESS.values(), ids=PROGRESS)
-def test_a_foreign_progress_is_one_sentence(tmp_path, change, told):
+@pytest.mark.parametrize(("change", "told"), STATES.values(), ids=STATES)
+def test_a_foreign_trainer_state_is_one_sentence(tmp_path, change, told):
     Run(recipe(), tmp_path / "m", ALONE).train()
     path = tmp_path / "m" / "checkpoints" / "step-00000002"
-    content = json.loads((path / "progress.json").read_text())
-    (path / "progress.json").write_text(change if isinstance(change, str) else json.dumps({**content, **change}))
-    listed = json.loads((path / "manifest.json").read_text()) | {"progress.json": _described(path / "progress.json")}
+    content = json.loads((path / "trainer_state.json").read_text())
+    (path / "trainer_state.json").write_text(change if isinstance(change, str) else json.dumps({**content, **change}))
+    listed = json.loads((path / "manifest.json").read_text()) | {
+        "trainer_state.json": _size_and_hash(path / "trainer_state.json")
+    }
     (path / "manifest.json").write_text(json.dumps(listed))
     with pytest.raises(ValueError, match=r"start over with --force$") as caught:
         Run(recipe(), tmp_path / "m", ALONE)
@@ -102,15 +109,15 @@ def test_a_foreign_progress_is_one_sentence(tmp_path, change, told):
     assert "\n" not in str(caught.value)
 
 
-def test_a_progress_without_a_field_is_one_sentence():
-    with pytest.raises(ValueError, match=r"^the progress has no step: start over with --force$"):
-        Progress.from_json({name: value for name, value in Progress().as_json().items() if name != "step"})
+def test_a_trainer_state_without_a_field_is_one_sentence():
+    with pytest.raises(ValueError, match=r"^the trainer state has no step: start over with --force$"):
+        TrainerState.from_json({name: value for name, value in TrainerState().to_json().items() if name != "step"})
 
 
 def test_a_deep_manifest_of_a_checkpoint_is_damage(tmp_path):
     Run(recipe(), tmp_path / "m", ALONE).train()
     (tmp_path / "m" / "checkpoints" / "step-00000002" / "manifest.json").write_text(DEEP)
-    with pytest.warns(UserWarning, match=r"step-00000002 is damaged \(.*is nested too deeply\) and passed over"):
+    with pytest.warns(UserWarning, match=r"step-00000002 is damaged \(.*is nested too deeply\) and skipped"):
         assert Run(recipe(), tmp_path / "m", ALONE).step == 1
 
 
@@ -124,12 +131,12 @@ RATES = {
 
 @pytest.mark.parametrize(("change", "told"), RATES.values(), ids=RATES)
 def test_damaged_rates_are_one_sentence(tmp_path, change, told):
-    RateSearch(recipe(), tmp_path / "s", ALONE)
+    LearningRateSearch(recipe(), tmp_path / "s", ALONE)
     path = tmp_path / "s" / "rates.json"
     content = json.loads(path.read_text())
     path.write_text(change if isinstance(change, str) else json.dumps({**content, **change}))
-    with pytest.raises(ValueError, match=r"choose another place, or start over with --force$") as caught:
-        RateSearch(recipe(), tmp_path / "s", ALONE)
+    with pytest.raises(ValueError, match=r"choose another path, or start over with --force$") as caught:
+        LearningRateSearch(recipe(), tmp_path / "s", ALONE)
     assert told in str(caught.value)
 
 
@@ -141,15 +148,15 @@ def record(tmp_path_factory):
 
 
 RECORDS = {
-    "seed": (("split", "seed"), -1, "split.seed is -1: it must be a whole number from 0"),
-    "share": (("split", "test"), 2, "split.test is 2: it must be a number of at least 0 and less than 1"),
-    "colours": (("palette", "num_colors"), "x", "palette.num_colors is 'x': it must be a whole number from 2"),
+    "seed": (("hash_split", "seed"), -1, "hash_split.seed is -1: it must be an integer from 0"),
+    "share": (("hash_split", "test"), 2, "hash_split.test is 2: it must be a number of at least 0 and less than 1"),
+    "colours": (("palette", "num_colors"), "x", "palette.num_colors is 'x': it must be an integer from 2"),
     "crop": (("preprocessing", "crop"), "zoom", "preprocessing.crop is none of none, center-crop"),
-    "source": (("parts", "test", "source"), "moon", "parts.test.source is none of the sources"),
-    "by": (("parts", "train", "by"), "luck", "parts.train.by is 'luck': it must be 'name' or 'hash'"),
+    "source": (("splits", "test", "source"), "moon", "splits.test.source is none of the sources"),
+    "by": (("splits", "train", "by"), "luck", "splits.train.by is 'luck': it must be 'name' or 'hash'"),
     "count": (("sources", "train", "num_images"), [], "sources.train.num_images is []: it must be a valid integer"),
     "classes": (("classes",), "0123", "classes is '0123'"),
-    "subset": (("validation_subset", "num_images"), 0, "validation_subset.num_images is 0: it must be a whole number"),
+    "subset": (("validation_subset", "num_images"), 0, "validation_subset.num_images is 0: it must be an integer"),
 }  # fmt: skip
 
 

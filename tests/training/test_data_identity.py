@@ -14,22 +14,21 @@ from transformers.utils import logging
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.checkpoints.loading import find_folder
 from imagegpt.cli import main
-from imagegpt.cli.finetune import classifier_recipe
 from imagegpt.data.identity import DataRecord, pixel_hash
+from imagegpt.data.loading import open_data
+from imagegpt.data.recipe import DataRecipe
 from imagegpt.data.sources.registry import open_images
 from imagegpt.data.splits import split_by_hash
-from imagegpt.jobs.encode import encode_images
-from imagegpt.training import scores as scoring
-from imagegpt.training.card import finish
-from imagegpt.training.datasets import open_data
-from imagegpt.training.distributed import World
-from imagegpt.training.lr_finder import RateSearch
-from imagegpt.training.recipe import DataRecipe
+from imagegpt.evaluation import scoring
+from imagegpt.evaluation.scoring import open_data_for_folder, read_all_ids, score_split
+from imagegpt.jobs.encode import encode
+from imagegpt.training.api import finetuning_recipe, finish_run
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.lr_finder import LearningRateSearch
 from imagegpt.training.recipe_io import parse_recipe
 from imagegpt.training.run import Run
-from imagegpt.training.scores import data_for_folder, ids_of, score_folder
 
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 NUM_IMAGES = 60
 PALETTE = ColorPalette.from_rgb(np.random.default_rng(3).integers(0, 256, (16, 3)))
 
@@ -54,7 +53,7 @@ def place(tmp_path, monkeypatch):
     pixels[-2:] = pixels[:2]
     np.savez("photos.npz", images=pixels, labels=np.arange(NUM_IMAGES) % 3)
     PALETTE.save("palette.npy")
-    encode_images("photos.npz", "encoded", ImageGPTImageProcessor(PALETTE, size=8))
+    encode("photos.npz", "encoded", ImageGPTImageProcessor(PALETTE, size=8))
     return tmp_path
 
 
@@ -62,8 +61,8 @@ def recipe(data, **changes):
     content = {
         "model": {"n_layer": 1, "n_embd": 16, "n_head": 2, "use_bias": True},
         "data": data,
-        "training": {"num_steps": 4, "warmup_steps": 1, "batch_size": 4, "learning_rate": 0.01, "average_decay": 0.0},
-        "watch": {"validate_every": 2, "checkpoint_every": 2, "samples": 0},
+        "training": {"num_steps": 4, "warmup_steps": 1, "batch_size": 4, "learning_rate": 0.01, "ema_decay": 0.0},
+        "monitoring": {"validate_every": 2, "checkpoint_every": 2, "samples": 0},
     }
     for section, fields in changes.items():
         content[section] = {**content.get(section, {}), **fields}
@@ -90,39 +89,44 @@ def run_cli(capsys, *words):
 def check_agreement(capsys, monkeypatch, seed, split, limited, kind):
     """Train, then compare what the run, its card, its log and `evaluate` say, and see which images were trained on."""
     out, source, trained = Path("model"), open_images("photos.npz"), set()
-    split, watch = {"validation": split, "seed": 5}, {} if limited is None else {"validation_images": limited}
-    run = Run(recipe({**PREPROCESSINGS[kind], "split": split}, training={"seed": seed}, watch=watch), out, ALONE)
-    read = type(run.data.train).read
+    split, monitoring = {"validation": split, "seed": 5}, {} if limited is None else {"validation_images": limited}
+    run = Run(
+        recipe({**PREPROCESSINGS[kind], "split": split}, training={"seed": seed}, monitoring=monitoring), out, ALONE
+    )
+    stored, _ = run.data.train.locate(np.empty(0, np.int64))
+    read = type(stored).read
 
-    def noting(self, indices, generators):
-        if self is run.data.train:
-            trained.update(pixel_hash(source[int(row)].image) for row in self._rows[indices])
-        return read(self, indices, generators)
+    def noting(self, indices, rngs=None):
+        if self is stored:
+            trained.update(pixel_hash(source[int(index)].image) for index in indices)
+        return read(self, indices, rngs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(run.data.train), "read", noting)
+        patch.setattr(type(stored), "read", noting)
         run.train()
     assert trained
-    ending = finish(run, out, "imagegpt train")
-    assert ending.which == "validation part; it also chose the checkpoint"
-    told = {one.name: one.nats for one in ending.scores}
+    result = finish_run(run, "completed", "imagegpt train")
+    assert result.split == "validation split; it also chose the checkpoint"
+    told = {one.name: one.nats for one in result.scores}
     places = ["photos.npz"] if kind == "crop" else ["photos.npz", "encoded"]
     for place in places:
-        opened = data_for_folder(place, out, "m")
-        assert opened.is_own
-        mine = {one.name: one.nats for one in score_folder(out, opened)}
+        opened = open_data_for_folder(place, out, "m")
+        assert opened.is_training_data
+        mine = {one.name: one.nats for one in score_split(out, opened, split=opened.choose_split())}
         assert mine == pytest.approx(told, abs=1e-6)
-        scored = {pixel_hash(source[int(row)].image) for row in opened.validation._rows}
+        scored = {pixel_hash(source[int(row)].image) for row in opened.validation.indices}
         assert not trained & scored
     best = told["this model" if limited is None else "while training"]
-    assert best == pytest.approx(run.progress.best["total"], abs=1e-6)
+    assert best == pytest.approx(run.state.best["loss"], abs=1e-6)
     logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert best == pytest.approx(min(line["validation"]["total"] for line in logged if "validation" in line), abs=1e-6)
+    assert best == pytest.approx(min(line["validation"]["loss"] for line in logged if "validation" in line), abs=1e-6)
     rows = re.findall(r"^\| ([\w ]+) \([^|]*\| (\d\.\d{4}) \|$", (out / "README.md").read_text(), re.MULTILINE)
     assert dict(rows) == {name: f"{nats:.4f}" for name, nats in told.items()}
     code, text, err = run_cli(capsys, "evaluate", "./model", places[-1])
     assert (code, err) == (0, "")
-    assert text.startswith(f"{len(run.data.validation)} images of {places[-1]}: validation part; it also chose the che")
+    assert text.startswith(
+        f"{len(run.data.validation)} images of {places[-1]}: validation split; it also chose the che"
+    )
     assert all(f"{nats:.4f}" in text for nats in told.values())
 
 
@@ -141,14 +145,14 @@ def test_evaluate_never_scores_what_was_trained_on_whatever_the_seed(place, caps
     """It used to split with seed 0 and 4 %, whatever the run used: most of what it scored had been trained on."""
     run = Run(recipe({"train": "encoded", "split": {"validation": 0.3}}, training={"seed": 1}), Path("model"), ALONE)
     run.train()
-    trained = {row.tobytes() for row in ids_of(run.data.train)}
+    trained = {row.tobytes() for row in read_all_ids(run.data.train)}
     read = []
     with pytest.MonkeyPatch.context() as patch:
         score = scoring.compare
         patch.setattr(
             scoring,
             "compare",
-            lambda model, parts, **options: read.append(parts.test) or score(model, parts, **options),
+            lambda model, images, **options: read.append(images.test) or score(model, images, **options),
         )
         assert run_cli(capsys, "evaluate", "./model", "encoded")[0] == 0
     (scored,) = read
@@ -169,10 +173,10 @@ def test_a_split_is_independent_of_the_trainings_seed(place):
     [
         ("palette", "the palette ("),
         ("resize", "the preprocessing's resize_mode (crop, not squash)"),
-        ("pixels", "the images of the train part changed"),
-        ("order", "the order of the images of the train part"),
-        ("labels", "the labels of the train part"),
-        ("fewer", "the images of the train part ("),
+        ("pixels", "the images of the train split changed"),
+        ("order", "the order of the images of the train split"),
+        ("labels", "the labels of the train split"),
+        ("fewer", "the images of the train split ("),
     ],
 )
 def test_resuming_refuses_other_data_and_names_what_changed(place, change, told):
@@ -199,7 +203,7 @@ def test_resuming_refuses_other_data_and_names_what_changed(place, change, told)
         pixels, labels = pixels[2:], labels[2:]
     np.savez("photos.npz", images=pixels, labels=labels)
     shutil.rmtree("encoded")
-    encode_images("photos.npz", "encoded", processor)
+    encode("photos.npz", "encoded", processor)
     with pytest.raises(ValueError, match="holds a run with other data: ") as caught:
         Run(recipe({"train": "encoded", "split": {"validation": 0.2}}), Path("model"), ALONE)
     assert told in str(caught.value)
@@ -228,12 +232,12 @@ def test_a_run_without_a_record_is_not_resumed(place):
 
 
 def test_a_search_for_a_rate_refuses_other_data(place):
-    search = RateSearch(recipe({"train": "encoded"}), Path("rates"), ALONE)
+    search = LearningRateSearch(recipe({"train": "encoded"}), Path("rates"), ALONE)
     search.try_rate(0.01)
     shutil.rmtree("encoded")
-    encode_images("photos.npz", "encoded", ImageGPTImageProcessor(ColorPalette.grey(16), size=8))
+    encode("photos.npz", "encoded", ImageGPTImageProcessor(ColorPalette.grey(16), size=8))
     with pytest.raises(ValueError, match=r"rates holds a search with other data: the palette \(.*\) changed; choose"):
-        RateSearch(recipe({"train": "encoded"}), Path("rates"), ALONE).try_rate(0.02)
+        LearningRateSearch(recipe({"train": "encoded"}), Path("rates"), ALONE).try_rate(0.02)
 
 
 def test_limited_validation_is_a_random_subset_of_all_classes(place):
@@ -241,33 +245,34 @@ def test_limited_validation_is_a_random_subset_of_all_classes(place):
     rows = np.argsort(np.arange(NUM_IMAGES) % 3, kind="stable")
     content = np.load("photos.npz")
     np.savez("sorted.npz", images=content["images"][rows], labels=content["labels"][rows])
-    encode_images("sorted.npz", "sorted", ImageGPTImageProcessor(PALETTE, size=8))
-    wanted = recipe({"train": "sorted", "split": {"validation": 0.5}}, watch={"validation_images": 9})
+    encode("sorted.npz", "sorted", ImageGPTImageProcessor(PALETTE, size=8))
+    wanted = recipe({"train": "sorted", "split": {"validation": 0.5}}, monitoring={"validation_images": 9})
     run = Run(wanted, Path("model"), ALONE)
-    _, labels = run.data.watched.read(np.arange(9), [])
+    labels = run.data.monitored_validation.labels
     assert set(labels) == {0, 1, 2}
     again = Run(wanted, Path("model"), ALONE)
-    assert (again.data.subset == run.data.subset).all()
+    assert (again.data.validation_indices == run.data.validation_indices).all()
     assert DataRecord.read(Path("model")).validation_subset["num_images"] == 9
 
 
-def test_a_test_part_by_hash_is_scored_at_the_end(place, capsys):
+def test_a_test_split_by_hash_is_scored_at_the_end(place, capsys):
     run = Run(recipe({"train": "encoded", "split": {"validation": 0.2, "test": 0.2}}), Path("model"), ALONE)
     run.train()
-    ending = finish(run, Path("model"), "imagegpt train")
-    assert (ending.which, ending.num_images) == ("test part", len(run.data.test))
-    mine = {one.name: one.nats for one in ending.scores}
+    result = finish_run(run, "completed", "imagegpt train")
+    assert (result.split, result.num_images) == ("test split", len(run.data.test))
+    mine = {one.name: one.nats for one in result.scores}
     theirs = {
-        one.name: one.nats for one in score_folder(Path("model"), data_for_folder("photos.npz", Path("model"), "m"))
+        one.name: one.nats
+        for one in score_split(Path("model"), open_data_for_folder("photos.npz", Path("model"), "m"), split="test")
     }
     assert mine == pytest.approx(theirs, abs=1e-6)
-    for part, words in (("validation", "validation part; it also"), ("train", "training part"), ("test", "test part")):
-        code, out, _ = run_cli(capsys, "evaluate", "./model", "encoded", "--part", part)
+    for split, words in (("validation", "validation split; it also"), ("train", "train split"), ("test", "test split")):
+        code, out, _ = run_cli(capsys, "evaluate", "./model", "encoded", "--split", split)
         assert code == 0
         assert f"images of encoded: {words}" in out
     assert (
-        "--all and --part test were given"
-        in run_cli(capsys, "evaluate", "./model", "encoded", "--all", "--part", "test")[2]
+        "--all and --split test were given"
+        in run_cli(capsys, "evaluate", "./model", "encoded", "--all", "--split", "test")[2]
     )
 
 
@@ -277,45 +282,43 @@ def test_other_data_and_other_models_say_what_is_assumed(place, capsys):
     np.save("other.npy", np.random.default_rng(9).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     code, out, err = run_cli(capsys, "evaluate", "./model", "other.npy")
     assert code == 0
-    assert re.match(r"\d+ images of other.npy: validation part ", out)
-    assert err.startswith(
-        "other.npy is not the data that ./model was trained with, or has changed since: what is scored"
-    )
+    assert re.match(r"\d+ images of other.npy: validation split ", out)
+    assert err.startswith("other.npy is not the data that ./model was trained on, or has changed since: it is split")
     (place / "model" / "data.json").unlink()
     code, out, err = run_cli(capsys, "evaluate", "./model", "encoded")
     assert code == 0
     assert "chose" not in out
-    assert err.startswith("./model has no data.json: which images it was trained on is not known")
+    assert err.startswith("./model has no data.json: it may have been trained on images of encoded")
 
 
-def test_a_grown_source_keeps_its_parts(place):
+def test_a_grown_source_keeps_its_splits(place):
     run = Run(recipe({"train": "encoded", "split": {"validation": 0.3}}), Path("model"), ALONE)
     run.train()
-    trained = {row.tobytes() for row in ids_of(run.data.train)}
+    trained = {row.tobytes() for row in read_all_ids(run.data.train)}
     content = np.load("photos.npz")["images"]
     np.save("grown.npy", np.concatenate([255 - content[:40], content]))
-    data = data_for_folder("grown.npy", Path("model"), "m")
-    assert not data.is_own
-    held_out = {row.tobytes() for row in ids_of(data.validation)}
-    assert {row.tobytes() for row in ids_of(run.data.validation)} < held_out
+    data = open_data_for_folder("grown.npy", Path("model"), "m")
+    assert not data.is_training_data
+    held_out = {row.tobytes() for row in read_all_ids(data.validation)}
+    assert {row.tobytes() for row in read_all_ids(run.data.validation)} < held_out
     assert not trained & held_out
 
 
-def test_the_training_part_alone_is_not_held_out(place):
+def test_the_train_split_alone_is_not_held_out(place):
     """Of images that validated elsewhere none was held out from those to train on."""
     content = np.load("photos.npz")
-    (place / "parts").mkdir()
+    (place / "splits").mkdir()
     for name, rows in (("train", slice(0, 40)), ("val", slice(40, 50))):
-        np.savez(place / "parts" / f"{name}.npz", images=content["images"][rows])
-    encode_images("parts", "named", ImageGPTImageProcessor(PALETTE, size=8))
+        np.savez(place / "splits" / f"{name}.npz", images=content["images"][rows])
+    encode("splits", "named", ImageGPTImageProcessor(PALETTE, size=8))
     Run(recipe({"train": "named"}), Path("model"), ALONE).train()
-    alone = data_for_folder("parts/train.npz", Path("model"), "m")
-    assert (list(alone.parts), alone.is_own) == (["train"], True)
-    with pytest.raises(ValueError, match=r"parts/train.npz has no held-out part for this model, only train: choose"):
-        alone.choose_part()
-    validation = data_for_folder("parts/val.npz", Path("model"), "m")
-    assert (list(validation.parts), len(validation.validation)) == (["validation"], 10)
-    assert validation.describe("validation") == "validation part; it also chose the checkpoint"
+    alone = open_data_for_folder("splits/train.npz", Path("model"), "m")
+    assert (list(alone.splits), alone.is_training_data) == (["train"], True)
+    with pytest.raises(ValueError, match=r"splits/train.npz has no held-out split for this model, only train: choose"):
+        alone.choose_split()
+    validation = open_data_for_folder("splits/val.npz", Path("model"), "m")
+    assert (list(validation.splits), len(validation.validation)) == (["validation"], 10)
+    assert validation.describe("validation") == "validation split; it also chose the checkpoint"
 
 
 @pytest.mark.parametrize("augmentation", ["flip", "reflect-crop-flip", "random-resized-crop"])
@@ -325,11 +328,11 @@ def test_what_is_not_augmented_is_not_augmented(place, augmentation):
     run = Run(recipe(data), Path("model"), ALONE)
     still = Run(recipe({**data, "augmentation": "none"}), Path("other"), ALONE)
     if augmentation == "random-resized-crop":
-        ids = run.data.train.read(np.arange(3), [])[0]
-        assert (ids == run.data.train.read(np.arange(3), [])[0]).all()
-        assert (ids_of(run.data.everything[0])[run.data.train._rows[:3]] == ids).all()
+        ids = run.data.train.read(np.arange(3))
+        assert (ids == run.data.train.read(np.arange(3))).all()
+        assert (read_all_ids(run.data.sources[0])[run.data.train.indices[:3]] == ids).all()
     else:
-        assert (ids_of(run.data.train) == ids_of(still.data.train)).all()
+        assert (read_all_ids(run.data.train) == read_all_ids(still.data.train)).all()
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-bert"])
@@ -344,7 +347,7 @@ def test_a_damaged_record_is_one_sentence(place, spoil):
     path = place / "model" / "data.json"
     if spoil is None:
         content = json.loads(path.read_text())
-        del content["parts"]["train"]["content"]
+        del content["splits"]["train"]["content"]
         spoil = json.dumps(content)
     path.write_text(spoil)
     with pytest.raises(ValueError, match=r"data.json was not written by imagegpt or is damaged.*get it again"):
@@ -358,5 +361,5 @@ def test_a_record_names_no_paths(place):
 
 def test_a_classifier_is_split_as_its_model_was(place):
     Run(recipe({"train": "encoded", "split": {"validation": 0.3, "seed": 8}}), Path("model"), ALONE).train()
-    chosen = classifier_recipe("./model", "photos.npz", None, [])
+    chosen = finetuning_recipe("./model", "photos.npz", None)
     assert (chosen.data.split.seed, chosen.data.split.validation) == (8, 0.3)

@@ -6,35 +6,36 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
-from helpers import largest_difference, tiny_config, tiny_model
+from helpers import STRIPES, StripeDataset, largest_difference, tiny_config, tiny_model
 from imagegpt import (
     ColorPalette,
     ImageGPTForCausalImageModeling,
     ImageGPTForImageClassification,
     ImageGPTImageProcessor,
 )
-from imagegpt.training.data import Data
-from imagegpt.training.datasets import open_data
-from imagegpt.training.factory import build_loss, rebuilt, save_model
-from imagegpt.training.joint_model import GeneratorAndClassifier
-from imagegpt.training.objectives import Autoregressive, Batch, Bert, Classification, Joint, JointBert
-from imagegpt.training.recipe import DataRecipe
-from stripes import STRIPES, StripeImages, make_recipe, same_weights, weights_of
+from imagegpt.data.batch import Batch
+from imagegpt.data.data_splits import DataSplits
+from imagegpt.data.loading import open_data
+from imagegpt.data.recipe import DataRecipe
+from imagegpt.training.factory import build_model, rebuild_model, save_model
+from imagegpt.training.joint_model import ImageGPTWithBothHeads
+from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert
+from stripes import make_recipe, same_weights, weights_of
 
 PROCESSOR = ImageGPTImageProcessor(ColorPalette.grey(16), size=4)
 NO_SHAPE = {"n_layer": None, "n_embd": None, "n_head": None}
 
 
 def data(processor=PROCESSOR, classes=("a", "b", "c", "d")):
-    images = StripeImages()
-    return Data(
+    images = StripeDataset()
+    return DataSplits(
         name="stripes",
-        parts={"train": images, "validation": images},
-        everything=[images],
+        splits={"train": images, "validation": images},
+        sources=[images],
         processor=processor,
         classes=None if classes is None else list(classes),
         record=open_data(DataRecipe(train="digits")).record,  # of no consequence here
-        is_own=True,
+        is_training_data=True,
     )
 
 
@@ -52,16 +53,16 @@ def pretrained(path, objective="autoregressive", **model):
     ("objective", "kind", "options"),
     [
         ("autoregressive", ImageGPTForCausalImageModeling, Autoregressive()),
-        ("bert", ImageGPTForCausalImageModeling, Bert(0.3)),
+        ("bert", ImageGPTForCausalImageModeling, Bert(mask_probability=0.3)),
         ("classification", ImageGPTForImageClassification, Classification()),
-        ("joint", GeneratorAndClassifier, Joint(0.5)),
-        ("joint-bert", GeneratorAndClassifier, JointBert(0.3, 0.5)),
+        ("joint", ImageGPTWithBothHeads, Joint(generative_weight=0.5)),
+        ("joint-bert", ImageGPTWithBothHeads, JointBert(mask_probability=0.3, generative_weight=0.5)),
     ],
 )
 def test_each_objective_has_its_model(objective, kind, options):
     hiding, weighing = {"mask_probability": 0.3}, {"generative_weight": 0.5}
     fields = {"bert": hiding, "joint": weighing, "joint-bert": {**hiding, **weighing}}.get(objective, {})
-    loss = build_loss(make_recipe(objective={"name": objective, **fields}), data())
+    loss = build_model(make_recipe(objective={"name": objective, **fields}), data())
     assert type(loss.model) is kind
     assert loss.objective == options
     config = loss.model.config
@@ -74,25 +75,25 @@ def test_each_objective_has_its_model(objective, kind, options):
 
 def test_fresh_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
-    first = build_loss(make_recipe(), data()).model
+    first = build_model(make_recipe(), data()).model
     torch.manual_seed(2)
-    assert same_weights(first, build_loss(make_recipe(), data()).model)
-    assert not same_weights(first, build_loss(make_recipe(training={"seed": 1}), data()).model)
+    assert same_weights(first, build_model(make_recipe(), data()).model)
+    assert not same_weights(first, build_model(make_recipe(training={"seed": 1}), data()).model)
 
 
-def test_embeddings_may_start_as_waves():
-    random = build_loss(make_recipe(), data())
-    waves = build_loss(make_recipe(model={"embeddings": "waves"}), data())
+def test_embeddings_may_start_sinusoidal():
+    random = build_model(make_recipe(), data())
+    sinusoidal = build_model(make_recipe(model={"embedding_init": "sinusoidal"}), data())
     changed = {
         name
-        for name, weight in waves.model.named_parameters()
+        for name, weight in sinusoidal.model.named_parameters()
         if not torch.equal(weight, random.model.get_parameter(name))
     }
     assert changed == {"transformer.wpe.weight", "transformer.wte.weight"}
     ids = torch.arange(16).expand(2, 16)
-    assert waves(Batch(ids=ids))["total"].item() == pytest.approx(math.log(16), abs=1e-5)
-    again = build_loss(make_recipe(model={"embeddings": "waves"}), data())
-    assert same_weights(waves.model, again.model)
+    assert sinusoidal(Batch(ids=ids))["loss"].item() == pytest.approx(math.log(16), abs=1e-5)
+    again = build_model(make_recipe(model={"embedding_init": "sinusoidal"}), data())
+    assert same_weights(sinusoidal.model, again.model)
 
 
 def test_a_pretrained_model_goes_on(tmp_path):
@@ -107,7 +108,7 @@ def test_a_pretrained_model_goes_on(tmp_path):
         ("joint", False, aligned),  # without the start token pixel t gets its position of pre-training
         ("classification", False, aligned),
     ):
-        model = build_loss(pretrained(folder, objective, shift_inputs=shift_inputs), data()).model
+        model = build_model(pretrained(folder, objective, shift_inputs=shift_inputs), data()).model
         body = {name: weight for name, weight in weights_of(model).items() if name.startswith("transformer.")}
         assert body
         assert all(weight.equal(expected[name]) for name, weight in body.items())
@@ -118,7 +119,7 @@ def test_a_pretrained_model_goes_on(tmp_path):
 )
 def test_weights_may_be_used_otherwise_when_asked(tmp_path, objective, is_causal):
     folder = folder_with(tmp_path / "m", is_causal=is_causal)
-    model = build_loss(pretrained(folder, objective, change_attention=True), data()).model
+    model = build_model(pretrained(folder, objective, change_attention=True), data()).model
     assert model.config.is_causal != is_causal
     assert {block.attn.is_causal for block in model.transformer.h} == {not is_causal}
     before = load_file(folder / "model.safetensors")
@@ -127,7 +128,7 @@ def test_weights_may_be_used_otherwise_when_asked(tmp_path, objective, is_causal
 
 def test_dropout_is_the_runs_own(tmp_path):
     folder = folder_with(tmp_path / "m", resid_pdrop=0.4, embd_pdrop=0.4, attn_pdrop=0.4)
-    model = build_loss(pretrained(folder, resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3), data()).model
+    model = build_model(pretrained(folder, resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3), data()).model
     block = model.transformer.h[0]
     assert (block.attn.resid_dropout.p, block.mlp.dropout.p, model.transformer.drop.p) == (0.1, 0.1, 0.2)
     assert block.attn.config.attn_pdrop == model.config.attn_pdrop == 0.3
@@ -136,7 +137,7 @@ def test_dropout_is_the_runs_own(tmp_path):
 @pytest.mark.parametrize("objective", ["autoregressive", "classification", "joint"])
 def test_the_kernel_is_the_one_asked_for(objective):
     for name in ("sdpa", "eager"):
-        loss = build_loss(make_recipe(objective={"name": objective}, training={"attention": name}), data())
+        loss = build_model(make_recipe(objective={"name": objective}, training={"attention": name}), data())
         transformer = loss.model.transformer
         configs = [transformer.config, *(block.attn.config for block in transformer.h)]
         assert {config._attn_implementation for config in configs} == {name}
@@ -167,7 +168,7 @@ def test_the_kernel_is_the_one_asked_for(objective):
 def test_a_pretrained_model_that_does_not_fit_is_refused(tmp_path, config, processor, objective, message):
     folder = folder_with(tmp_path / "m", processor, **config)
     with pytest.raises(ValueError, match=message) as caught:
-        build_loss(pretrained(folder, objective), data())
+        build_model(pretrained(folder, objective), data())
     assert "\n" not in str(caught.value)
 
 
@@ -176,7 +177,7 @@ def test_classes_need_labels(objective):
     with pytest.raises(
         ValueError, match=f"^objective.name is '{objective}', and the images of data.train = stripes have"
     ):
-        build_loss(make_recipe(objective={"name": objective}), data(classes=None))
+        build_model(make_recipe(objective={"name": objective}), data(classes=None))
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])
@@ -184,13 +185,13 @@ def test_a_kernel_that_is_not_installed_is_refused(name):
     with pytest.raises(
         ValueError, match=f"^training.attention is '{name}', which cannot run here .*: choose sdpa$"
     ) as e:
-        build_loss(make_recipe(training={"attention": name}), data())
+        build_model(make_recipe(training={"attention": name}), data())
     assert "\n" not in str(e.value)
 
 
 def test_a_model_is_rebuilt_around_its_weights():
     model = tiny_model()
-    again = rebuilt(dict(model.state_dict()), model)
+    again = rebuild_model(dict(model.state_dict()), model)
     assert again is not model
     assert same_weights(model, again)
     assert not again.training
@@ -200,7 +201,7 @@ def test_a_model_is_rebuilt_around_its_weights():
 def saved_classifier(folder, **options):
     """What a joint run writes, and the model that it trains."""
     recipe = make_recipe(objective={"name": "joint"}, model={"use_bias": True, **options})
-    model = build_loss(recipe, data()).model.eval()
+    model = build_model(recipe, data()).model.eval()
     with torch.no_grad():
         model.score.weight.normal_()
     folder.mkdir()

@@ -22,9 +22,9 @@ def with_train(value):
 
 
 HOSTILE = {
-    "nested anchors": (laughs(), "no YAML (*a0 stands for something else, which recipes cannot: write it out"),
-    "an anchor in itself": (with_train("&a [*a]"), "no YAML (*a stands for something else"),
-    "a merged alias": (GOOD + "card: &c {title: x}\ndata: {<<: *c, train: digits}", "no YAML (*c stands for something"),
+    "nested anchors": (laughs(), "no YAML (*a0 is an alias, which recipes cannot have: write the value out"),
+    "an anchor in itself": (with_train("&a [*a]"), "no YAML (*a is an alias"),
+    "a merged alias": (GOOD + "card: &c {title: x}\ndata: {<<: *c, train: digits}", "no YAML (*c is an alias"),
     "deep lists": ("[" * 60_000, "no YAML (it is nested too deeply, in line 1)"),
     "deep objects": ("{a: " * 15_000, "no YAML (it is nested too deeply, in line 1)"),
     "deep blocks": ("- " * 30_000, "no YAML (it is nested too deeply, in line 1)"),

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from imagegpt.files.locks import locked
-from imagegpt.training.distributed import World
-from imagegpt.training.lr_finder import HARM, RateSearch, largest_without_harm, next_rate
+from imagegpt.files.locks import folder_lock
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.lr_finder import TOLERANCE, LearningRateSearch, largest_good_rate, next_rate
 from imagegpt.training.recipe_files import find_recipe
 from imagegpt.training.recipe_io import read_recipe
 
@@ -22,7 +22,7 @@ def recipe():
 
 
 def search(recipe, out, **options):
-    return RateSearch(recipe, out, World(torch.device("cpu")), **options)
+    return LearningRateSearch(recipe, out, DistributedContext(torch.device("cpu")), **options)
 
 
 def searched(loss_of, first):
@@ -38,13 +38,13 @@ def searched(loss_of, first):
 @pytest.mark.parametrize("first", [2**-12, 2**-8, 2**-5, 1.0])
 def test_the_search_ends_at_the_largest_rate_without_harm(first):
     """Best at 2^-8; up to 2^-7 it makes next to no difference, above that it does harm."""
-    known = {2**-8: 2.0, 2**-7: 2.0 * (1 + HARM / 2)}
+    known = {2**-8: 2.0, 2**-7: 2.0 * (1 + TOLERANCE / 2)}
 
     def loss_of(rate):
         return known.get(rate, 2.0 + 0.1 * abs(math.log2(rate) + 8) if rate < 2**-4 else math.inf)
 
     losses = searched(loss_of, first)
-    assert largest_without_harm(losses) == 2**-7
+    assert largest_good_rate(losses) == 2**-7
     assert {2**-8, 2**-7, 2**-6} <= losses.keys()
 
 
@@ -57,7 +57,7 @@ def test_where_all_diverge_it_goes_down():
 
 def test_trials_are_the_recipe_made_short(recipe, tmp_path):
     trial = search(recipe, tmp_path / "s", num_steps=6).recipe_for(0.5)
-    assert trial.training.num_steps == trial.watch.validate_every == 6
+    assert trial.training.num_steps == trial.monitoring.validate_every == 6
     assert trial.training.warmup_steps == 2
     assert trial.training.learning_rate == 0.5
     assert (trial.model, trial.data, trial.objective) == (recipe.model, recipe.data, recipe.objective)
@@ -135,9 +135,9 @@ def test_force_leaves_what_no_search_wrote(recipe, tmp_path):
 def test_one_search_at_a_time(recipe, tmp_path):
     first = search(recipe, tmp_path / "s", num_steps=4)
     refused = pytest.raises(ValueError, match=r"another process looks for a learning rate in .*s: wait for it")
-    with locked(tmp_path / "s", "is busy in"), refused:
+    with folder_lock(tmp_path / "s", "is busy in"), refused:
         first.try_rate(0.1)
-    with locked(tmp_path / "s", "is busy in"), refused:
+    with folder_lock(tmp_path / "s", "is busy in"), refused:
         search(recipe, tmp_path / "s", num_steps=4, force=True)
 
 
@@ -151,5 +151,5 @@ def test_a_search_goes_on_however_it_is_executed(recipe, tmp_path):
 def test_there_may_be_no_answer(recipe, tmp_path):
     endless = search(recipe, tmp_path / "s", num_steps=4)
     endless.losses.update({recipe.training.learning_rate * 2**k: 5.0 - k for k in range(12)})
-    with pytest.raises(ValueError, match="begin elsewhere"):
+    with pytest.raises(ValueError, match=r"did not settle it, see .*: start from another"):
         endless.next_rate()

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from imagegpt.training.muon import Muon, orthogonalized
+from imagegpt.training.optimizers.muon import Muon, orthogonalize
 
 torch.manual_seed(0)  # of the matrices below
 
@@ -32,7 +32,7 @@ def updated(weights, gradients, **fields):
 @pytest.mark.parametrize("values", [[1.0, 1.0, 1.0, 1.0], [100.0, 10.0, 5.0, 2.0], [1e-3, 1e-3, 5e-4, 1e-4]])
 def test_singular_values_become_one_and_vectors_stay(shape, values):
     matrix = with_singular_values(values, *shape)
-    told = orthogonalized(matrix)
+    told = orthogonalize(matrix)
     assert told.shape == shape
     assert torch.linalg.svdvals(told).sub(1).abs().max() < 0.35
     # Where all singular vectors stand still, the transpose times the result is symmetric, with values above 0.
@@ -43,13 +43,13 @@ def test_singular_values_become_one_and_vectors_stay(shape, values):
 
 def test_many_matrices_are_like_one():
     matrices = torch.randn(3, 5, 8)
-    told = orthogonalized(matrices)
+    told = orthogonalize(matrices)
     for matrix, one in zip(matrices, told, strict=True):
-        assert torch.allclose(orthogonalized(matrix), one, atol=1e-5)
+        assert torch.allclose(orthogonalize(matrix), one, atol=1e-5)
 
 
 def test_zeros_stay_zeros():
-    assert not orthogonalized(torch.zeros(2, 3, 3)).any()
+    assert not orthogonalize(torch.zeros(2, 3, 3)).any()
 
 
 def test_torchs_muon_does_the_same_in_bfloat16():

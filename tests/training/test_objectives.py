@@ -5,20 +5,10 @@ import torch
 
 from helpers import image_ids, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
-from imagegpt.training.joint_model import GeneratorAndClassifier
-from imagegpt.training.objectives import (
-    Autoregressive,
-    Batch,
-    Bert,
-    Classification,
-    Joint,
-    JointBert,
-    Loss,
-    autoregressive_loss,
-    bert_loss,
-    masked_embeddings,
-    with_start_token,
-)
+from imagegpt.data.batch import Batch
+from imagegpt.model.losses import autoregressive_loss, bert_loss, masked_embeddings, with_start_token
+from imagegpt.training.joint_model import ImageGPTWithBothHeads
+from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert, ModelWithObjective
 
 
 def naive_nll(model, ids):
@@ -141,9 +131,9 @@ class TestBert:
 
     def test_the_objective_takes_the_masks_of_the_batch(self):
         model, ids = bidirectional(), image_ids(4, sos=False)
-        parts = Loss(model, Bert())(Batch(ids=ids, masked=MASKED))
-        assert parts.keys() == {"total"}
-        assert parts["total"].equal(bert_loss(model, ids, MASKED))
+        parts = ModelWithObjective(model, Bert())(Batch(ids=ids, masked=MASKED))
+        assert parts.keys() == {"loss"}
+        assert parts["loss"].equal(bert_loss(model, ids, MASKED))
 
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -153,7 +143,7 @@ def two_heads(dtype=torch.float64, shift_inputs=False):
     generator = tiny_model(dtype=dtype)
     options = {"num_labels": 3, "shift_inputs": shift_inputs}
     classifier = tiny_model(ImageGPTForImageClassification, seed=1, dtype=dtype, **options)
-    return GeneratorAndClassifier(generator, classifier), generator, classifier
+    return ImageGPTWithBothHeads(generator, classifier), generator, classifier
 
 
 class TestJoint:
@@ -163,19 +153,19 @@ class TestJoint:
         model, generator, classifier = two_heads(shift_inputs=shift_inputs)
         classifier.transformer = generator.transformer
         batch = Batch(ids=image_ids(4, sos=False), labels=LABELS)
-        parts = Joint(weight)(model, batch)
+        parts = Joint(generative_weight=weight).loss(model, batch)
         # Without the start token nothing predicts the first pixel.
         pixels = (
             autoregressive_loss(generator, batch.ids) if shift_inputs else generator(batch.ids, labels=batch.ids).loss
         )
-        classes = Classification()(classifier, batch)
-        assert parts["pixels"].item() == pytest.approx(pixels.item(), abs=1e-12)
-        assert parts["classes"].item() == pytest.approx(classes["total"].item(), abs=1e-12)
-        assert parts["correct"] == classes["correct"]
-        expected = weight * pixels + classes["total"]
-        assert parts["total"].item() == pytest.approx(expected.item(), abs=1e-12)
+        classes = Classification().loss(classifier, batch)
+        assert parts["pixel_loss"].item() == pytest.approx(pixels.item(), abs=1e-12)
+        assert parts["class_loss"].item() == pytest.approx(classes["loss"].item(), abs=1e-12)
+        assert parts["accuracy"] == classes["accuracy"]
+        expected = weight * pixels + classes["loss"]
+        assert parts["loss"].item() == pytest.approx(expected.item(), abs=1e-12)
         weights = list(model.parameters())
-        own = torch.autograd.grad(parts["total"], weights, allow_unused=True)
+        own = torch.autograd.grad(parts["loss"], weights, allow_unused=True)
         separate = torch.autograd.grad(expected, weights, allow_unused=True)
         for a, b in zip(own, separate, strict=True):
             zero = torch.zeros(())
@@ -185,7 +175,7 @@ class TestJoint:
         model, generator, _ = two_heads()
         calls = []
         generator.transformer.register_forward_hook(lambda *_: calls.append(1))
-        Joint()(model, Batch(ids=image_ids(4, sos=False), labels=LABELS))
+        Joint().loss(model, Batch(ids=image_ids(4, sos=False), labels=LABELS))
         assert calls == [1]
 
     def test_the_share_that_is_right(self):
@@ -194,7 +184,7 @@ class TestJoint:
         ids = image_ids(4, sos=False)
         said = classifier(ids).logits.argmax(dim=1)
         labels = torch.where(torch.tensor([True, True, True, False]), said, (said + 1) % 3)
-        assert Joint()(model, Batch(ids=ids, labels=labels))["correct"] == 0.75
+        assert Joint().loss(model, Batch(ids=ids, labels=labels))["accuracy"] == 0.75
 
 
 class TestJointBert:
@@ -210,38 +200,40 @@ class TestJointBert:
             shift_inputs=False,
         )
         classifier.transformer = generator.transformer
-        return GeneratorAndClassifier(generator, classifier), generator, classifier
+        return ImageGPTWithBothHeads(generator, classifier), generator, classifier
 
     def test_both_losses_are_of_what_the_masks_leave(self, parts):
         model, generator, classifier = parts
         ids = image_ids(4, sos=False)
-        told = JointBert(0.15, 0.5)(model, Batch(ids=ids, labels=LABELS, masked=MASKED))
+        told = JointBert(mask_probability=0.15, generative_weight=0.5).loss(
+            model, Batch(ids=ids, labels=LABELS, masked=MASKED)
+        )
         pixels = bert_loss(generator, ids, MASKED)
         logits = classifier(inputs_embeds=masked_embeddings(classifier, ids, MASKED)).logits
         classes = torch.nn.functional.cross_entropy(logits, LABELS)
-        assert told["pixels"].item() == pytest.approx(pixels.item(), abs=1e-12)
-        assert told["classes"].item() == pytest.approx(classes.item(), abs=1e-12)
-        assert told["total"].item() == pytest.approx((0.5 * pixels + classes).item(), abs=1e-12)
+        assert told["pixel_loss"].item() == pytest.approx(pixels.item(), abs=1e-12)
+        assert told["class_loss"].item() == pytest.approx(classes.item(), abs=1e-12)
+        assert told["loss"].item() == pytest.approx((0.5 * pixels + classes).item(), abs=1e-12)
 
     def test_what_is_under_the_mask_cannot_be_seen(self, parts):
         model, *_ = parts
         ids = image_ids(4, sos=False)
         other = torch.where(MASKED, (ids + 1) % 16, ids)
-        told, changed = (JointBert()(model, Batch(ids=x, labels=LABELS, masked=MASKED)) for x in (ids, other))
-        assert told["classes"].equal(changed["classes"])
-        assert not told["pixels"].equal(changed["pixels"])  # they are the targets
+        told, changed = (JointBert().loss(model, Batch(ids=x, labels=LABELS, masked=MASKED)) for x in (ids, other))
+        assert told["class_loss"].equal(changed["class_loss"])
+        assert not told["pixel_loss"].equal(changed["pixel_loss"])  # they are the targets
 
 
 def test_classification_is_the_models_own_loss():
     classifier = tiny_model(ImageGPTForImageClassification, dtype=torch.float64, num_labels=3)
     batch = Batch(ids=image_ids(4, sos=False), labels=LABELS)
     expected = classifier(batch.ids, labels=batch.labels).loss.item()
-    assert Classification()(classifier, batch)["total"].item() == pytest.approx(expected, abs=1e-12)
+    assert Classification().loss(classifier, batch)["loss"].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_autoregressive_objective_is_its_loss():
     model, ids = tiny_model(), image_ids(2, sos=False)
-    assert Loss(model, Autoregressive())(Batch(ids=ids))["total"].equal(autoregressive_loss(model, ids))
+    assert ModelWithObjective(model, Autoregressive())(Batch(ids=ids))["loss"].equal(autoregressive_loss(model, ids))
 
 
 def test_a_batch_can_be_moved():

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from imagegpt.model.layers import Projection
-from imagegpt.training.optimizers import AveragedWeights, build_optimizers, learning_rate
-from stripes import make_loss, make_recipe, weights_of
+from imagegpt.training.ema import ExponentialMovingAverage
+from imagegpt.training.optimizers import build_optimizers, learning_rate
+from stripes import make_module, make_recipe, weights_of
 
 
 def rates(**fields):
@@ -34,7 +35,7 @@ def test_without_warm_up_the_rate_begins_at_its_highest():
 
 
 def test_decay_is_for_matrices_only():
-    model = make_loss().model
+    model = make_module().model
     recipe = make_recipe(training={"weight_decay": 0.3}).training
     [adamw] = build_optimizers(model, recipe)
     decayed, rest = adamw.param_groups
@@ -63,7 +64,7 @@ def test_the_first_update_is_adams_own():
 
 
 def test_muon_is_for_the_projections():
-    model = make_loss().model
+    model = make_module().model
     adamw, muon = build_optimizers(model, make_recipe(training={"optimizer": "muon", "weight_decay": 0.3}).training)
     names = {id(weight): name for name, weight in model.named_parameters()}
     num_maps = {names[id(weight)]: group["num_maps"] for group in muon.param_groups for weight in group["params"]}
@@ -87,13 +88,13 @@ def test_updates_of_muon_are_as_large_as_adams():
 
 
 def test_adapters_are_trained_alone():
-    model = make_loss().model
+    model = make_module().model
     for weight in model.parameters():
         weight.requires_grad_(False)
     model.lm_head.weight.requires_grad_(True)
     [adamw] = build_optimizers(model, make_recipe().training)
     assert [len(group["params"]) for group in adamw.param_groups] == [1]
-    assert AveragedWeights(model, 0.5).weights.keys() == {"lm_head.weight"}
+    assert ExponentialMovingAverage(model, 0.5).weights.keys() == {"lm_head.weight"}
 
 
 def test_a_shared_weight_is_updated_once():
@@ -106,7 +107,7 @@ def test_a_shared_weight_is_updated_once():
 def test_the_average_is_of_the_weights_of_each_step():
     """Decay 0.5, and (1 + s) / (10 + s) while that is less: 0.1, 2/11, 3/12."""
     linear = nn.Linear(2, 1)
-    average = AveragedWeights(linear, 0.5)
+    average = ExponentialMovingAverage(linear, 0.5)
     mean = linear.weight.detach().clone().double()
     for step in range(30):
         with torch.no_grad():
@@ -119,20 +120,20 @@ def test_the_average_is_of_the_weights_of_each_step():
 
 def test_an_average_without_memory_is_the_last_weights():
     linear = nn.Linear(2, 1)
-    average = AveragedWeights(linear, 0.0)
+    average = ExponentialMovingAverage(linear, 0.0)
     nn.init.normal_(linear.weight)
     average.update(1000)
     assert average.weights["weight"].equal(linear.weight)
 
 
 def test_the_average_can_take_the_place_of_the_weights():
-    model = make_loss().model
-    average = AveragedWeights(model, 0.9)
+    model = make_module().model
+    average = ExponentialMovingAverage(model, 0.9)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(1)
     trained, mean = weights_of(model), {name: weight.clone() for name, weight in average.weights.items()}
-    with average.in_place():
+    with average.swapped_in():
         assert all(weight.equal(mean[name]) for name, weight in model.named_parameters())
     assert all(weight.equal(trained[name]) for name, weight in model.named_parameters())
     assert all(weight.equal(mean[name]) for name, weight in average.weights.items())

@@ -25,8 +25,8 @@ from stripes import ALONE
 RECIPE = """\
 model: {n_layer: 2, n_embd: 32, n_head: 4}
 data: {train: digits}
-training: {num_steps: 50, batch_size: 8, warmup_steps: 5, weight_decay: 0.1, precision: float32}
-watch: {validate_every: 25, checkpoint_every: 10, samples: 0}
+training: {num_steps: 50, batch_size: 8, warmup_steps: 5, weight_decay: 0.1, ema_decay: 0.99, precision: float32}
+monitoring: {validate_every: 25, checkpoint_every: 10, samples: 0}
 """
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
@@ -42,7 +42,7 @@ def recipe(tmp_path_factory):
 def alone(recipe, tmp_path_factory):
     """The run of a single process."""
     out = tmp_path_factory.mktemp("alone") / "m"
-    assert Run(read_recipe(recipe), out, ALONE).train().how == "done"
+    assert Run(read_recipe(recipe), out, ALONE).train() == "completed"
     return out
 
 
@@ -72,8 +72,8 @@ def losses(out):
     """Of every step, and of every validation."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 51))
-    return [line["metrics"]["total"] for line in lines], [
-        line["validation"]["total"] for line in lines if "validation" in line
+    return [line["metrics"]["loss"] for line in lines], [
+        line["validation"]["loss"] for line in lines if "validation" in line
     ]
 
 
@@ -108,7 +108,7 @@ def test_two_copies_are_like_one(recipe, alone, tmp_path):
 
 
 def test_accumulated_gradients_are_like_one_batch(alone, recipe, tmp_path):
-    Run(read_recipe(recipe, ["training.micro_batch=2"]), tmp_path / "m", ALONE).train()
+    Run(read_recipe(recipe, ["training.micro_batch_size=2"]), tmp_path / "m", ALONE).train()
     assert_alike(tmp_path / "m", alone)
 
 
@@ -118,8 +118,8 @@ def test_accumulated_gradients_are_like_one_batch(alone, recipe, tmp_path):
     [
         (2, ["training.parallel=fsdp"]),
         (4, ["training.parallel=fsdp"]),
-        (2, ["training.micro_batch=2"]),
-        (2, ["training.micro_batch=2", "training.parallel=fsdp"]),
+        (2, ["training.micro_batch_size=2"]),
+        (2, ["training.micro_batch_size=2", "training.parallel=fsdp"]),
         (2, ["training.gradient_checkpointing=true", "training.parallel=fsdp"]),
     ],
 )
@@ -129,25 +129,46 @@ def test_many_processes_are_like_one(num, changes, recipe, alone, tmp_path):
 
 
 SHARDS = """
-import json, sys
+import hashlib, json, sys
 from pathlib import Path
 from torch.distributed.tensor import DTensor
-from imagegpt.training.run import Run
+from imagegpt.training import run as run_module
 from imagegpt.training.recipe_io import read_recipe
-from imagegpt.training.distributed import joined_world
+from imagegpt.training.distributed import distributed_context
+from imagegpt.training.parallelism import full_tensor
 
-with joined_world("cpu") as world:
-    run = Run(read_recipe(Path(sys.argv[1]), ["training.parallel=fsdp"]), Path(sys.argv[2]), world)
-    state = run._trainer._optimizers[0].state
-    told = {}
-    for name, weight in run._loss.model.named_parameters():
-        several = [weight, run._trainer.average.weights[name], state[weight]["exp_avg"], state[weight]["exp_avg_sq"]]
-        assert all(isinstance(one, DTensor) for one in several), name
-        told[name] = [list(weight.shape), *(list(one.to_local().shape) for one in several)]
-    told = world.gathered(told)
-    if world.is_main:
-        print("SHARDS", json.dumps(told))
+built = []
+
+def build_model(*arguments, **options):
+    module = original(*arguments, **options)
+    built.append({weight.device.type for weight in module.parameters()})
+    return module
+
+original, run_module.build_model = run_module.build_model, build_model
+with distributed_context("cpu") as context:
+    recipe = read_recipe(Path(sys.argv[1]), ["training.parallel=fsdp", *sys.argv[3:]])
+    run = run_module.Run(recipe, Path(sys.argv[2]), context)
+    assert built == [{"cpu"} if context.is_main else {"meta"}], built
+    state, digest = run._trainer._optimizers[0].state, hashlib.sha256()
+    shapes = {}
+    for name, weight in run._module.model.named_parameters():
+        digest.update(name.encode() + full_tensor(weight.detach()).numpy().tobytes())
+        several = [weight, run._trainer.ema.weights[name], state[weight]["exp_avg"], state[weight]["exp_avg_sq"]]
+        assert context.world_size == 1 or all(isinstance(one, DTensor) for one in several), name
+        if context.world_size > 1:
+            shapes[name] = [list(weight.shape), *(list(one.to_local().shape) for one in several)]
+    shapes = context.all_gather(shapes)
+    if context.is_main:
+        print("SHARDS", json.dumps(shapes))
+        print("DIGEST", digest.hexdigest())
 """
+PRETRAINED = ["n_layer=null", "n_embd=null", "n_head=null", "pretrained=digits"]
+
+
+def results(output):
+    """What the script above prints: the shapes of the shards by rank, and a hash of the weights."""
+    lines = dict(line.split(" ", 1) for line in output.splitlines() if line.startswith(("SHARDS ", "DIGEST ")))
+    return json.loads(lines["SHARDS"]), lines["DIGEST"]
 
 
 @pytest.mark.slow
@@ -155,8 +176,7 @@ with joined_world("cpu") as world:
 def test_weights_moments_and_averages_are_really_sharded(num, recipe, tmp_path):
     script = tmp_path / "shards.py"
     script.write_text(SHARDS)
-    told = finish(start(num, script, recipe, tmp_path / "m", module=()))
-    ranks = json.loads(next(line for line in told.splitlines() if line.startswith("SHARDS")).removeprefix("SHARDS"))
+    ranks, _ = results(finish(start(num, script, recipe, tmp_path / "m", module=())))
     assert len(ranks) == num
     for name, (whole, *_) in ranks[0].items():
         parts = [rank[name][1:] for rank in ranks]
@@ -171,6 +191,25 @@ def test_weights_moments_and_averages_are_really_sharded(num, recipe, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.embedding_init=sinusoidal"],
+        [*(f"model.{change}" for change in PRETRAINED), "objective.name=joint", "model.resid_pdrop=0.1"],
+    ],
+    ids=["fresh", "pretrained"],
+)
+def test_sharded_weights_begin_as_those_of_one_process(changes, recipe, tmp_path):
+    """All processes but the first build the model on the meta device, and receive their shards."""
+    script = tmp_path / "shards.py"
+    script.write_text(SHARDS)
+    digests = [
+        results(finish(start(num, script, recipe, tmp_path / f"m{num}", *changes, module=())))[1] for num in (1, 2)
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_save_and_one_or_four_go_on(parallel, recipe, alone, tmp_path):
     process = start(2, recipe, "--out", tmp_path / "m", "--set", f"training.parallel={parallel}")
@@ -181,7 +220,7 @@ def test_two_processes_save_and_one_or_four_go_on(parallel, recipe, alone, tmp_p
     for num in (1, 4):
         out = shutil.copytree(tmp_path / "m", tmp_path / f"m{num}")
         told = train(num, recipe, out, f"training.parallel={parallel}")
-        assert 20 <= int(told.partition("going on after step ")[2].split()[0]) < 50
+        assert 20 <= int(told.partition("resuming after step ")[2].split()[0]) < 50
         assert_alike(out, alone)
 
 
@@ -193,7 +232,7 @@ def test_the_run_goes_on_when_a_process_dies(recipe, alone, tmp_path):
     wait_for(process, out / "checkpoints" / "step-00000010")
     os.kill(workers_of(process)[-1], signal.SIGKILL)
     told = finish(process)
-    assert "going on after step" in told
+    assert "resuming after step" in told
     assert_alike(out, alone)
 
 
@@ -207,7 +246,7 @@ def test_a_signal_to_torchrun_saves_in_all_processes(recipe, alone, tmp_path):
     told = process.communicate(timeout=100)[0]
     step = int(told.partition("stopped after step ")[2].partition(";")[0])
     assert 10 <= step < 50
-    assert f"going on after step {step}" in train(2, recipe, out, "training.parallel=fsdp")
+    assert f"resuming after step {step}" in train(2, recipe, out, "training.parallel=fsdp")
     assert_alike(out, alone)
 
 
@@ -215,11 +254,15 @@ def test_a_signal_to_torchrun_saves_in_all_processes(recipe, alone, tmp_path):
 @pytest.mark.parametrize(
     ("num", "changes", "message"),
     [
-        (3, [], "error: training.batch_size is 8, which 3 processes cannot share: choose a multiple of the number of"),
+        (
+            3,
+            [],
+            "error: training.batch_size is 8, which cannot be divided among 3 processes: choose a multiple of the",
+        ),
         (
             2,
-            ["training.micro_batch=8"],
-            "error: training.micro_batch is 8, and a process has 4 of training.batch_size = 8 images: choose a divisor",
+            ["training.micro_batch_size=8"],
+            "error: training.micro_batch_size is 8, and each process has 4 of training.batch_size = 8 images: choose",
         ),
     ],
 )

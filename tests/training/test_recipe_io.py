@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from imagegpt.training.recipe_files import find_recipe, known_recipes
+from imagegpt.training.recipe_files import bundled_recipes, find_recipe
 from imagegpt.training.recipe_io import read_recipe
 
 TEXT = """\
@@ -33,8 +33,8 @@ def test_what_looks_like_a_number_in_quotes_is_text(recipe):
 
 
 def test_changes_come_last(recipe):
-    read = read_recipe(recipe, ["training.batch_size=4", "training.batch_size=2", "watch.trackers=[tensorboard]"])
-    assert (read.training.batch_size, read.watch.trackers, read.training.num_steps) == (2, ("tensorboard",), 1000)
+    read = read_recipe(recipe, ["training.batch_size=4", "training.batch_size=2", "monitoring.trackers=[tensorboard]"])
+    assert (read.training.batch_size, read.monitoring.trackers, read.training.num_steps) == (2, ("tensorboard",), 1000)
 
 
 def test_a_value_may_hold_an_equals_sign(recipe):
@@ -63,7 +63,7 @@ def test_changes_that_are_none(recipe, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no recipe: it must have the keys model, data, training, objective, watch, card"),
+        (b"", "holds no recipe: it must have the keys model, data, training, objective, monitoring, card"),
         (b"- model\n- data\n", "holds no recipe"),
         (b"1: 2\n", "holds no recipe"),
         (b"model: {n_layer: 1\n", "is no YAML ("),
@@ -87,12 +87,12 @@ def test_files_that_hold_no_recipe(tmp_path, content, message):
 
 def test_an_empty_section_can_be_filled(tmp_path):
     path = tmp_path / "empty.yaml"
-    path.write_text(TEXT + "watch:\ncard:\n")
-    assert read_recipe(path, ["watch.samples=3"]).watch.samples == 3
+    path.write_text(TEXT + "monitoring:\ncard:\n")
+    assert read_recipe(path, ["monitoring.samples=3"]).monitoring.samples == 3
 
 
 def test_finding():
-    assert find_recipe("digits") == known_recipes()["digits"]
+    assert find_recipe("digits") == bundled_recipes()["digits"]
     with pytest.raises(
         ValueError, match=r"there is no recipe 'digit': choose one of .*digits.*, or give a \.yaml file"
     ):
@@ -101,9 +101,9 @@ def test_finding():
         find_recipe("no/such.yaml")
 
 
-@pytest.mark.parametrize("name", sorted(known_recipes()))
+@pytest.mark.parametrize("name", sorted(bundled_recipes()))
 def test_every_recipe_that_ships_can_be_read_and_begins_with_its_command(name):
-    path = known_recipes()[name]
+    path = bundled_recipes()[name]
     recipe = read_recipe(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert (

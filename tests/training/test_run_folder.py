@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from imagegpt.files.locks import locked
-from imagegpt.training.distributed import World
+from imagegpt.files.locks import folder_lock
+from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.optimizers import learning_rate
 from imagegpt.training.recipe_io import parse_recipe
 from imagegpt.training.run import Run
 from imagegpt.training.run_folder import check_folder
 
-ALONE = World(torch.device("cpu"))
+ALONE = DistributedContext(torch.device("cpu"))
 OURS = {"config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
 OURS |= {"data.json", "log.jsonl", "curve.png", "checkpoints", ".imagegpt.lock"}
 
@@ -20,7 +20,7 @@ def recipe(**changes):
         "model": {"n_layer": 1, "n_embd": 8, "n_head": 1},
         "data": {"train": "digits"},
         "training": {"num_steps": 4, "warmup_steps": 1, "batch_size": 8, "precision": "float32"},
-        "watch": {"validate_every": 2, "checkpoint_every": 2, "samples": 0, "validation_images": 8},
+        "monitoring": {"validate_every": 2, "checkpoint_every": 2, "samples": 0, "validation_images": 8},
     }
     for section, fields in changes.items():
         content[section] = {**content.get(section, {}), **fields}
@@ -29,7 +29,7 @@ def recipe(**changes):
 
 def trained(out, force=False, **changes):
     run = Run(recipe(**changes), out, ALONE, force=force)
-    assert run.train().how == "done"
+    assert run.train() == "completed"
     return run
 
 
@@ -49,7 +49,7 @@ MINE = ["photos/cat.png", "notes.txt", ".notes.tmp", ".saving.abc/x", "samples/m
 
 def test_force_removes_only_what_a_run_wrote(tmp_path):
     out = tmp_path / "m"
-    trained(out, watch={"samples": 2})
+    trained(out, monitoring={"samples": 2})
     put(out, *MINE)
     with pytest.warns(UserWarning, match=r"m also holds .notes.tmp, .saving.abc, a.tmp and 4 more, which no run wrote"):
         trained(out, force=True, training={"seed": 1, "num_steps": 2})
@@ -75,14 +75,14 @@ def test_a_run_leaves_the_hidden_files_of_others(tmp_path):
 @pytest.mark.parametrize("data", [None, "{}", "[1]"])
 def test_a_recipe_beside_photos_is_no_run(tmp_path, force, data):
     put(tmp_path, "cat.png", "README.md")
-    (tmp_path / "recipe.yaml").write_text(recipe().resolved())
+    (tmp_path / "recipe.yaml").write_text(recipe().to_yaml())
     if data is not None:
         (tmp_path / "data.json").write_text(data)
     told = "holds a recipe.yaml without the data.json" if data is None else "data.json was not written by imagegpt"
     with pytest.raises((FileExistsError, ValueError), match=told):
         Run(recipe(), tmp_path, ALONE, force=force)
     assert has_kept(tmp_path, "cat.png", "README.md")
-    assert (tmp_path / "recipe.yaml").read_text() == recipe().resolved()
+    assert (tmp_path / "recipe.yaml").read_text() == recipe().to_yaml()
 
 
 def test_a_link_to_a_folder_is_trained_in_and_stays(tmp_path):
@@ -116,11 +116,11 @@ def test_one_run_at_a_time(tmp_path, force):
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")} == before
         told.append(_)
 
-    first._tell = while_it_trains
+    first._on_step = while_it_trains
     first.train()
     assert len(told) == 4
     Run(recipe(training={"seed": 1}), tmp_path / "m", ALONE, force=True)
-    with pytest.raises(ValueError, match=r"another run was started in .*m meanwhile: choose another place"):
+    with pytest.raises(ValueError, match=r"another run was started in .*m meanwhile: choose another path"):
         second.train()
 
 
@@ -132,20 +132,20 @@ def test_a_run_that_cannot_start_lets_go(tmp_path, monkeypatch):
         patch.setattr(Run, "_prepare", fail)
         with pytest.raises(ValueError, match="no"):
             Run(recipe(), tmp_path / "m", ALONE)
-    with locked(tmp_path / "m", "trains in"):
+    with folder_lock(tmp_path / "m", "trains in"):
         pass
 
 
 EXECUTION = {
     "num_workers": {"data": {"num_workers": 3}},
-    "micro_batch": {"training": {"micro_batch": 2}},
+    "micro_batch_size": {"training": {"micro_batch_size": 2}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
     "compile": {"training": {"compile": True}},
     "attention": {"training": {"attention": "eager"}},
-    "samples": {"watch": {"samples": 3}},
-    "keep": {"watch": {"keep_checkpoints": 5, "checkpoint_every": 3}},
-    "spikes": {"watch": {"spike_nats": 2.0, "max_rollbacks": 9}},
-    "patience": {"watch": {"patience": 3}},
+    "samples": {"monitoring": {"samples": 3}},
+    "keep": {"monitoring": {"keep_checkpoints": 5, "checkpoint_every": 3}},
+    "spikes": {"monitoring": {"spike_nats": 2.0, "max_rollbacks": 9}},
+    "patience": {"monitoring": {"patience": 3}},
     "card": {"card": {"title": "Digits", "license": "mit"}},
     "longer": {"training": {"num_steps": 5}},
 }
@@ -155,7 +155,7 @@ DEFINITION = {
     "training.learning_rate": {"training": {"learning_rate": 0.1}},
     "training.num_steps": {"training": {"num_steps": 3}},  # shorter
     "model.n_embd": {"model": {"n_embd": 16}},
-    "watch.validate_every": {"watch": {"validate_every": 1}},
+    "monitoring.validate_every": {"monitoring": {"validate_every": 1}},
     "data.augmentation": {"data": {"augmentation": "flip"}},
 }
 
@@ -174,9 +174,7 @@ def test_how_a_run_is_executed_may_change(there, changes):
 
 @pytest.mark.parametrize("name", DEFINITION)
 def test_what_defines_a_run_may_not(there, name):
-    with pytest.raises(
-        ValueError, match=rf"holds a run with {name} = .*, now it is .*: choose another place, or start"
-    ):
+    with pytest.raises(ValueError, match=rf"holds a run with {name} = .*, now it is .*: choose another path, or start"):
         check_folder(there, recipe(**DEFINITION[name]))
 
 
@@ -184,9 +182,11 @@ def test_a_run_is_resumed_with_other_settings_to_the_same_model(tmp_path):
     trained(tmp_path / "whole", training={"num_steps": 8})
     asked = iter([False] * 3 + [True] * 9)
     Run(recipe(training={"num_steps": 8}), tmp_path / "m", ALONE, should_stop=lambda: next(asked)).train()
-    resumed = trained(tmp_path / "m", training={"num_steps": 8, "gradient_checkpointing": True}, watch={"samples": 2})
+    resumed = trained(
+        tmp_path / "m", training={"num_steps": 8, "gradient_checkpointing": True}, monitoring={"samples": 2}
+    )
     assert resumed.resumed
-    assert resumed.recipe.watch.samples == 2
+    assert resumed.recipe.monitoring.samples == 2
     assert (tmp_path / "m/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert "samples: 2" in (tmp_path / "m/recipe.yaml").read_text()
 
@@ -194,8 +194,8 @@ def test_a_run_is_resumed_with_other_settings_to_the_same_model(tmp_path):
 def test_micro_batches_change_nothing_but_rounding(tmp_path):
     whole, parts = trained(tmp_path / "whole"), Run(recipe(training={"num_steps": 2}), tmp_path / "m", ALONE)
     parts.train()
-    again = trained(tmp_path / "m", training={"micro_batch": 2})
-    assert again.progress.last["total"] == pytest.approx(whole.progress.last["total"], abs=1e-3)
+    again = trained(tmp_path / "m", training={"micro_batch_size": 2})
+    assert again.state.last["loss"] == pytest.approx(whole.state.last["loss"], abs=1e-3)
 
 
 def test_an_extended_run_with_a_constant_rate_is_the_longer_run(tmp_path):
@@ -212,7 +212,7 @@ def test_an_extended_run_takes_the_rates_of_the_longer_run(tmp_path):
     rates = []
     trained(tmp_path / "m")
     longer = recipe(training={"num_steps": 8})
-    Run(longer, tmp_path / "m", ALONE, on_step=lambda told: rates.append(told.step.learning_rate)).train()
+    Run(longer, tmp_path / "m", ALONE, on_step=lambda report: rates.append(report.learning_rate)).train()
     assert rates == [learning_rate(step, longer.training) for step in range(4, 8)]
     with pytest.raises(ValueError, match=r"holds a run with training\.num_steps = 8, now it is 4"):
         check_folder(tmp_path / "m", recipe())

@@ -16,9 +16,9 @@ SETTINGS = {
     "training.num_steps": STEPS,
     "training.batch_size": 8,
     "training.warmup_steps": 10,
-    "watch.validate_every": 25,
-    "watch.checkpoint_every": 10,
-    "watch.samples": 2,
+    "monitoring.validate_every": 25,
+    "monitoring.checkpoint_every": 10,
+    "monitoring.samples": 2,
 }
 FILES = ["model.safetensors", "config.json", "preprocessor_config.json", "recipe.yaml"]
 

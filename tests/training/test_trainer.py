@@ -1,16 +1,18 @@
 import json
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from imagegpt.training import trainer as module
-from imagegpt.training.objectives import Loss, autoregressive_loss
-from imagegpt.training.rng import batch_indices
-from imagegpt.training.run_state import Progress
+from imagegpt.data.rng import batch_indices
+from imagegpt.model.losses import autoregressive_loss
+from imagegpt.training import trainer as trainer_module
+from imagegpt.training.objectives import ModelWithObjective, Objective
+from imagegpt.training.trainer_state import TrainerState
 from stripes import (
     STRIPES,
-    make_loss,
+    make_module,
     make_recipe,
     make_trainer,
     same_weights,
@@ -21,11 +23,31 @@ from stripes import (
 LN16 = math.log(16)
 
 
-def run(recipe=None, *, loss=None, **options):
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    status: str
+    state: TrainerState
+
+
+class CustomObjective(Objective):
+    """The autoregressive objective as a function of the model and the batch."""
+
+    name = "custom"
+
+    def __init__(self, function):
+        self.loss = function
+
+    def loss(self, model, batch):
+        raise NotImplementedError("replaced by the function")
+
+
+def run(recipe=None, *, module=None, **options):
     """The model after a run, and how it ended."""
-    loss = loss or make_loss()
-    outcome = make_trainer(recipe, loss=loss, **options).run()
-    return loss.model, outcome
+    module = module or make_module()
+    trainer = make_trainer(recipe, module=module, **options)
+    status = trainer.train()
+    return module.model, Outcome(status, trainer.state)
 
 
 def training(**fields):
@@ -35,10 +57,10 @@ def training(**fields):
 def test_the_loss_goes_down():
     told = []
     model, outcome = run(training(num_steps=60), on_step=told.append)
-    assert told[0].metrics["total"] == pytest.approx(LN16, abs=1e-6)
-    assert told[-1].metrics["total"] < 0.5 * LN16
-    assert outcome.how == "done"
-    assert outcome.progress.best["total"] < 0.5 * LN16
+    assert told[0].metrics["loss"] == pytest.approx(LN16, abs=1e-6)
+    assert told[-1].metrics["loss"] < 0.5 * LN16
+    assert outcome.status == "completed"
+    assert outcome.state.best["loss"] < 0.5 * LN16
     assert not model.training
 
 
@@ -70,75 +92,75 @@ def drawing(extra):
     def objective(model, batch):
         drawn.append(torch.rand(()).item())
         torch.rand(extra)
-        return {"total": autoregressive_loss(model, batch.ids)}
+        return {"loss": autoregressive_loss(model, batch.ids)}
 
-    return Loss(make_loss().model, objective), drawn
+    return ModelWithObjective(make_module().model, CustomObjective(objective)), drawn
 
 
 def test_dropout_is_a_function_of_seed_and_step():
     """What is drawn must not depend on what was drawn before the step."""
     first, second, third = drawing(1), drawing(5), drawing(1)
-    run(training(num_steps=3), loss=first[0])
-    run(training(num_steps=3), loss=second[0])
-    run(training(num_steps=3, seed=1), loss=third[0])
+    run(training(num_steps=3), module=first[0])
+    run(training(num_steps=3), module=second[0])
+    run(training(num_steps=3, seed=1), module=third[0])
     assert first[1] == second[1]
     assert len({*first[1], *third[1]}) == 6
 
 
 def test_the_parts_of_a_step_have_dropout_of_their_own():
-    loss, drawn = drawing(1)
-    run(training(num_steps=2, warmup_steps=0, micro_batch=2), loss=loss)
+    module, drawn = drawing(1)
+    run(training(num_steps=2, warmup_steps=0, micro_batch_size=2), module=module)
     assert len(set(drawn)) == 8
 
 
 def test_the_callers_random_numbers_are_left_alone():
-    loss = make_loss()
+    module = make_module()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    run(loss=loss)
+    run(module=module)
     assert torch.rand(3).equal(expected)
 
 
 def test_the_best_validation_is_told_with_its_weights_in_place():
     nats, moments = iter([3.0, 1.0, 2.0]), []
-    loss = make_loss()
+    module = make_module()
 
     def see(scores, is_best):
-        moments.append((scores["total"], is_best, weights_of(loss.model), loss.model.training))
+        moments.append((scores["loss"], is_best, weights_of(module.model), module.model.training))
 
     seen = []
-    trainer = make_trainer(loss=loss, validate=lambda: {"total": next(nats)}, on_validation=see, on_step=seen.append)
-    outcome = trainer.run()
+    trainer = make_trainer(module=module, validate=lambda: {"loss": next(nats)}, on_validation=see, on_step=seen.append)
+    trainer.train()
     assert [moment[:2] for moment in moments] == [(3.0, True), (1.0, True), (2.0, False)]
-    assert [step.validation for step in seen if step.validation] == [{"total": 3.0}, {"total": 1.0}, {"total": 2.0}]
+    assert [step.validation for step in seen if step.validation] == [{"loss": 3.0}, {"loss": 1.0}, {"loss": 2.0}]
     assert not any(moment[3] for moment in moments)
-    assert (outcome.progress.best_step, outcome.progress.best, outcome.progress.last) == (
+    assert (trainer.state.best_step, trainer.state.best, trainer.state.last) == (
         10,
-        {"total": 1.0},
-        {"total": 2.0},
+        {"loss": 1.0},
+        {"loss": 2.0},
     )
-    assert same_weights(moments[2][2], trainer.average.weights)
-    assert not same_weights(moments[2][2], loss.model)  # the run itself goes on with its own
+    assert same_weights(moments[2][2], trainer.ema.weights)
+    assert not same_weights(moments[2][2], module.model)  # the run itself goes on with its own
 
 
 def test_training_goes_on_with_its_own_weights_after_a_validation():
-    assert same_weights(run()[0], run(make_recipe(watch={"validate_every": 1}))[0])
+    assert same_weights(run()[0], run(make_recipe(monitoring={"validate_every": 1}))[0])
 
 
 def test_the_average_follows_every_step():
-    loss, mean = make_loss(), []
+    module, mean = make_module(), []
 
     def follow(step):
-        weight = loss.model.lm_head.weight.detach()
+        weight = module.model.lm_head.weight.detach()
         decay = min(0.5, step.step / (9 + step.step))
         mean.append(weight * (1 - decay) + decay * (mean[-1] if mean else start))
 
-    start = loss.model.lm_head.weight.detach().clone()
-    trainer = make_trainer(training(num_steps=3), loss=loss, on_step=follow)
-    trainer.run()
-    torch.testing.assert_close(trainer.average.weights["lm_head.weight"], mean[-1], rtol=1e-5, atol=1e-7)
-    assert not torch.allclose(loss.model.lm_head.weight.detach(), mean[-1], atol=1e-4)
+    start = module.model.lm_head.weight.detach().clone()
+    trainer = make_trainer(training(num_steps=3), module=module, on_step=follow)
+    trainer.train()
+    torch.testing.assert_close(trainer.ema.weights["lm_head.weight"], mean[-1], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(module.model.lm_head.weight.detach(), mean[-1], atol=1e-4)
 
 
 def test_a_callback_can_stop_the_run():
@@ -153,14 +175,16 @@ def test_a_callback_can_stop_the_run():
 def test_bfloat16_keeps_float32_weights():
     model, outcome = run(training(precision="bfloat16", num_steps=40))
     assert next(model.parameters()).dtype == torch.float32
-    assert outcome.progress.best["total"] < 0.7 * LN16
-    assert outcome.progress.best != run(training(num_steps=40))[1].progress.best  # the option does something
+    assert outcome.state.best["loss"] < 0.7 * LN16
+    assert outcome.state.best != run(training(num_steps=40))[1].state.best  # the option does something
 
 
 def test_long_gradients_are_shortened(monkeypatch):
     limits, told = [], []
-    clip = module.clip_grad_norm_
-    monkeypatch.setattr(module, "clip_grad_norm_", lambda weights, limit: limits.append(limit) or clip(weights, limit))
+    clip = trainer_module.clip_grad_norm_
+    monkeypatch.setattr(
+        trainer_module, "clip_grad_norm_", lambda weights, limit: limits.append(limit) or clip(weights, limit)
+    )
     run(training(num_steps=2, warmup_steps=0, max_grad_norm=0.25), on_step=told.append)
     assert limits == [0.25, 0.25]
     assert told[0].grad_norm > 0.25  # before it was shortened
@@ -168,14 +192,14 @@ def test_long_gradients_are_shortened(monkeypatch):
 
 def losses_and_weights(recipe, **config):
     told = []
-    model, _ = run(recipe, loss=make_loss(**{"resid_pdrop": 0.0, **config}), on_step=told.append)
-    return [step.metrics["total"] for step in told], model
+    model, _ = run(recipe, module=make_module(**{"resid_pdrop": 0.0, **config}), on_step=told.append)
+    return [step.metrics["loss"] for step in told], model
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch):
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch_size):
     expected, whole = losses_and_weights(training(num_steps=50))
-    losses, parts = losses_and_weights(training(num_steps=50, micro_batch=micro_batch))
+    losses, parts = losses_and_weights(training(num_steps=50, micro_batch_size=micro_batch_size))
     assert losses == pytest.approx(expected, abs=1e-4)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3)  # Adam divides by the square of rounding, at first
@@ -183,11 +207,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch):
 
 def gradients(checkpointing):
     recipe = training(gradient_checkpointing=checkpointing)
-    loss = make_loss()  # with dropout: what is computed again must drop the same units
-    trainer = make_trainer(recipe, loss=loss)
-    trainer._gradients(next(trainer._batches()))
-    assert loss.model.transformer.gradient_checkpointing is checkpointing
-    return [weight.grad for weight in loss.model.parameters()]
+    module = make_module()  # with dropout: what is computed again must drop the same units
+    trainer = make_trainer(recipe, module=module)
+    trainer._compute_gradients(next(trainer._iterate_batches()))
+    assert module.model.transformer.gradient_checkpointing is checkpointing
+    return [weight.grad for weight in module.model.parameters()]
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
@@ -204,15 +228,15 @@ def test_compiled_blocks_compute_the_same():
 
 
 def broken_loss():
-    loss = make_loss()
+    module = make_module()
     with torch.no_grad():
-        loss.model.lm_head.weight.fill_(math.nan)
-    return loss
+        module.model.lm_head.weight.fill_(math.nan)
+    return module
 
 
 def test_a_loss_that_is_no_number_ends_the_run():
     with pytest.raises(FloatingPointError, match=r"the loss of step 1 is nan: lower training\.learning_rate"):
-        run(loss=broken_loss())
+        run(module=broken_loss())
 
 
 def infinite_gradients(*steps):
@@ -224,9 +248,9 @@ def infinite_gradients(*steps):
         total = autoregressive_loss(model, batch.ids)
         if seen[-1] in steps:
             total = total + (0 * model.lm_head.weight.sum()).sqrt()  # the root's slope at 0 is infinite
-        return {"total": total}
+        return {"loss": total}
 
-    return Loss(make_loss().model, objective)
+    return ModelWithObjective(make_module().model, CustomObjective(objective))
 
 
 def all_finite(weights):
@@ -234,44 +258,44 @@ def all_finite(weights):
 
 
 class TestNotFinite:
-    RECIPE = make_recipe(watch={"checkpoint_every": 2})
+    RECIPE = make_recipe(monitoring={"checkpoint_every": 2})
 
     def test_gradients_end_the_run_before_they_reach_the_weights(self, tmp_path):
-        loss = infinite_gradients(5)
-        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path)
+        module = infinite_gradients(5)
+        trainer = make_trainer(self.RECIPE, module=module, folder=tmp_path)
         with pytest.raises(
             FloatingPointError, match=r"the gradients of step 6 are not finite: lower training\.learning"
         ):
-            trainer.run()
-        assert all_finite([*loss.model.parameters(), *trainer.average.weights.values()])
-        again = make_trainer(self.RECIPE, loss=make_loss(), folder=tmp_path)
+            trainer.train()
+        assert all_finite([*module.model.parameters(), *trainer.ema.weights.values()])
+        again = make_trainer(self.RECIPE, module=make_module(), folder=tmp_path)
         assert again.resume()
-        assert again.progress.step == 4
-        assert again.run().how == "done"
+        assert again.state.step == 4
+        assert again.train() == "completed"
 
     def test_gradients_are_skipped_like_a_spike(self, tmp_path):
-        recipe = make_recipe(watch={"checkpoint_every": 2, "spike_nats": 5.0})
-        loss, told = infinite_gradients(5), []
-        _, outcome = run(recipe, loss=loss, folder=tmp_path, on_step=told.append)
-        assert (outcome.how, outcome.progress.rollbacks, outcome.progress.skipped) == ("done", 1, 2)
+        recipe = make_recipe(monitoring={"checkpoint_every": 2, "spike_nats": 5.0})
+        module, told = infinite_gradients(5), []
+        _, outcome = run(recipe, module=module, folder=tmp_path, on_step=told.append)
+        assert (outcome.status, outcome.state.rollbacks, outcome.state.skipped_batches) == ("completed", 1, 2)
         assert [step.step for step in told] == [*range(1, 6), *range(5, 13)]
-        assert all_finite(loss.model.parameters())
+        assert all_finite(module.model.parameters())
 
     @pytest.mark.parametrize("where", ["weights", "average", "moments"])
     def test_no_checkpoint_that_is_not_finite_is_saved(self, where, tmp_path):
-        loss = make_loss()
+        module = make_module()
 
         def spoil(step):
             if step.step == 4:
-                moments = trainer._optimizers[0].state[loss.model.lm_head.weight]["exp_avg"]
-                places = {"weights": loss.model.lm_head.weight, "moments": moments}
-                places["average"] = trainer.average.weights["lm_head.weight"]
+                moments = trainer._optimizers[0].state[module.model.lm_head.weight]["exp_avg"]
+                places = {"weights": module.model.lm_head.weight, "moments": moments}
+                places["average"] = trainer.ema.weights["lm_head.weight"]
                 with torch.no_grad():
                     places[where][0, 0] = math.inf
 
-        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path, on_step=spoil)
+        trainer = make_trainer(self.RECIPE, module=module, folder=tmp_path, on_step=spoil)
         with pytest.raises(FloatingPointError, match="the weights after step 4 are not finite"):
-            trainer.run()
+            trainer.train()
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
     def test_weights_that_are_not_finite_are_rolled_back(self, tmp_path):
@@ -281,62 +305,61 @@ class TestNotFinite:
             if step.step == 4 and not spoiled:
                 spoiled.append(step)
                 with torch.no_grad():
-                    loss.model.lm_head.weight[0, 0] = math.inf
+                    module.model.lm_head.weight[0, 0] = math.inf
 
-        loss = make_loss()
-        recipe = make_recipe(watch={"checkpoint_every": 2, "spike_nats": 5.0})
-        _, outcome = run(recipe, loss=loss, folder=tmp_path, on_step=spoil)
-        assert (outcome.how, outcome.progress.rollbacks, outcome.progress.skipped) == ("done", 1, 2)
-        assert all_finite(loss.model.parameters())
+        module = make_module()
+        recipe = make_recipe(monitoring={"checkpoint_every": 2, "spike_nats": 5.0})
+        _, outcome = run(recipe, module=module, folder=tmp_path, on_step=spoil)
+        assert (outcome.status, outcome.state.rollbacks, outcome.state.skipped_batches) == ("completed", 1, 2)
+        assert all_finite(module.model.parameters())
 
 
 class TestPatience:
-    RECIPE = make_recipe(training={"num_steps": 40}, watch={"validate_every": 2, "patience": 3})
+    RECIPE = make_recipe(training={"num_steps": 40}, monitoring={"validate_every": 2, "patience": 3})
 
     @staticmethod
     def scores(*values):
         given = iter(values)
-        return lambda: {"total": next(given)}
+        return lambda: {"loss": next(given)}
 
     def test_it_ends_when_validation_gets_no_better(self, tmp_path):
         validate = self.scores(5.0, 4.0, 4.0, 3.0, 3.5, 3.1, 3.0)
         _, outcome = run(self.RECIPE, validate=validate, folder=tmp_path)
-        assert outcome.how == "early"
-        assert (outcome.progress.step, outcome.progress.best_step) == (14, 8)
+        assert outcome.status == "early_stopped"
+        assert (outcome.state.step, outcome.state.best_step) == (14, 8)
 
     def test_a_run_that_ended_does_not_go_on(self, tmp_path):
         run(self.RECIPE, validate=self.scores(1.0, 2.0, 2.0, 2.0), folder=tmp_path)
-        trainer = make_trainer(self.RECIPE, loss=make_loss(), folder=tmp_path)
+        trainer = make_trainer(self.RECIPE, module=make_module(), folder=tmp_path)
         assert trainer.resume()
-        outcome = trainer.run()
-        assert (outcome.how, outcome.progress.step) == ("early", 8)
+        assert (trainer.train(), trainer.state.step) == ("early_stopped", 8)
 
 
 class TestResuming:
-    RECIPE = make_recipe(watch={"checkpoint_every": 4})
+    RECIPE = make_recipe(monitoring={"checkpoint_every": 4})
 
     def undisturbed(self):
-        loss, told = make_loss(), []
-        trainer = make_trainer(self.RECIPE, loss=loss, on_step=told.append)
-        outcome = trainer.run()
-        return loss.model, trainer.average.weights, outcome.progress, told
+        module, told = make_module(), []
+        trainer = make_trainer(self.RECIPE, module=module, on_step=told.append)
+        trainer.train()
+        return module.model, trainer.ema.weights, trainer.state, told
 
     @pytest.mark.parametrize("step", [1, 4, 5, 7, 11, 12])
     def test_a_stopped_run_goes_on_to_the_same_bits(self, step, tmp_path):
-        model, average, progress, told = self.undisturbed()
+        model, average, state, told = self.undisturbed()
         _, outcome = run(self.RECIPE, folder=tmp_path, **stop_after(step))
-        assert (outcome.how, outcome.progress.step) == ("stopped", step)
+        assert (outcome.status, outcome.state.step) == ("stopped", step)
         torch.manual_seed(step)  # another process
-        loss, rest = make_loss(seed=1), []
-        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path, on_step=rest.append)
+        module, rest = make_module(seed=1), []
+        trainer = make_trainer(self.RECIPE, module=module, folder=tmp_path, on_step=rest.append)
         assert trainer.resume()
-        after = trainer.run().progress
-        assert same_weights(model, loss.model)
-        assert same_weights(average, trainer.average.weights)
+        trainer.train()
+        assert same_weights(model, module.model)
+        assert same_weights(average, trainer.ema.weights)
         assert [one.metrics for one in rest] == [one.metrics for one in told[step:]]
         assert [one.validation for one in rest] == [one.validation for one in told[step:]]
         forget_time = {"trained_s": 0}
-        assert {**after.as_json(), **forget_time} == {**progress.as_json(), **forget_time}
+        assert {**trainer.state.to_json(), **forget_time} == {**state.to_json(), **forget_time}
 
     def test_a_killed_run_goes_on_from_its_last_checkpoint(self, tmp_path):
         def die(step):
@@ -345,30 +368,30 @@ class TestResuming:
 
         with pytest.raises(KeyboardInterrupt):
             run(self.RECIPE, folder=tmp_path, on_step=die)
-        loss, told = make_loss(), []
-        trainer = make_trainer(self.RECIPE, loss=loss, folder=tmp_path, on_step=told.append)
+        module, told = make_module(), []
+        trainer = make_trainer(self.RECIPE, module=module, folder=tmp_path, on_step=told.append)
         trainer.resume()
-        trainer.run()
+        trainer.train()
         assert [step.step for step in told] == [9, 10, 11, 12]
-        assert same_weights(self.undisturbed()[0], loss.model)
+        assert same_weights(self.undisturbed()[0], module.model)
 
     def test_without_a_checkpoint_it_begins(self, tmp_path):
         assert not make_trainer(folder=tmp_path).resume()
         assert not make_trainer().resume()
 
     def test_stopped_before_it_began_it_does_nothing(self, tmp_path):
-        loss = make_loss()
-        before = weights_of(loss.model)
-        _, outcome = run(loss=loss, folder=tmp_path, should_stop=lambda: True)
-        assert (outcome.how, outcome.progress.step) == ("stopped", 0)
-        assert same_weights(before, loss.model)
+        module = make_module()
+        before = weights_of(module.model)
+        _, outcome = run(module=module, folder=tmp_path, should_stop=lambda: True)
+        assert (outcome.status, outcome.state.step) == ("stopped", 0)
+        assert same_weights(before, module.model)
 
-    def test_progress_survives_json(self):
-        progress = Progress(step=3, best_step=2, best={"total": 1.5}, worse=1, skipped=4, rollbacks=1)
-        progress.recent.extend([1.0, 2.0])
-        again = Progress.from_json(json.loads(json.dumps(progress.as_json())))
-        assert again == progress
-        assert again.recent.maxlen == 100
+    def test_the_state_survives_json(self):
+        state = TrainerState(step=3, best_step=2, best={"loss": 1.5}, validations_since_best=1, skipped_batches=4)
+        state.recent_losses.extend([1.0, 2.0])
+        again = TrainerState.from_json(json.loads(json.dumps(state.to_json())))
+        assert again == state
+        assert again.recent_losses.maxlen == 100
 
 
 def batch_names(num):
@@ -381,7 +404,7 @@ def batch_names(num):
 
 class TestSpikes:
     RECIPE = make_recipe(
-        training={"num_steps": 20}, watch={"checkpoint_every": 4, "spike_nats": 1.0, "max_rollbacks": 2}
+        training={"num_steps": 20}, monitoring={"checkpoint_every": 4, "spike_nats": 1.0, "max_rollbacks": 2}
     )
 
     @staticmethod
@@ -392,81 +415,81 @@ class TestSpikes:
         def objective(model, batch):
             seen.append(names[tuple(batch.ids[:, 0].tolist())])
             total = autoregressive_loss(model, batch.ids)
-            return {"total": total * (math.inf if seen[-1] in spikes else 1.0)}
+            return {"loss": total * (math.inf if seen[-1] in spikes else 1.0)}
 
-        return Loss(make_loss().model, objective), seen
+        return ModelWithObjective(make_module().model, CustomObjective(objective)), seen
 
     def test_it_goes_back_and_on_with_other_images(self, tmp_path):
-        loss, seen = self.spiking(10)
+        module, seen = self.spiking(10)
         told = []
-        _, outcome = run(self.RECIPE, loss=loss, folder=tmp_path, on_step=told.append)
+        _, outcome = run(self.RECIPE, module=module, folder=tmp_path, on_step=told.append)
         # Images 8 to 10 come no more: after the checkpoint at step 8 the images of what would be step 11 are next.
         assert seen == [*range(11), *range(11, 23)]
         assert [step.step for step in told] == [*range(1, 11), *range(9, 21)]
-        assert (outcome.how, outcome.progress.rollbacks, outcome.progress.skipped) == ("done", 1, 3)
-        assert all(math.isfinite(step.metrics["total"]) for step in told)
+        assert (outcome.status, outcome.state.rollbacks, outcome.state.skipped_batches) == ("completed", 1, 3)
+        assert all(math.isfinite(step.metrics["loss"]) for step in told)
 
     def test_the_weights_are_those_of_the_checkpoint(self, tmp_path):
-        loss, seen = self.spiking(10)
+        module, seen = self.spiking(10)
         after, before = [], {}
 
         def remember(module, _):
             before[len(seen)] = weights_of(module.model)
 
-        loss.register_forward_pre_hook(remember)
-        run(self.RECIPE, loss=loss, folder=tmp_path, on_step=lambda _: after.append(weights_of(loss.model)))
+        module.register_forward_pre_hook(remember)
+        run(self.RECIPE, module=module, folder=tmp_path, on_step=lambda _: after.append(weights_of(module.model)))
         assert seen[11] == 11  # the first batch after the spike
         assert same_weights(before[11], after[7])
         assert not same_weights(before[11], after[9])
 
     def test_a_spike_before_the_first_checkpoint_leads_back_to_the_beginning(self, tmp_path):
-        loss, seen = self.spiking(1)
-        _, outcome = run(self.RECIPE, loss=loss, folder=tmp_path)
+        module, seen = self.spiking(1)
+        _, outcome = run(self.RECIPE, module=module, folder=tmp_path)
         assert seen == list(range(22))
-        assert (outcome.progress.step, outcome.progress.skipped) == (20, 2)
+        assert (outcome.state.step, outcome.state.skipped_batches) == (20, 2)
 
     def test_a_run_that_stepped_over_goes_on_to_the_same_bits(self, tmp_path):
         whole, _ = self.spiking(10)
-        run(self.RECIPE, loss=whole, folder=tmp_path / "whole")
+        run(self.RECIPE, module=whole, folder=tmp_path / "whole")
         stopped, _ = self.spiking(10)
-        run(self.RECIPE, loss=stopped, folder=tmp_path / "parts", **stop_after(15))
+        run(self.RECIPE, module=stopped, folder=tmp_path / "parts", **stop_after(15))
         rest, seen = self.spiking(10)
-        trainer = make_trainer(self.RECIPE, loss=rest, folder=tmp_path / "parts")
+        trainer = make_trainer(self.RECIPE, module=rest, folder=tmp_path / "parts")
         trainer.resume()
-        trainer.run()
+        trainer.train()
         assert seen == list(range(18, 23))
         assert same_weights(whole.model, rest.model)
 
     def test_too_many_spikes_end_the_run(self, tmp_path):
-        loss, _ = self.spiking(5, 7, 9)
+        module, _ = self.spiking(5, 7, 9)
         with pytest.raises(
             FloatingPointError, match=r"the loss of step \d+ is inf, spike number 3, of which .* allows 2"
         ):
-            run(self.RECIPE, loss=loss, folder=tmp_path)
+            run(self.RECIPE, module=module, folder=tmp_path)
 
     def test_a_loss_far_above_the_recent_ones_is_a_spike(self):
         trainer = make_trainer(self.RECIPE)
         assert not trainer._is_spike(100.0)  # nothing to compare with yet
-        trainer.progress.recent.extend([2.0] * 100)
+        trainer.state.recent_losses.extend([2.0] * 100)
         assert not trainer._is_spike(2.99)
         assert trainer._is_spike(3.01)
 
     def test_the_first_checkpoint_changes_nothing(self, tmp_path):
         """Torch makes a step of its own with an optimiser that has no moments yet, and Adam would count it."""
         plain, _ = run()
-        saved, _ = run(make_recipe(watch={"spike_nats": 5.0}), folder=tmp_path)
+        saved, _ = run(make_recipe(monitoring={"spike_nats": 5.0}), folder=tmp_path)
         assert same_weights(plain, saved)
 
     def test_the_best_model_that_was_kept_stays_the_best(self, tmp_path):
         """Validation at step 10 is undone by a spike at step 11, but its model is in the folder."""
-        loss, _ = self.spiking(11)
+        module, _ = self.spiking(11)
         nats = iter([3.0, 1.0, *[2.0] * 5])
         _, outcome = run(
             make_recipe(
-                training={"num_steps": 20}, watch={"validate_every": 5, "checkpoint_every": 8, "spike_nats": 1.0}
+                training={"num_steps": 20}, monitoring={"validate_every": 5, "checkpoint_every": 8, "spike_nats": 1.0}
             ),
-            loss=loss,
+            module=module,
             folder=tmp_path,
-            validate=lambda: {"total": next(nats)},
+            validate=lambda: {"loss": next(nats)},
         )
-        assert (outcome.progress.best, outcome.progress.best_step) == ({"total": 1.0}, 10)
+        assert (outcome.state.best, outcome.state.best_step) == ({"loss": 1.0}, 10)

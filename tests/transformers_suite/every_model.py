@@ -1,4 +1,4 @@
-"""Every model class in every kind that matters, with inputs and a loss for each: what this folder's tests run over."""
+"""Every model class in every relevant configuration, with inputs and a loss: parameters of this folder's tests."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ EVERY_CLASS = pytest.mark.parametrize("model_class", CLASSES, ids=SHORT_NAMES.va
 
 
 def _every_model(slow=""):
-    """Each class in each kind; the kinds whose name ends in `slow` are left to the slow tests."""
+    """All classes and kinds; kinds whose name ends in `slow` run in the slow tests only."""
     pairs = [(cls, kind) for cls in CLASSES for kind in KINDS]
     return pytest.mark.parametrize(
         ("model_class", "kind"),
@@ -45,12 +45,12 @@ OLD_NAMES = "ignore:.(is_)?gradient_checkpointing(_enable|_disable)?. is depreca
 
 
 def model_of(model_class, kind="causal", **options):
-    """A tiny model of the kind, randomised, in evaluation mode."""
+    """A tiny model of the kind with random weights, in evaluation mode."""
     return tiny_model(model_class, num_labels=3, **KINDS[kind], **options)
 
 
 def batch_for(model, batch=2, labels=True):
-    """Token ids, and labels where the model has a head."""
+    """Token ids, and labels if the model has a head."""
     inputs = {"input_ids": image_ids(batch=batch)}
     if labels and isinstance(model, ImageGPTForCausalImageModeling):
         inputs["labels"] = image_ids(batch=batch, sos=False, seed=1)
@@ -60,7 +60,7 @@ def batch_for(model, batch=2, labels=True):
 
 
 def main_output(model, inputs, **options):
-    """The features, or the logits: what the model is for."""
+    """The features or the logits."""
     outputs = model(**inputs, **options)
     return outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
 
@@ -80,7 +80,7 @@ def gradients_of(model, inputs):
 
 
 def step_downhill(model, length=1e-3):
-    """Move the parameters that have gradients a little way against them, however steep it is."""
+    """Take a small gradient step of fixed length."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm().item()
     with torch.no_grad():

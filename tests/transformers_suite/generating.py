@@ -1,6 +1,6 @@
-"""Models, prompts and the definitions that the generation tests of this folder compare with.
+"""Models, prompts and reference implementations for the generation tests of this folder.
 
-The definitions use `forward` without a cache and nothing of `generate`. float64, so that equal means equal.
+The references use `forward` without a cache, and not `generate`. All in float64, so that results compare exactly.
 """
 
 import pytest
@@ -32,7 +32,7 @@ def prompts(batch=2, length=PROMPT, seed=0):
 
 
 def inputs_of(kind, batch=2):
-    """What a model of this kind reads besides the ids."""
+    """Additional inputs of a model of this kind."""
     if kind != "cross_attention":
         return {}
     generator = torch.Generator().manual_seed(7)
@@ -46,14 +46,14 @@ def positions(mask):
 
 @torch.no_grad()
 def logits_after(model, ids, mask=None, **inputs):
-    """Logits of the next pixel, (B, V), in one go."""
+    """Logits of the next pixel, (B, V), from one forward pass."""
     if mask is not None:
         inputs = {**inputs, "attention_mask": mask, "position_ids": positions(mask)}
     return model(ids, use_cache=False, **inputs).logits[:, -1].float()
 
 
 def naive(model, ids, num_new=None, mask=None, rule=lambda ids, logits: logits, **inputs):
-    """The most probable pixel, over and over; `rule` changes the logits first."""
+    """Greedy search; `rule` changes the logits first."""
     for _ in range(PIXELS + 1 - ids.shape[1] if num_new is None else num_new):
         pixel = rule(ids, logits_after(model, ids, mask, **inputs)).argmax(-1, keepdim=True)
         ids = torch.cat([ids, pixel], dim=1)

@@ -1,4 +1,4 @@
-"""Every attention backend a machine has, against eager attention in float64, on every model class."""
+"""Every available attention backend against eager attention in float64, on every model class."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from helpers import image_ids, largest_difference, tiny_config
 
 BACKENDS = ["eager", "sdpa", "kernels"]
-# transformers compiles flex_attention anew for each mask: the slow tests have it, for one kind of each mask.
+# transformers recompiles flex_attention for each mask, so only slow tests use it, with one mask of each kind.
 WITH_FLEX = [*BACKENDS, pytest.param("flex_attention", marks=pytest.mark.slow)]
 # For outputs of the order of 1; measured are 1.4e-6, 6e-3 and 4e-2.
 TOLERANCES = {torch.float32: 5e-6, torch.float16: 1.5e-2, torch.bfloat16: 0.1}
@@ -27,7 +27,7 @@ def padded(side):
 
 
 def visible_part(output, inputs):
-    """The rows of (B, T, ...) outputs that are no padding; outputs without positions as they are."""
+    """The rows of (B, T, ...) outputs without padding; outputs without positions unchanged."""
     if output.ndim == 3 and "attention_mask" in inputs:
         return output[inputs["attention_mask"].bool()]
     return output
@@ -52,7 +52,7 @@ def test_outputs_are_those_of_eager_attention_in_float64(model_class, kind, back
     assert model.config._attn_implementation == backend
     for side in ("none", "left", "right"):
         if model_class.__name__.endswith("Classification") and side != "none":
-            continue  # it averages over all positions, those of padding too, whose features are nobody's promise
+            continue  # it averages over all positions, including padding, whose features are undefined
         inputs = {**batch_for(model, labels=False), **padded(side)}
         with torch.no_grad():
             found, expected = main_output(model, inputs), main_output(exact, inputs)
@@ -85,7 +85,7 @@ def test_each_kernel_of_sdpa_on_a_cpu(model_class, kernel):
 
 
 @EVERY_CLASS
-def test_the_backend_can_be_chosen_in_every_way(model_class, tmp_path):
+def test_ways_to_choose_the_backend(model_class, tmp_path):
     config = tiny_config(num_labels=3)
     assert model_class(config).config._attn_implementation == "sdpa"
     for backend in ("eager", "sdpa", "flex_attention"):
@@ -107,7 +107,7 @@ def test_the_backend_can_be_chosen_in_every_way(model_class, tmp_path):
 
 
 @EVERY_CLASS
-def test_a_backend_that_is_not_there_is_refused_and_nothing_changes(model_class):
+def test_unknown_backend_is_an_error_and_changes_nothing(model_class):
     model = model_of(model_class)
     with pytest.raises(ValueError, match="attn_implementation"):
         model.set_attn_implementation("attention_of_nobody")

@@ -1,4 +1,4 @@
-"""The configuration as transformers' `ConfigTester` wants it, and the plans that a model derives from it."""
+"""The configuration as in transformers' `ConfigTester`, and the parallel plans derived from it."""
 
 import json
 
@@ -8,7 +8,7 @@ from every_model import EVERY_CLASS, model_of
 from helpers import tiny_config
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
 
-# Fields of every transformers configuration, with values that are nobody's defaults.
+# Fields of every transformers configuration, with values other than the defaults.
 COMMON = {
     "return_dict": False, "output_hidden_states": True, "output_attentions": True, "dtype": torch.float16,
     "chunk_size_feed_forward": 5, "architectures": ["ImageGPTModel"], "problem_type": "regression",
@@ -73,7 +73,7 @@ def test_each_entry_of_the_tensor_parallel_plan_is_a_module(model_class):
     assert not shared  # embedding and head are whole on every device
 
 
-def test_weights_that_were_resized_are_not_drawn_anew():
+def test_resized_weights_are_not_reinitialized():
     model = model_of(ImageGPTForCausalImageModeling)
     model.resize_token_embeddings(27)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -82,8 +82,8 @@ def test_weights_that_were_resized_are_not_drawn_anew():
 
 
 @EVERY_CLASS
-def test_what_the_models_say_of_themselves(model_class):
-    """Flags by which transformers decides what it may do; each is covered by a test of what it then does."""
+def test_capability_flags(model_class):
+    """Capability flags of transformers; other tests cover each capability."""
     assert model_class.can_generate() == (model_class is ImageGPTForCausalImageModeling)
     assert not model_class.is_remote_code()
     for flag in ("_supports_sdpa", "_supports_flex_attn", "_supports_flash_attn", "_supports_attention_backend",

@@ -26,7 +26,7 @@ def _forget_compiled_code():
 
 
 def other_inputs(batch=2, pixels=16):
-    """Inputs that differ from those that were traced."""
+    """Inputs other than the traced ones."""
     shape = {"batch": batch, "pixels": pixels}
     return {"input_ids": image_ids(seed=7, **shape), "token_type_ids": image_ids(seed=8, sos=False, **shape)}
 
@@ -56,7 +56,7 @@ def test_exported_in_half_precision_with_padding(model_class, tmp_path):
 @EVERY_MODEL
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_exported_by_transformers(model_class, kind, dynamic):
-    """With the cache that a call returns, and, dynamic, for other numbers of images and pixels."""
+    """With the returned cache and, if dynamic, for other numbers of images and pixels."""
     exporters = pytest.importorskip("transformers.exporters.exporter_dynamo")
     model = model_of(model_class, kind)
     program = exporters.DynamoExporter().export(model, WITH_TYPES, config=exporters.DynamoConfig(dynamic=dynamic))
@@ -116,7 +116,7 @@ def test_generated_code_trains_the_same(model_class, kind):
 @pytest.mark.slow
 @EVERY_CLASS
 def test_generated_code_for_dynamic_lengths_with_padding(model_class):
-    """What transformers asks of sdpa: masks of several lengths in one compiled graph."""
+    """Masks of several lengths in one compiled graph, as transformers requires of sdpa."""
     model = model_of(model_class)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for pixels in (16, 9, 5):

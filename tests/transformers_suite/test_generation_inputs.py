@@ -1,4 +1,4 @@
-"""What `generate` starts from: ids, embeddings, padding, positions, a filled cache; and caches of every class."""
+"""Inputs of `generate`: ids, embeddings, padding, positions, a filled cache, and caches of every class."""
 
 import inspect
 import math
@@ -22,7 +22,7 @@ from generating import (
 )
 from helpers import before_transformers, largest_difference, reference_for, tiny_model
 from imagegpt import ImageGPTForImageClassification, ImageGPTModel
-from imagegpt.model.cache_names import CACHE
+from imagegpt.model.cache import CACHE_ARGUMENT
 
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
 FULL = {"return_dict_in_generate": True, "output_scores": True, "do_sample": False}
@@ -55,7 +55,7 @@ def test_embeddings_with_ids_as_in_transformers_own_imagegpt():
     assert torch.equal(model.generate(prompts(), **options), reference_for(model).generate(prompts(), **options))
 
 
-def test_it_is_the_embeddings_that_the_model_sees():
+def test_model_reads_embeddings_not_ids():
     model = generator()
     others = embedded(model, prompts(seed=5))
     images = model.generate(prompts(), inputs_embeds=others, do_sample=False)
@@ -64,7 +64,7 @@ def test_it_is_the_embeddings_that_the_model_sees():
 
 
 def test_fewer_ids_than_embeddings():
-    """A soft prompt: the positions are those of the embeddings; transformers takes them from the ids, silently."""
+    """A soft prompt: positions follow the embeddings; transformers silently derives them from the ids."""
     model = generator()
     images = model.generate(prompts(length=1), inputs_embeds=embedded(model, prompts()), do_sample=False)
     assert torch.equal(images[:, 1:], naive(model, prompts())[:, PROMPT:])
@@ -77,7 +77,7 @@ def test_fewer_ids_than_embeddings():
         (torch.zeros(2, 0, 16), r"the prompt is \(2, 0, 16\), which is empty"),
         (torch.zeros(2, 4, 15), r"inputs_embeds has the shape \(2, 4, 15\): give \(2, positions, 16\)"),
         (torch.zeros(3, 4, 16), r"inputs_embeds has the shape \(3, 4, 16\): give \(2, positions, 16\)"),
-        (torch.zeros(2, 14, 16), "14 tokens were asked for"),
+        (torch.zeros(2, 14, 16), "14 tokens were requested"),
     ],
 )
 def test_wrong_embeddings(embeds, message):
@@ -123,8 +123,8 @@ def test_padding_on_the_left(kind, backend, options):
     assert torch.equal(images[:1, 2:], alone)
 
 
-def test_padding_takes_no_room():
-    """A batch that is padded throughout gives whole images, as each of its prompts does alone."""
+def test_padding_uses_no_positions():
+    """A fully padded batch generates whole images, like each of its prompts alone."""
     model = generator()
     padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), prompts()], dim=1)
     mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones_like(prompts())], dim=1)
@@ -161,7 +161,7 @@ def test_a_head_mask_is_not_repeated_for_the_beams(num_beams):
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_images_packed_in_a_row_by_their_positions(backend):
-    """Positions that start again start another image, which sees nothing of the one before."""
+    """Positions that restart at 0 start another image, which does not see the previous one."""
     model = generator(backend=backend)
     lengths = [4, 6]
     alone = [prompts(1, length, seed=length) for length in lengths]
@@ -174,7 +174,7 @@ def test_images_packed_in_a_row_by_their_positions(backend):
 
 @EAGER_AND_SDPA
 def test_a_mask_of_four_axes_shares_a_prefix(backend):
-    """Three candidates for the last pixel in one row, each of which sees the prompt and itself."""
+    """Three candidates for the last pixel in one row; each sees the prompt and itself."""
     model = generator(backend=backend)
     ids = prompts(1)
     candidates = torch.tensor([[3, 5, 7]])
@@ -199,17 +199,17 @@ def test_the_signature_names_the_cache_either_way(model_class):
     assert list(parameters)[-1] == "kwargs"
 
 
-def test_an_empty_cache_beside_a_filled_one_yields_to_it():
+def test_filled_cache_wins_over_empty_one():
     model = generator()
     expected = model(prompts(length=6)).logits[:, PROMPT:]
     for filled, empty in (("cache", "past_key_values"), ("past_key_values", "cache")):
-        past, fresh = model(prompts(length=6)[:, :PROMPT]).get(CACHE), DynamicCache(config=model.config)
+        past, fresh = model(prompts(length=6)[:, :PROMPT]).get(CACHE_ARGUMENT), DynamicCache(config=model.config)
         output = model(prompts(length=6)[:, PROMPT:], **{filled: past, empty: fresh})
         assert largest_difference(output.logits, expected) < 1e-12
-        assert output.get(CACHE) is past
+        assert output.get(CACHE_ARGUMENT) is past
         assert fresh.get_seq_length() == 0
     positional = model(
-        prompts(length=6)[:, PROMPT:], DynamicCache(), cache=model(prompts(length=6)[:, :PROMPT]).get(CACHE)
+        prompts(length=6)[:, PROMPT:], DynamicCache(), cache=model(prompts(length=6)[:, :PROMPT]).get(CACHE_ARGUMENT)
     )
     assert largest_difference(positional.logits, expected) < 1e-12
     same = DynamicCache()
@@ -219,7 +219,7 @@ def test_an_empty_cache_beside_a_filled_one_yields_to_it():
 
 def test_two_filled_caches_are_one_sentence():
     model = generator()
-    past = [model(prompts()).get(CACHE) for _ in range(2)]
+    past = [model(prompts()).get(CACHE_ARGUMENT) for _ in range(2)]
     for call in (model, model.generate):
         with pytest.raises(ValueError, match=r"^cache and past_key_values were both given"):
             call(prompts(length=6), cache=past[0], past_key_values=past[1])
@@ -227,9 +227,9 @@ def test_two_filled_caches_are_one_sentence():
 
 def test_the_inputs_of_a_step_have_the_cache_under_the_name_that_peft_reads():
     model = generator()
-    past = model(prompts()).get(CACHE)
+    past = model(prompts()).get(CACHE_ARGUMENT)
     arranged = model.prepare_inputs_for_generation(
-        prompts(length=5), next_sequence_length=1, **{CACHE: past}, custom=42
+        prompts(length=5), next_sequence_length=1, **{CACHE_ARGUMENT: past}, custom=42
     )
     assert arranged["past_key_values"] is past
     assert "cache" not in arranged
@@ -244,39 +244,44 @@ def test_the_inputs_of_a_step_have_the_cache_under_the_name_that_peft_reads():
 @EITHER_NAME
 @pytest.mark.parametrize("mask", [None, MASK], ids=["", "padded"])
 @pytest.mark.parametrize("only_new", [False, True], ids=["all_ids", "new_ids"])
-def test_continuing_from_a_cache(kind, name, mask, only_new):
-    """Three pixels, and then one more from the cache, are the same as four: ids, scores and cache."""
+def test_resume_from_cache(kind, name, mask, only_new):
+    """Three pixels and one more from the cache equal four: ids, scores and cache."""
     model, inputs = generator(kind), inputs_of(kind)
     masked = {} if mask is None else {"attention_mask": mask}
     whole = model.generate(prompts(), max_new_tokens=4, **FULL, **masked, **inputs)
     first = model.generate(prompts(), max_new_tokens=3, **FULL, **masked, **inputs)
     longer = torch.cat([torch.ones_like(prompts()) if mask is None else mask, torch.ones(2, 3, dtype=torch.long)], 1)
     ids = first.sequences[:, -1:] if only_new else first.sequences
-    rest = model.generate(ids, attention_mask=longer, max_new_tokens=1, **{name: first.get(CACHE)}, **FULL, **inputs)
+    rest = model.generate(
+        ids, attention_mask=longer, max_new_tokens=1, **{name: first.get(CACHE_ARGUMENT)}, **FULL, **inputs
+    )
     assert torch.equal(rest.sequences[:, -1], whole.sequences[:, -1])
     assert largest_difference(rest.scores[0], whole.scores[3]) < 1e-6
-    layers = [getattr(output.get(CACHE), "self_attention_cache", output.get(CACHE)).layers for output in (rest, whole)]
+    layers = [
+        getattr(output.get(CACHE_ARGUMENT), "self_attention_cache", output.get(CACHE_ARGUMENT)).layers
+        for output in (rest, whole)
+    ]
     for ours, theirs in zip(*layers, strict=True):
         assert largest_difference(ours.keys, theirs.keys) < 1e-12
         assert largest_difference(ours.values, theirs.values) < 1e-12
 
 
-def test_continuing_from_embeddings():
+def test_resume_from_embeddings():
     model = generator()
     embeds = embedded(model, prompts())
     whole = model.generate(inputs_embeds=embeds, max_new_tokens=4, **FULL)
     first = model.generate(inputs_embeds=embeds, max_new_tokens=3, **FULL)
     longer = torch.cat([embeds, embedded(model, first.sequences)], dim=1)
-    rest = model.generate(inputs_embeds=longer, max_new_tokens=1, past_key_values=first.get(CACHE), **FULL)
+    rest = model.generate(inputs_embeds=longer, max_new_tokens=1, past_key_values=first.get(CACHE_ARGUMENT), **FULL)
     assert torch.equal(rest.sequences[:, -1], whole.sequences[:, -1])
     assert largest_difference(rest.scores[0], whole.scores[3]) < 1e-6
 
 
 @pytest.mark.parametrize("length", [1, PROMPT])
 def test_a_prompt_that_the_cache_holds_already_is_one_sentence(length):
-    """transformers would feed nothing, or everything again, and draw other pixels without a word."""
+    """transformers would feed nothing, or everything again, and silently sample other pixels."""
     model = generator()
-    past = model(prompts()).get(CACHE)
+    past = model(prompts()).get(CACHE_ARGUMENT)
     with pytest.raises(ValueError, match=rf"^the prompt has {length} positions and the cache holds {PROMPT}: give all"):
         model.generate(prompts(length=length), past_key_values=past)
 
@@ -326,14 +331,14 @@ def test_a_cache_by_its_name(kind, options, dtype):
     output = model.generate(prompts(), **FULL, **options, **inputs)
     assert torch.equal(output.sequences, model.generate(prompts(), do_sample=False, **inputs))
     if options.get("cache_implementation") == "static":
-        layers = getattr(output.get(CACHE), "self_attention_cache", output.get(CACHE)).layers
+        layers = getattr(output.get(CACHE_ARGUMENT), "self_attention_cache", output.get(CACHE_ARGUMENT)).layers
         assert {layer.keys.shape for layer in layers} == {(2, 2, options.get("max_cache_len", PIXELS), 8)}
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("kind_of_layer", [DynamicSlidingWindowLayer, StaticSlidingWindowLayer])
 def test_a_sliding_cache_is_a_window(kind, kind_of_layer):
-    """Each pixel sees itself and the four before it, which is what such a cache keeps."""
+    """Each pixel sees itself and the previous four, the size of the cache's window."""
     model, inputs = generator(kind), inputs_of(kind)
     cache = DynamicCache(config=model.config)
     if kind_of_layer is StaticSlidingWindowLayer:
@@ -372,7 +377,7 @@ def test_a_quantised_cache(kind, backend):
     model, inputs = generator(kind, dtype=torch.float32), {k: x.float() for k, x in inputs_of(kind).items()}
     options = {**FULL, **inputs, "cache_implementation": "quantized", "cache_config": dict(backend)}
     output = model.generate(prompts(), **options)
-    cache = output.get(CACHE)
+    cache = output.get(CACHE_ARGUMENT)
     cache = getattr(cache, "self_attention_cache", cache)
     assert all("Quantized" in type(layer).__name__ for layer in cache.layers)
     exact = model.generate(prompts(), **{**FULL, **inputs})
@@ -408,7 +413,7 @@ def test_offloaded_caches_on_a_gpu(kind):
 
 
 def test_continuous_batching_is_one_sentence():
-    """Its threads fail in ImageGPT, transformers' own too, and the prompts come back without a pixel."""
+    """With any ImageGPT its threads fail, and prompts are returned without pixels."""
     for call in (
         lambda model: model.generate(prompts(), cache_implementation="paged"),
         lambda model: model.generate_batch(prompts().tolist()),
@@ -427,7 +432,7 @@ def test_logits_to_keep_changes_nothing(keep, options):
 
 
 def test_the_classifier_takes_a_cache_under_the_new_name():
-    """The classifier takes a cache under either name, too."""
+    """The classifier accepts both names of the cache."""
     model = tiny_model(ImageGPTForImageClassification, shift_inputs=False)
     cache = DynamicCache(config=model.config)
-    assert model(prompts(), cache=cache).get(CACHE) is cache
+    assert model(prompts(), cache=cache).get(CACHE_ARGUMENT) is cache

@@ -1,4 +1,4 @@
-"""Every way of generating that transformers 5 offers, against the definition, and what can be had besides the ids."""
+"""Every generation mode of transformers 5 against the reference, and all additional outputs."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from generating import (
 )
 from helpers import largest_difference, reference_for
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
-from imagegpt.model.cache_names import CACHE
+from imagegpt.model.cache import CACHE_ARGUMENT
 
 NEW = PIXELS + 1 - PROMPT
 EVERYTHING = {
@@ -64,7 +64,7 @@ def test_greedy_images_are_those_of_transformers_own_imagegpt():
 
 @EVERY_KIND
 def test_sampling_draws_from_the_models_probabilities(kind):
-    """The same draws as from the probabilities of the definition, rule by rule."""
+    """The same samples as from the reference's probabilities, for each rule."""
     model, inputs = generator(kind), inputs_of(kind)
     torch.manual_seed(5)
     images = model.generate(prompts(), do_sample=True, top_k=5, temperature=0.7, **inputs)
@@ -132,8 +132,8 @@ def test_assisted_decoding_gives_the_greedy_image(kind, helper):
     assert model.config.n_layer == 2
 
 
-def test_early_exit_really_guesses_with_the_first_blocks():
-    """On the code before, and in transformers' own ImageGPT, all blocks ran, and the cache had too few layers."""
+def test_early_exit_drafts_with_the_first_blocks():
+    """Regression, and a bug of transformers' ImageGPT: all blocks ran, and the cache had too few layers."""
     model = generator()
     runs = [[], []]
     for block, counted in zip(model.transformer.h, runs, strict=True):
@@ -165,7 +165,7 @@ def test_prompt_lookup_gives_the_greedy_image(kind):
 
 
 def test_prompt_lookup_never_proposes_past_the_end_of_an_image():
-    """An "end of image" colour stops it, although it stands in the middle of what could be copied."""
+    """An "end of image" colour within the text to copy ends the proposal."""
     model = generator()
     prompt = torch.tensor([[16, 3, 5, 7, 3]])
     image = naive(model, prompt)
@@ -186,7 +186,7 @@ def test_prompt_lookup_never_proposes_past_the_end_of_an_image():
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_modes_that_left_transformers_are_refused(options, message):
-    """transformers 5 has them in repositories on its hub only, and says so; this holds for every model."""
+    """transformers 5 has moved them to repositories on its hub, for every model."""
     with pytest.raises(ValueError, match=message):
         generator().generate(prompts(), **options)
 
@@ -195,7 +195,7 @@ def test_modes_that_left_transformers_are_refused(options, message):
 
 
 def check_outputs(output, batch, num_beams=1, use_cache=True, returned=1):
-    """Shapes of everything, as the generic test of transformers demands; the logits lack the start token."""
+    """Shapes of all outputs, as in transformers' generic test; the logits lack the start token."""
     rows = batch * max(num_beams, returned)
     assert output.sequences.shape == (batch * returned, PIXELS + 1)
     for steps in (output.scores, output.logits):
@@ -206,7 +206,7 @@ def check_outputs(output, batch, num_beams=1, use_cache=True, returned=1):
         fed = 1 if use_cache and step else seen
         assert [tuple(x.shape) for x in weights] == [(rows, 2, fed, seen)] * 2
         assert [tuple(x.shape) for x in states] == [(rows, fed, 16)] * 3
-    cache = output.get(CACHE)
+    cache = output.get(CACHE_ARGUMENT)
     if not use_cache:
         assert cache is None
         return
@@ -250,7 +250,7 @@ def test_outputs_of_beams(kind, use_cache, do_sample):
     "options", [{"assistant_model": "same"}, {"prompt_lookup_num_tokens": 2}], ids=["model", "lookup"]
 )
 def test_outputs_of_assisted_decoding(options):
-    """As many as of greedy decoding, and the same, although they come several at a time."""
+    """The same as with greedy decoding, although several pixels are accepted at once."""
     model = generator(backend="eager")
     options = {name: model if x == "same" else x for name, x in options.items()}
     output = model.generate(prompts(1), do_sample=False, **EVERYTHING, **options)
@@ -260,13 +260,13 @@ def test_outputs_of_assisted_decoding(options):
         assert largest_difference(torch.stack(output[name]), torch.stack(greedy[name])) < 1e-6
 
 
-# --- Scores of the pixels that were drawn ---
+# --- Scores of the sampled pixels ---
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_transition_scores_of_every_image_of_a_batch(kind, do_sample):
-    """transformers looks them up at multiples of `vocab_size`, which counts the start token, in rows without it."""
+    """transformers indexes scores in rows of `vocab_size`, including the start token, which they lack."""
     model, inputs = generator(kind), inputs_of(kind, batch=3)
     output = model.generate(
         prompts(3), do_sample=do_sample, top_k=0, return_dict_in_generate=True, output_scores=True, **inputs

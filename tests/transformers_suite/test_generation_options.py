@@ -1,4 +1,4 @@
-"""Every option of `generate`, one by one: it does what it says, or is refused in one sentence.
+"""Every option of `generate`: it works, or is refused in one sentence.
 
 `OPTIONS` has an entry for each field of transformers' GenerationConfig and `ARGUMENTS` one for each argument of its
 `generate`; a test fails when a version brings others.
@@ -25,10 +25,10 @@ from transformers.generation.utils import GenerationMixin
 
 from generating import COLOURS, PIXELS, PROMPT, generator, logits_after, naive, prompts
 from helpers import before_transformers, reference_for
-from imagegpt.model.cache_names import CACHE
+from imagegpt.model.cache import CACHE_ARGUMENT
 
 SOS = COLOURS
-END = 3  # a colour that stands for the end of an image
+END = 3  # a colour used as the end of an image
 NEW = PIXELS + 1 - PROMPT
 # An option by itself, as transformers' own ImageGPT honours it; the same images are asked for.
 AS_TRANSFORMERS = {
@@ -77,7 +77,7 @@ AS_TRANSFORMERS = {
         "prompt": prompts(1), "assistant_model": "self", "assistant_ensemble_weight": 0.5, "do_sample": True,
     },
 }  # fmt: skip
-# Options that do nothing in transformers for any decoder, or only beside one above: the greedy image.
+# Options without effect in transformers, or only with one above: the greedy image.
 NO_EFFECT = {
     "decoder_start_token_id": {"decoder_start_token_id": 5},  # of encoder-decoder models
     "bos_token_id": {"bos_token_id": 5},  # the prompt begins with the start token anyway
@@ -93,7 +93,7 @@ NO_EFFECT = {
 REFUSED = {
     "stop_strings": ({"stop_strings": "sky"}, r"^stop_strings was given: pixels are not text"),
     "token_healing": ({"token_healing": True}, r"^token_healing was given: pixels are not text"),
-    "use_mtp": ({"use_mtp": True}, r"^use_mtp was given: this model has no heads for several pixels"),
+    "use_mtp": ({"use_mtp": True}, r"^use_mtp was given: this model has no multi-token prediction heads"),
     "speculation_type": ({"speculation_type": "dflash"}, r"^speculation_type was given: ImageGPT has no drafting"),
     "penalty_alpha": ({"penalty_alpha": 0.6, "top_k": 4}, "trust_remote_code"),
     "dola_layers": ({"dola_layers": "low"}, "trust_remote_code"),
@@ -134,13 +134,13 @@ ARGUMENTS = {
 }
 
 
-def test_no_option_is_left_out():
+def test_options_are_complete():
     known = AS_TRANSFORMERS.keys() | NO_EFFECT.keys() | REFUSED.keys() | ELSEWHERE.keys()
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
     assert fields - known == set()
 
 
-def test_no_argument_is_left_out():
+def test_arguments_are_complete():
     assert set(inspect.signature(GenerationMixin.generate).parameters) - {"self"} - ARGUMENTS.keys() == set()
 
 
@@ -199,14 +199,14 @@ def test_tokenizers_are_refused(name):
 @pytest.mark.parametrize("pixels", [torch.zeros(1, 3, 4, 4), [[0.0]]], ids=["tensor", "list"])
 @pytest.mark.parametrize("with_ids", [True, False])
 def test_pixel_values_are_refused(pixels, with_ids):
-    with pytest.raises(ValueError, match=r"^pixel_values was given: this model reads colour ids: give the input_ids"):
+    with pytest.raises(ValueError, match=r"^pixel_values was given: this model reads colour ids: give the start token"):
         generator().generate(*((prompts(),) if with_ids else ()), pixel_values=pixels)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"forced_bos_token_id": SOS}, r"^forced_bos_token_id is 16: this model draws the colours 0 to 15$"),
+        ({"forced_bos_token_id": SOS}, r"^forced_bos_token_id is 16: this model has colours 0 to 15$"),
         ({"forced_eos_token_id": [3, 16]}, r"^forced_eos_token_id is 16"),
         ({"exponential_decay_length_penalty": (2, 1.5)}, r"^exponential_decay_length_penalty was given without eos"),
         ({"exponential_decay_length_penalty": (2, 1.5), "eos_token_id": SOS}, r"^eos_token_id is 16"),
@@ -214,7 +214,7 @@ def test_pixel_values_are_refused(pixels, with_ids):
         ({"max_new_tokens": 0}, "must be greater than 0"),
     ],
 )
-def test_what_is_no_colour_is_one_sentence(options, message):
+def test_forced_token_must_be_a_color(options, message):
     with pytest.raises(ValueError, match=message):
         generator().generate(prompts(), **options)
 
@@ -235,7 +235,7 @@ def test_an_assistant_of_another_palette_or_size_is_one_sentence(name, value):
 
 
 def test_repetition_penalty():
-    """It divides the scores of the colours so far; the start token, which has none, is skipped."""
+    """It divides the scores of previous colours, and skips the start token, which has none."""
     model = generator()
 
     def rule(ids, logits):
@@ -248,7 +248,7 @@ def test_repetition_penalty():
 
 
 def test_encoder_repetition_penalty():
-    """It divides the scores of the prompt's colours; the start token, which has none, is passed over."""
+    """It divides the scores of the prompt's colours, and skips the start token, which has none."""
     model = generator()
 
     def rule(ids, logits):
@@ -282,7 +282,7 @@ def test_encoder_no_repeat_ngram_size():
     ],
 )
 def test_biases_that_name_the_start_token(length):
-    """Forbidding the start token is idle; forbidding a colour behind it forbids it for the first pixel."""
+    """Forbidding the start token has no effect; a colour after it is forbidden for the first pixel."""
     model = generator()
     prompt = prompts(length=length)
     first = int(naive(model, prompt)[0, 1])
@@ -312,7 +312,7 @@ def test_prefix_allowed_tokens():
     ids=["sampling", "greedy", "beams"],
 )
 def test_watermark(scheme, options):
-    """The detector of transformers, which counts the start token among the colours, finds it."""
+    """transformers' detector, which includes the start token, finds it."""
     model = generator(n_positions=60)
     config = WatermarkingConfig(bias=9.0, seeding_scheme=scheme)
     images = model.generate(prompts(), watermarking_config=config, **options)
@@ -338,7 +338,7 @@ def test_watermark_of_synthid():
     assert torch.equal(*images)
 
 
-# --- Rules beside ways of generating ---
+# --- Logits processors with other generation modes ---
 
 
 @pytest.mark.parametrize(
@@ -351,9 +351,9 @@ def test_watermark_of_synthid():
     [{"guidance_scale": 2.0}, {"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=3)}],
     ids=lambda rule: next(iter(rule)),
 )
-def test_rules_that_remember_are_refused_where_pixels_are_taken_back(rule, way):
-    """Guidance goes wrong in transformers without a word: its cache keeps the guesses, and the old order of beams."""
-    with pytest.raises(ValueError, match=r"it remembers the pixels it has seen and takes none back, drop either$"):
+def test_stateful_processors_are_refused_with_rollback(rule, way):
+    """In transformers guidance is silently wrong: its cache keeps rejected drafts and the old beam order."""
+    with pytest.raises(ValueError, match=r"cannot roll back, drop either$"):
         generator().generate(prompts(1), **rule, **way)
 
 
@@ -369,7 +369,7 @@ RULES = {
 
 
 class FewColours(LogitsProcessor):
-    """A rule of the user's, which knows how many colours there are."""
+    """A custom processor that knows the number of colours."""
 
     def __call__(self, input_ids, scores):
         return scores + torch.linspace(0, 2, COLOURS)
@@ -377,8 +377,8 @@ class FewColours(LogitsProcessor):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("way", ["lookup", "model", "first block"])
-def test_rules_beside_assisted_decoding(rule, way):
-    """The same image as without assistance: guesses that a rule forbids are not accepted."""
+def test_processors_with_assisted_decoding(rule, way):
+    """The same image as without assistance: forbidden drafts are rejected."""
     model = generator()
     options = dict(RULES[rule])
     if rule == "custom":
@@ -397,7 +397,7 @@ def test_rules_beside_assisted_decoding(rule, way):
 
 
 def test_arguments_by_position():
-    """In the order of transformers: ids, configuration, processors, criteria."""
+    """In transformers' order: ids, configuration, processors, criteria."""
 
     class UntilSeven(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
@@ -422,7 +422,7 @@ def test_a_configuration_without_a_length_makes_whole_images_without_a_warning(t
 
 def test_a_cache_under_its_old_name_is_no_reason_for_a_warning():
     model = generator()
-    past = model(prompts()[:, :-1]).get(CACHE)
+    past = model(prompts()[:, :-1]).get(CACHE_ARGUMENT)
     assert torch.equal(model.generate(prompts(), past_key_values=past, do_sample=False), naive(model, prompts()))
 
 
@@ -453,7 +453,7 @@ def test_streamer():
     "options", [{}, {"num_return_sequences": 2, "do_sample": True, "top_k": 1}], ids=["one", "two"]
 )
 def test_guidance_by_negative_prompts(options):
-    """Away from what another prompt would give; two images of a prompt have its negative prompt both."""
+    """Negative prompts; both samples of a prompt use its negative prompt."""
     model = generator()
     negative = prompts(length=3, seed=8)
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])

@@ -1,4 +1,4 @@
-"""Generating with peft's methods: the image of a loop without a cache, through peft's own `forward`."""
+"""Generation with peft's methods, against an uncached loop over peft's `forward`."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def task_of(method):
 
 @torch.no_grad()
 def naive_tuned(model, method, mask=None, num_new=4):
-    """Pixel by pixel through peft's forward, each time from the start."""
+    """Greedy search through peft's forward, without a cache."""
     ids = prompts()
     for _ in range(num_new):
         inputs = dict(task_of(method))
@@ -72,7 +72,7 @@ def naive_tuned(model, method, mask=None, num_new=4):
 @pytest.mark.parametrize("mask", [None, torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])], ids=["", "padded"])
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_image_of_a_loop_without_a_cache(method, use_cache, mask):
+def test_matches_uncached_loop(method, use_cache, mask):
     model = tuned(method)
     masked = {} if mask is None else {"attention_mask": mask}
     images = model.generate(
@@ -99,19 +99,19 @@ def test_beams_and_samples(method):
 
 @pytest.mark.parametrize("method", LEARNED_PROMPTS)
 def test_virtual_tokens_take_positions(method):
-    """Without a length there are as many pixels as there is room for; more are refused before the first."""
+    """Without a length, all remaining positions are used; more pixels are an error before the first step."""
     model = tuned(method)
     images = model.generate(input_ids=prompts(), do_sample=False, **task_of(method))
     assert images.shape == (2, PIXELS + 1 - VIRTUAL)
     with pytest.raises(
-        ValueError, match=f"^14 tokens were asked for, of which the prompt is 7, {VIRTUAL} of them virtual"
+        ValueError, match=f"^14 tokens were requested, 7 of them in the prompt, {VIRTUAL} of them virtual"
     ):
         model.generate(input_ids=prompts(), max_new_tokens=7, **task_of(method))
 
 
 @pytest.mark.parametrize("method", LEARNED_PROMPTS)
 def test_a_static_cache_with_virtual_tokens_is_one_sentence(method):
-    """peft fails in it with every model of transformers 5."""
+    """peft does not support it with any model of transformers 5."""
     with pytest.raises(ValueError, match=r'^cache_implementation="static" was given with 3 virtual tokens of peft'):
         tuned(method).generate(input_ids=prompts(), cache_implementation="static", **task_of(method))
 
@@ -123,8 +123,8 @@ def test_a_static_cache_with_adapters(method):
     assert torch.equal(images, naive_tuned(model, method))
 
 
-def test_a_prefix_beside_an_empty_cache():
-    """peft hands over its prefix as `past_key_values`; an empty `cache` beside it must not win."""
+def test_prefix_wins_over_empty_cache():
+    """peft passes its prefix as `past_key_values`; an empty `cache` must not override it."""
     model = tuned("prefix tuning")
     prefix = model.get_prompt(2)
     empty = type(prefix)()

@@ -1,4 +1,4 @@
-"""Generating with a compiled forward, and with parts of the model elsewhere."""
+"""Generation with a compiled forward, and with offloaded weights."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from transformers.utils import import_utils
 from generating import EVERY_KIND, KINDS, PROMPT, generator, inputs_of, naive, naive_beams, prompts
 from helpers import largest_difference
 from imagegpt import ImageGPTForCausalImageModeling
-from imagegpt.model.cache_names import CACHE
+from imagegpt.model.cache import CACHE_ARGUMENT
 
 
 def compiling(**options):
-    """Compile on the CPU, too; what is tested are graph and guards, so that no code need be generated."""
+    """Compile on the CPU with a backend that generates no code: the test is about graphs and guards."""
     config = CompileConfig(**{"fullgraph": True, "dynamic": False, "backend": "eager", "mode": None, **options})
     config._compile_all_devices = True
     return config
@@ -38,7 +38,7 @@ def test_one_graph_for_all_steps_of_all_images(kind, backend):
 
 
 @pytest.mark.slow
-def test_everything_can_be_had_from_a_compiled_forward():
+def test_compiled_forward_returns_all_outputs():
     torch.compiler.reset()
     model = generator(backend="eager")
     options = {
@@ -58,7 +58,7 @@ def test_everything_can_be_had_from_a_compiled_forward():
 
 
 @pytest.mark.slow
-def test_generated_code_draws_the_same_image():
+def test_compiled_generation_matches_eager():
     torch.compiler.reset()
     model = generator(dtype=torch.float32)
     images = model.generate(
@@ -69,7 +69,7 @@ def test_generated_code_draws_the_same_image():
 
 @EVERY_KIND
 def test_beams_with_blocks_on_disk(kind, tmp_path):
-    """A model in parts, as over several GPUs; one GPU or none makes no difference to the hooks."""
+    """A device map as for several GPUs; the hooks are the same without a GPU."""
     pytest.importorskip("accelerate")
     model, inputs = generator(kind, dtype=torch.float32), {k: x.float() for k, x in inputs_of(kind, 1).items()}
     model.save_pretrained(tmp_path / "model")
@@ -105,7 +105,7 @@ def test_flash_attention_generates_as_eager_attention(flash):
         output = model.generate(
             prompts().cuda(), do_sample=False, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
         )
-        past = output.get(CACHE)
+        past = output.get(CACHE_ARGUMENT)
         more = model(prompts(length=1).cuda(), past_key_values=past, position_ids=torch.full((2, 1), PROMPT).cuda())
         logits.append(torch.cat([output.logits[0], more.logits[:, 0].float()]))
     assert largest_difference(*logits) < 0.05

@@ -1,4 +1,4 @@
-"""Where each test of transformers' `GenerationTesterMixin` has its counterpart here, by name.
+"""Our counterpart of each test of transformers' `GenerationTesterMixin`.
 
 The names are those of the class in tests/generation/test_utils.py of transformers 5, as of its commit
 f6e017b369643797a9d27dd4bf12741844db0a01 of 2026, before 5.24 renamed the cache; the file is in no wheel. transformers
@@ -40,16 +40,16 @@ COUNTERPARTS = {
     "test_flash_attention_4_padding_matches_padding_free_with_position_ids": [PACKED],
     "test_flash_attention_4_padding_matches_padding_free_with_position_ids_and_fa_kwargs": [PACKED],
     "test_forward_with_logits_to_keep": [f"{INPUTS}.test_logits_to_keep_changes_nothing"],
-    "test_generate_compilation_all_outputs": [f"{PLACED}.test_everything_can_be_had_from_a_compiled_forward"],
+    "test_generate_compilation_all_outputs": [f"{PLACED}.test_compiled_forward_returns_all_outputs"],
     "test_generate_compile_model_forward_fullgraph": [
         f"{PLACED}.test_one_graph_for_all_steps_of_all_images",
-        f"{PLACED}.test_generated_code_draws_the_same_image",
+        f"{PLACED}.test_compiled_generation_matches_eager",
     ],
-    "test_generate_continue_from_inputs_embeds": [f"{INPUTS}.test_continuing_from_embeddings"],  # *
-    "test_generate_continue_from_past_key_values": [f"{INPUTS}.test_continuing_from_a_cache"],  # *
+    "test_generate_continue_from_inputs_embeds": [f"{INPUTS}.test_resume_from_embeddings"],  # *
+    "test_generate_continue_from_past_key_values": [f"{INPUTS}.test_resume_from_cache"],  # *
     "test_generate_from_inputs_embeds": [f"{INPUTS}.test_embeddings_give_the_image_of_their_ids"],
     "test_generate_from_inputs_embeds_with_static_cache": [f"{INPUTS}.test_embeddings_give_the_image_of_their_ids"],
-    "test_generate_from_random_inputs_embeds": [f"{INPUTS}.test_it_is_the_embeddings_that_the_model_sees"],
+    "test_generate_from_random_inputs_embeds": [f"{INPUTS}.test_model_reads_embeddings_not_ids"],
     "test_generate_methods_with_logits_to_keep": [f"{INPUTS}.test_logits_to_keep_changes_nothing"],
     "test_generate_with_and_without_position_ids": [f"{INPUTS}.test_positions_can_be_given"],
     "test_generate_with_quant_cache": [
@@ -81,11 +81,11 @@ COUNTERPARTS = {
 
 
 @pytest.mark.parametrize("name", COUNTERPARTS)
-def test_the_counterpart_exists(name):
+def test_counterpart_exists(name):
     for counterpart in COUNTERPARTS[name]:
         module, function = counterpart.split(".")
         assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_as_many_as_the_mixin_has():
+def test_table_covers_the_mixin():
     assert len(COUNTERPARTS) == 46

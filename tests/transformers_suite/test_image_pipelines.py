@@ -1,4 +1,4 @@
-"""transformers' pipelines over our models and processor, and how the models are built by hand: ImageGPT's own tests."""
+"""transformers' pipelines with our models and processor, and the tests of its ImageGPT."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.b
 
 
 def processor():
-    """Sixteen levels of grey, images of 4 x 4 pixels."""
+    """Sixteen grey levels, images of 4 x 4 pixels."""
     levels = torch.linspace(-1, 1, 16)[:, None].expand(16, 3).numpy()
     return ImageGPTImageProcessor(clusters=levels, size={"height": 4, "width": 4})
 
@@ -84,6 +84,6 @@ def test_all_projections_and_embeddings_follow_the_initializer_range(model_class
 
 
 @EVERY_CLASS
-def test_the_tests_models_are_small(model_class):
+def test_models_are_small(model_class):
     assert sum(parameter.numel() for parameter in model_of(model_class).parameters()) < 100_000
     assert model_of(model_class).config.n_layer == 2

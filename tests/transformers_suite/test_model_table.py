@@ -1,4 +1,4 @@
-"""What transformers' test-suite checks of a model, method by method, and where our tests check the same of all of ours.
+"""Our counterpart of each test of transformers' test suite for models.
 
 The names are recorded in methods_of_transformers.txt. Those of `ModelTesterMixin`, `PipelineTesterMixin` and
 `ConfigTester` are from tests/test_modeling_common.py, test_pipeline_mixin.py and test_configuration_common.py of the
@@ -41,34 +41,34 @@ CONFIGURATION, PIPELINES = S + "test_configuration.py::", S + "test_image_pipeli
 OFFLOADING, RESIZING = S + "test_offloading.py::", "model/test_resizing.py::"
 
 MODEL_TESTER = {
-    "test_all_tensors_are_parameter_or_buffer": SAVING + "test_a_model_built_on_the_meta_device_can_be_given_weights",
+    "test_all_tensors_are_parameter_or_buffer": SAVING + "test_load_weights_into_meta_model",
     "test_attention_outputs": OUTPUTS + "test_attention_weights",
     "test_attn_implementation_composite_models": ONE_PART,
-    "test_base_model_prefix_loads_base_weights": SAVING + "test_a_body_loads_into_a_head",
-    "test_batching_equivalence": OUTPUTS + "test_an_image_alone_gives_what_it_gives_in_a_batch",
-    "test_bc_cache_name_forward": "model/test_caches.py::test_a_cache_may_be_called_cache",
+    "test_base_model_prefix_loads_base_weights": SAVING + "test_base_model_loads_into_head_model",
+    "test_batching_equivalence": OUTPUTS + "test_results_do_not_depend_on_the_batch",
+    "test_bc_cache_name_forward": "model/test_caches.py::test_cache_argument_has_two_names",
     "test_bc_torch_dtype": SAVING + "test_requested_dtype_by_either_name",
-    "test_can_be_initialized_on_meta": SAVING + "test_a_model_built_on_the_meta_device_can_be_given_weights",
+    "test_can_be_initialized_on_meta": SAVING + "test_load_weights_into_meta_model",
     "test_can_capture_specific_layers_hidden_states": OUTPUTS + "test_hidden_states",
-    "test_can_init_all_missing_weights": SAVING + "test_missing_weights_are_drawn_as_in_a_fresh_model",
+    "test_can_init_all_missing_weights": SAVING + "test_missing_weights_are_initialized_like_new_ones",
     "test_can_load_from_already_mapped_keys": NO_RENAMING,
-    "test_can_load_ignoring_mismatched_shapes": SAVING + "test_mismatched_shapes_are_drawn_anew_when_asked_for",
+    "test_can_load_ignoring_mismatched_shapes": SAVING + "test_ignore_mismatched_sizes",
     "test_can_load_with_device_context_manager": SAVING + "test_loading_under_a_default_device",
     "test_can_load_with_global_device_set": SAVING + "test_loading_under_a_default_device",
-    "test_can_set_attention_dynamically": BACKENDS + "test_the_backend_can_be_chosen_in_every_way",
+    "test_can_set_attention_dynamically": BACKENDS + "test_ways_to_choose_the_backend",
     "test_can_set_attention_dynamically_composite_model": ONE_PART,
     "test_can_use_safetensors": SAVING + "test_folder_round_trip",
     "test_cannot_load_with_meta_device_context_manager": SAVING + "test_loading_under_a_default_device",
-    "test_capture_outputs_decorator": OUTPUTS + "test_the_model_records_once_and_its_base_does",
+    "test_capture_outputs_decorator": OUTPUTS + "test_outputs_are_captured_once",
     "test_causal_lm_loss_honors_shift_labels": (
-        "model/test_pixel_loss.py::test_shifted_labels_are_those_of_trainer_and_context_parallelism"
+        "model/test_pixel_loss.py::test_shift_labels_equal_shifted_labels"
     ),
-    "test_config_attn_implementation_setter": BACKENDS + "test_the_backend_can_be_chosen_in_every_way",
-    "test_correct_missing_keys": SAVING + "test_a_body_loads_into_a_head",
-    "test_cpu_offload": OFFLOADING + "test_offloaded_after_it_was_built",
+    "test_config_attn_implementation_setter": BACKENDS + "test_ways_to_choose_the_backend",
+    "test_correct_missing_keys": SAVING + "test_base_model_loads_into_head_model",
+    "test_cpu_offload": OFFLOADING + "test_offload_after_construction",
     "test_determinism": OUTPUTS + "test_two_calls_give_the_same_bits",
-    "test_disk_offload_bin": OFFLOADING + "test_loaded_with_parts_on_the_disk",
-    "test_disk_offload_safetensors": OFFLOADING + "test_loaded_with_parts_on_the_disk",
+    "test_disk_offload_bin": OFFLOADING + "test_load_with_disk_offload",
+    "test_disk_offload_safetensors": OFFLOADING + "test_load_with_disk_offload",
     "test_eager_matches_batched_and_grouped_inference": NO_EXPERTS,
     "test_eager_matches_sdpa_inference": BACKENDS + "test_outputs_are_those_of_eager_attention_in_float64",
     "test_enable_input_require_grads": TRAINING + "test_inputs_that_want_gradients_are_switched_on_and_off",
@@ -96,9 +96,9 @@ MODEL_TESTER = {
     "test_flash_attn_kernels_inference_equivalence": NO_HUB_KERNELS,
     "test_flash_attn_kernels_mps_inference_equivalence": NO_HUB_KERNELS,
     "test_flex_attention_with_grads": "test_gpu.py::test_gradients_of_flex_attention",
-    "test_format_of_can_record_outputs": OUTPUTS + "test_the_model_records_once_and_its_base_does",
-    "test_from_pretrained_no_checkpoint": SAVING + "test_a_state_dict_and_a_configuration_are_enough",
-    "test_generation_tester_mixin_inheritance": CONFIGURATION + "test_what_the_models_say_of_themselves",
+    "test_format_of_can_record_outputs": OUTPUTS + "test_outputs_are_captured_once",
+    "test_from_pretrained_no_checkpoint": SAVING + "test_load_from_state_dict_and_config",
+    "test_generation_tester_mixin_inheritance": CONFIGURATION + "test_capability_flags",
     **dict.fromkeys(
         [
             "test_get_audio_features_attentions", "test_get_audio_features_hidden_states",
@@ -117,40 +117,40 @@ MODEL_TESTER = {
     ),
     "test_gradient_checkpointing_enable_disable": TRAINING + "test_checkpointing_is_switched_on_and_off_everywhere",
     "test_hidden_states_output": OUTPUTS + "test_hidden_states",
-    "test_init_weights_can_init_buffers": SAVING + "test_a_model_built_on_the_meta_device_can_be_given_weights",
-    "test_inputs_embeds": OUTPUTS + "test_embeddings_in_place_of_ids",
-    "test_inputs_embeds_matches_input_ids": OUTPUTS + "test_embeddings_in_place_of_ids",
+    "test_init_weights_can_init_buffers": SAVING + "test_load_weights_into_meta_model",
+    "test_inputs_embeds": OUTPUTS + "test_inputs_embeds_equal_input_ids",
+    "test_inputs_embeds_matches_input_ids": OUTPUTS + "test_inputs_embeds_equal_input_ids",
     "test_internal_model_config_and_subconfig_are_same": ONE_PART,
-    "test_keep_in_fp32_modules": SAVING + "test_norms_are_float32_however_a_half_precision_model_is_made",
+    "test_keep_in_fp32_modules": SAVING + "test_norms_are_float32_in_every_half_precision_model",
     "test_keep_in_fp32_modules_exist": SAVING + "test_norms_are_kept_in_float32_by_modules_that_exist",
     "test_keep_in_fp32_modules_strict_also_hardcode_fp32": (
-        SAVING + "test_norms_are_float32_however_a_half_precision_model_is_made"
+        SAVING + "test_norms_are_float32_in_every_half_precision_model"
     ),
     "test_kernels_can_load_without_crashing": NO_HUB_KERNELS,
     "test_load_contiguous_weights": SAVING + "test_folder_round_trip",
     "test_load_save_without_tied_weights": SAVING + "test_all_weights_are_written_and_none_is_shared",
     "test_load_with_mismatched_shapes": SAVING + "test_a_head_of_another_shape_is_refused",
     "test_model_base_model_prefix": OUTPUTS + "test_prefix_and_base_model",
-    "test_model_forward_default_config_values": OUTPUTS + "test_special_tokens_in_the_configuration_do_no_harm",
+    "test_model_forward_default_config_values": OUTPUTS + "test_special_tokens_in_config_have_no_effect",
     "test_model_get_set_embeddings": OUTPUTS + "test_embeddings_can_be_read_and_replaced",
-    "test_model_is_small": PIPELINES + "test_the_tests_models_are_small",
+    "test_model_is_small": PIPELINES + "test_models_are_small",
     "test_model_main_input_name": OUTPUTS + "test_signature_and_main_input",
-    "test_model_outputs_equivalence": OUTPUTS + "test_tuples_hold_what_named_outputs_hold",
-    "test_model_parallelism": OFFLOADING + "test_a_plan_of_places_never_divides_a_block",
+    "test_model_outputs_equivalence": OUTPUTS + "test_tuple_outputs_equal_named_outputs",
+    "test_model_parallelism": OFFLOADING + "test_device_map_does_not_split_blocks",
     "test_model_rope_scaling_frequencies": NO_ROPE,
     "test_model_rope_scaling_from_config": NO_ROPE,
     "test_model_rope_with_partial_rotation": NO_ROPE,
     "test_model_weights_reload_no_missing_tied_weights": SAVING + "test_folder_round_trip",
     "test_moe_models_record_router_logits": NO_EXPERTS,
-    "test_num_layers_is_small": PIPELINES + "test_the_tests_models_are_small",
+    "test_num_layers_is_small": PIPELINES + "test_models_are_small",
     "test_output_router_logits_from_config": NO_EXPERTS,
     "test_peft_gradient_checkpointing_enable_disable": (
         S + "test_peft_methods.py::test_adapters_with_gradient_checkpointing"
     ),
     "test_problem_types": OUTPUTS + "test_problem_types",
-    "test_resize_embeddings_untied": RESIZING + "test_the_start_token_stays_last_and_keeps_its_vector",
+    "test_resize_embeddings_untied": RESIZING + "test_start_token_stays_last",
     "test_resize_embeddings_untied_no_reinit_on_post_init": (
-        CONFIGURATION + "test_weights_that_were_resized_are_not_drawn_anew"
+        CONFIGURATION + "test_resized_weights_are_not_reinitialized"
     ),
     "test_resize_embeddings_untied_with_deepspeed": NO_DEEPSPEED,
     "test_resize_embeddings_untied_with_deepspeed_multi_gpu": NO_DEEPSPEED,
@@ -159,14 +159,14 @@ MODEL_TESTER = {
     "test_resize_tokens_embeddings_with_deepspeed": NO_DEEPSPEED,
     "test_resize_tokens_embeddings_with_deepspeed_multi_gpu": NO_DEEPSPEED,
     "test_retain_grad_hidden_states_attentions": (
-        OUTPUTS + "test_gradients_of_recorded_outputs_are_kept_when_asked_for"
+        OUTPUTS + "test_retain_grad_of_captured_outputs"
     ),
     "test_reverse_loading_mapping": NO_RENAMING,
     "test_save_load": SAVING + "test_folder_round_trip",
     "test_save_load_keys_to_ignore_on_save": SAVING + "test_all_weights_are_written_and_none_is_shared",
     "test_sdpa_can_compile_dynamic": EXPORT + "test_generated_code_for_dynamic_lengths_with_padding",
     "test_sdpa_can_dispatch_composite_models": ONE_PART,
-    "test_sdpa_can_dispatch_non_composite_models": BACKENDS + "test_the_backend_can_be_chosen_in_every_way",
+    "test_sdpa_can_dispatch_non_composite_models": BACKENDS + "test_ways_to_choose_the_backend",
     "test_sdpa_can_dispatch_on_flash": BACKENDS + "test_each_kernel_of_sdpa_on_a_cpu",
     "test_sliding_window_mask": "for attention to a window of recent tokens: a pixel of ImageGPT sees all earlier ones",
     "test_tied_weights_are_sharded_together": CONFIGURATION + "test_each_entry_of_the_tensor_parallel_plan_is_a_module",
@@ -208,14 +208,14 @@ IMAGEGPT = {
         "code on drawn weights"
     ),
     "test_model_from_pretrained": "OpenAI's small model, which only the hub has; folders are in test_saving.py",
-    "test_past_key_values_format": "model/test_caches.py::test_cached_logits_are_those_of_the_whole_image",
+    "test_past_key_values_format": "model/test_caches.py::test_cached_logits_equal_uncached",
 }
 
 CONFIG_TESTER = {
     "check_config_arguments_init": CONFIGURATION + "test_common_fields_are_kept",
     "check_config_can_be_init_without_params": CONFIGURATION + "test_labels_follow_their_number",
     "create_and_test_config_common_properties": CONFIGURATION + "test_common_names_for_sizes_can_be_read_and_set",
-    "create_and_test_config_from_and_save_pretrained": "test_config.py::test_our_own_files_come_back_unchanged",
+    "create_and_test_config_from_and_save_pretrained": "test_config.py::test_save_and_load_round_trip",
     "create_and_test_config_from_and_save_pretrained_composite": ONE_PART,
     "create_and_test_config_from_and_save_pretrained_subfolder": (
         CONFIGURATION + "test_a_folder_in_a_folder_and_values_that_overrule"
@@ -243,23 +243,22 @@ PIPELINE_TESTER = {
     **{f"test_pipeline_{task}{half}": OTHER_PIPELINE for task in OTHER_TASKS for half in ("", "_fp16")},
 }
 
-# What the issue names beside them.
+# Requirements of the issue in addition to them.
 NAMED_IN_THE_ISSUE = {
     "bitsandbytes and other quantised weights": (
         "bitsandbytes needs a GPU; transformers' quantisers know our projections by their class, `Conv1D`"
     ),
-    "head masking": "model/test_attention.py::test_head_mask_against_the_definition",
+    "head masking": "model/test_attention.py::test_head_mask_matches_reference",
     "head pruning": "model/test_pruning.py::test_pruning_a_head_is_masking_it",
     "peft: adapters of weights": S + "test_peft_methods.py::test_adapters_of_weights",
     "peft: virtual tokens": S + "test_peft_methods.py::test_virtual_tokens_train_save_and_load",
-    "resizing of positions": RESIZING + "test_images_that_are_not_square_are_refused",
+    "resizing of positions": RESIZING + "test_non_square_images_are_an_error",
     "save and load in shards, half precision": SAVING + "test_sharded_half_precision_round_trip",
-    "tensor parallelism": "model/test_tensor_parallel.py::"
-    "test_two_processes_hold_half_each_and_give_the_logits_gradients_and_images_of_one",
+    "tensor parallelism": "model/test_tensor_parallel.py::test_two_processes_match_one",
     "torch.jit": "transformers 5 tests TorchScript no longer, and torch 2.13 deprecates it: torch.export is tested",
     "Trainer: train, save, resume": TRAINING + "test_trainer_resumes_where_it_stopped",
     "Trainer: evaluate": TRAINING + "test_trainer_evaluates_and_predicts",
-    "tying": "test_config.py::test_nonsense_is_refused_in_one_sentence_naming_the_field",
+    "tying": "test_config.py::test_invalid_values_are_one_sentence_naming_the_field",
 }
 
 TABLES = {
@@ -275,7 +274,7 @@ EVERY_TABLE = pytest.mark.parametrize("name", TABLES)
 
 @pytest.fixture(scope="module")
 def collected():
-    """The tests that pytest collects from the files named here, slow ones and those for a GPU included."""
+    """All tests in the files listed here, including slow and GPU tests."""
     named = {value.split("::")[0] for table in TABLES.values() for value in table.values() if "::" in value}
     found = set()
 
@@ -292,7 +291,7 @@ def collected():
 
 
 def recorded_methods():
-    """Class name -> names of its test methods, as recorded."""
+    """The recorded test methods, by class name."""
     methods = {}
     for line in (Path(__file__).parent / "methods_of_transformers.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -318,6 +317,6 @@ def test_each_test_of_ours_exists(name, collected):
 
 
 @EVERY_TABLE
-def test_each_reason_says_something(name):
+def test_reasons_are_not_empty(name):
     for method, reason in TABLES[name].items():
         assert "::" in reason or len(reason.split()) >= 6, method

@@ -1,4 +1,4 @@
-"""Weights that lie in memory or on the disk until a layer needs them, by accelerate, on every model class."""
+"""Offloading of weights to memory or disk with accelerate, on every model class."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ HALF_ON_DISK = {
 
 
 def places_for(model):
-    """The body's places under the names that the model gives them; the head on the disk."""
+    """A device map with the base model's modules as given, and the head on disk."""
     if model.base_model is model:
         return dict(HALF_ON_DISK)
     head = "lm_head" if hasattr(model, "lm_head") else "score"
@@ -23,7 +23,7 @@ def places_for(model):
 @EVERY_MODEL_PARTLY_SLOW
 @pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules:UserWarning")  # of any size
 @pytest.mark.parametrize("file", ["safetensors", "bin"])
-def test_loaded_with_parts_on_the_disk(model_class, kind, file, tmp_path):
+def test_load_with_disk_offload(model_class, kind, file, tmp_path):
     model = model_of(model_class, kind)
     if file == "safetensors":
         model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
@@ -47,8 +47,8 @@ def test_loaded_with_parts_on_the_disk(model_class, kind, file, tmp_path):
 
 @EVERY_CLASS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_half_precision_with_parts_on_the_disk(model_class, dtype, tmp_path):
-    """Norms on the disk once came back in half precision, being made in it before they were loaded in float32."""
+def test_half_precision_load_with_disk_offload(model_class, dtype, tmp_path):
+    """Regression: offloaded norms were loaded in half precision instead of float32."""
     model_of(model_class).save_pretrained(tmp_path / "model")
     whole = model_class.from_pretrained(tmp_path / "model", dtype=dtype).eval()
     loaded = model_class.from_pretrained(
@@ -61,7 +61,7 @@ def test_half_precision_with_parts_on_the_disk(model_class, dtype, tmp_path):
 
 @EVERY_CLASS
 @pytest.mark.parametrize("how", ["memory", "disk", "dispatch"])
-def test_offloaded_after_it_was_built(model_class, how, tmp_path):
+def test_offload_after_construction(model_class, how, tmp_path):
     model, offloaded = model_of(model_class), model_of(model_class)
     if how == "memory":
         offloaded = cpu_offload(offloaded, execution_device=torch.device("cpu"))
@@ -80,7 +80,7 @@ def test_offloaded_after_it_was_built(model_class, how, tmp_path):
 
 
 @EVERY_MODEL
-def test_a_plan_of_places_never_divides_a_block(model_class, kind):
+def test_device_map_does_not_split_blocks(model_class, kind):
     model = model_of(model_class, kind, n_layer=6)
     assert set(model._no_split_modules) <= {type(module).__name__ for module in model.modules()}
     block_bytes = sum(p.numel() * 4 for p in model.base_model.h[0].parameters())

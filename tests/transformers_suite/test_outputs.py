@@ -1,4 +1,4 @@
-"""What the models return, on every model class: the part of transformers' `ModelTesterMixin` about outputs."""
+"""Outputs of every model class: counterpart of the tests of outputs in transformers' `ModelTesterMixin`."""
 
 import inspect
 
@@ -26,7 +26,7 @@ def test_two_calls_give_the_same_bits(model_class, kind):
 
 @EVERY_MODEL
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_an_image_alone_gives_what_it_gives_in_a_batch(model_class, kind, backend):
+def test_results_do_not_depend_on_the_batch(model_class, kind, backend):
     model = model_of(model_class, kind, backend=backend)
     inputs = {
         "input_ids": image_ids(batch=5),
@@ -91,7 +91,7 @@ def test_hidden_states(model_class, kind, asked_by):
 
 
 @EVERY_MODEL
-def test_tuples_hold_what_named_outputs_hold(model_class, kind):
+def test_tuple_outputs_equal_named_outputs(model_class, kind):
     model = model_of(model_class, kind, backend="eager")
     recorded = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
     for labels in (False, True):
@@ -106,8 +106,8 @@ def test_tuples_hold_what_named_outputs_hold(model_class, kind):
 
 
 @EVERY_MODEL
-def test_tuples_asked_for_by_the_configuration(model_class, kind):
-    """The heads once read the body's output by name, and so failed where the configuration asks for tuples."""
+def test_tuple_outputs_requested_by_config(model_class, kind):
+    """Regression: the heads failed if the configuration asks for tuples."""
     model = model_of(model_class, kind)
     inputs = {**batch_for(model), "use_cache": False}
     expected = model(**inputs).to_tuple()
@@ -120,7 +120,7 @@ def test_tuples_asked_for_by_the_configuration(model_class, kind):
 
 
 @EVERY_MODEL
-def test_gradients_of_recorded_outputs_are_kept_when_asked_for(model_class, kind):
+def test_retain_grad_of_captured_outputs(model_class, kind):
     model = model_of(model_class, kind, backend="eager")
     outputs = model(**batch_for(model, labels=False), output_hidden_states=True, output_attentions=True)
     recorded = [*outputs.hidden_states, *outputs.attentions]
@@ -133,8 +133,8 @@ def test_gradients_of_recorded_outputs_are_kept_when_asked_for(model_class, kind
 
 
 @EVERY_CLASS
-def test_the_model_records_once_and_its_base_does(model_class, monkeypatch):
-    """Outputs recorded by two decorators at once would be divided between them."""
+def test_outputs_are_captured_once(model_class, monkeypatch):
+    """With nested decorators, captured outputs would be split between them."""
     depth, deepest = {}, []
     enter, leave = CompileableContextVar.set, CompileableContextVar.reset
 
@@ -164,7 +164,7 @@ def test_the_model_records_once_and_its_base_does(model_class, monkeypatch):
 
 
 @EVERY_MODEL
-def test_embeddings_in_place_of_ids(model_class, kind):
+def test_inputs_embeds_equal_input_ids(model_class, kind):
     model = model_of(model_class, kind)
     inputs = batch_for(model)
     by_ids = main_output(model, inputs)
@@ -206,8 +206,8 @@ def test_embeddings_can_be_read_and_replaced(model_class):
 
 
 @EVERY_CLASS
-def test_special_tokens_in_the_configuration_do_no_harm(model_class):
-    """transformers' defaults for what a configuration does not say, and ids that stand for colours here."""
+def test_special_tokens_in_config_have_no_effect(model_class):
+    """transformers' defaults for special tokens are ids of colours here."""
     bare = {name: x for name, x in tiny_config().to_diff_dict().items() if not name.endswith("_token_id")}
     model = model_class(ImageGPTConfig(**bare)).eval()
     expected = model(image_ids())[0]
@@ -217,7 +217,7 @@ def test_special_tokens_in_the_configuration_do_no_harm(model_class):
 
 @EVERY_CLASS
 def test_the_setting_for_chunked_feed_forward_changes_nothing(model_class):
-    """Every transformers configuration has it; its ImageGPT never reads it, and neither does ours."""
+    """Every transformers configuration has it; neither its ImageGPT nor ours uses it."""
     model, chunked = model_of(model_class), model_of(model_class, chunk_size_feed_forward=1)
     assert chunked.config.chunk_size_feed_forward == 1
     assert torch.equal(chunked(image_ids())[0], model(image_ids())[0])

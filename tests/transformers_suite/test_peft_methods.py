@@ -1,4 +1,4 @@
-"""Adapters of peft on every model class: they train alone, merge, save and load, and compute what transformers' do.
+"""peft's adapters on every model class: training, merging, saving, and parity with transformers' ImageGPT.
 
 `generate` with adapters is in the generation tests. Methods that are for `nn.Linear` alone (OFT, LoHa, LoKr, BOFT, HRA,
 MiSS, SHiRA) know neither our projections nor those of transformers' ImageGPT, which are `Conv1D`.
@@ -63,7 +63,7 @@ KINDS = pytest.mark.parametrize("kind", ["causal", pytest.param("bidirectional-n
 
 
 def adapted(model, config):
-    """The model with an adapter whose every weight is drawn, so that it does something."""
+    """The model with an adapter whose weights are all random, so that it has an effect."""
     torch.manual_seed(2)
     model = peft.get_peft_model(model, config).eval()
     generator = torch.Generator().manual_seed(3)
@@ -123,7 +123,7 @@ def test_adapters_of_weights_compute_what_they_do_in_transformers(model_class, m
 
 
 def starts(pixels=16 - NUM_VIRTUAL):
-    """Images that leave room for the virtual tokens, which take positions."""
+    """Images short enough to leave positions for the virtual tokens."""
     return {"input_ids": image_ids(pixels=pixels)}
 
 
@@ -152,7 +152,7 @@ def test_virtual_tokens_compute_what_they_do_in_transformers(model_class, method
 
 
 def randomize_alike(ours, theirs):
-    """Give both the same virtual tokens."""
+    """Copy the virtual tokens from one to the other."""
     randomize(ours.prompt_encoder, seed=4)
     randomize(theirs.prompt_encoder, seed=4)
 
@@ -226,7 +226,7 @@ def test_two_adapters_are_switched_and_disabled(model_class):
 @EVERY_CLASS
 @pytest.mark.skipif(TOO_OLD, reason=f"transformers takes adapters from peft {MIN_PEFT_VERSION} on")
 def test_adapters_by_the_models_own_methods(model_class, tmp_path):
-    """transformers' `add_adapter` and `load_adapter` on the model itself."""
+    """transformers' `add_adapter` and `load_adapter` methods of the model."""
     model = model_of(model_class)
     inputs = batch_for(model)
     model.add_adapter(peft.LoraConfig(r=2, **ALL))

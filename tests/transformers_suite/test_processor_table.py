@@ -1,4 +1,4 @@
-"""transformers' tests of image processors, method by method: the test of ours that checks the same, or why none does.
+"""Our counterpart of each test of transformers' test suite for image processors, or the reason why there is none.
 
 The methods are those of `PreprocessingTesterMixin` (tests/test_preprocessing_common.py), of `ImageProcessingTestMixin`
 and its companions (tests/test_image_processing_common.py) and of ImageGPT's own file, in transformers' repository as of
@@ -30,20 +30,20 @@ OURS = {
     # PreprocessingTesterMixin
     "test_to_json_string": (HERE, "test_every_field_is_in_the_json"),
     "test_to_json_file": (HERE, "test_a_file_gives_back_the_same_processor"),
-    "test_from_and_save_pretrained": (PROCESSING, "test_everything_that_is_set_survives_save_and_load"),
+    "test_from_and_save_pretrained": (PROCESSING, "test_every_option_survives_save_and_load"),
     "test_save_load_with_auto_class": (HERE, "test_auto_classes_load_either_librarys_folder"),
     "test_init_without_params": (PROCESSING, "test_defaults_and_raster_order"),
     "test_override_instance_attributes_does_not_affect_other_instances": (HERE, "test_instances_share_no_attributes"),
-    "test_save_load_backends": (PROCESSING, "test_a_folder_of_the_references_loads_in_ours_and_squashes"),
+    "test_save_load_backends": (PROCESSING, "test_transformers_folder_loads_and_squashes"),
     "test_save_load_backends_auto": (HERE, "test_auto_classes_load_either_librarys_folder"),
     "test_explicit_none_kwarg_falls_back_to_default": (
         PROCESSING,
-        "test_an_option_of_none_in_a_call_is_the_processors_own",
+        "test_call_option_of_none_uses_the_processors",
     ),
     "test_cast_dtype_device": (HERE, "test_results_can_be_cast_and_moved"),
     # ImageProcessingTestMixin
-    "test_backends_equivalence": (PROCESSING, "test_resized_photos_have_the_references_ids"),
-    "test_backends_equivalence_batched": (PROCESSING, "test_resized_photos_have_the_references_ids"),
+    "test_backends_equivalence": (PROCESSING, "test_resized_photo_ids_match_transformers"),
+    "test_backends_equivalence_batched": (PROCESSING, "test_resized_photo_ids_match_transformers"),
     "test_call_pil": (HERE, "test_images_of_many_sizes_make_one_batch"),
     "test_call_numpy": (HERE, "test_images_of_many_sizes_make_one_batch"),
     "test_call_pytorch": (HERE, "test_images_of_many_sizes_make_one_batch"),
@@ -55,11 +55,11 @@ OURS = {
     # By their older names
     "test_image_processor_to_json_string": (HERE, "test_every_field_is_in_the_json"),
     "test_image_processor_to_json_file": (HERE, "test_a_file_gives_back_the_same_processor"),
-    "test_image_processor_from_and_save_pretrained": (PROCESSING, "test_everything_that_is_set_survives_save_and_load"),
+    "test_image_processor_from_and_save_pretrained": (PROCESSING, "test_every_option_survives_save_and_load"),
     "test_image_processor_save_load_with_autoimageprocessor": (HERE, "test_auto_classes_load_either_librarys_folder"),
-    "test_slow_fast_equivalence": (PROCESSING, "test_resized_photos_have_the_references_ids"),
-    "test_slow_fast_equivalence_batched": (PROCESSING, "test_resized_photos_have_the_references_ids"),
-    "test_save_load_fast_slow": (PROCESSING, "test_a_folder_of_ours_loads_in_the_reference"),
+    "test_slow_fast_equivalence": (PROCESSING, "test_resized_photo_ids_match_transformers"),
+    "test_slow_fast_equivalence_batched": (PROCESSING, "test_resized_photo_ids_match_transformers"),
+    "test_save_load_fast_slow": (PROCESSING, "test_our_folder_loads_in_transformers"),
     "test_save_load_fast_slow_auto": (HERE, "test_auto_classes_load_either_librarys_folder"),
 }
 REASONS = {
@@ -72,7 +72,7 @@ REASONS = {
     "test_post_process_semantic_segmentation": "ImageGPT segments nothing, its processor has no such method",
     "test_post_process_semantic_segmentation_target_sizes": "as above",
     "test_processor_can_use_legacy_annotation_format": "ImageGPT takes no annotations of COCO",
-    "test_image": "needs the hub; ids equal the reference's in test_a_thousand_cifar_images_have_the_references_ids",
+    "test_image": "needs the hub; ids equal the reference's in test_cifar_ids_match_transformers",
 }
 
 
@@ -113,7 +113,7 @@ def test_images_of_many_sizes_make_one_batch(processor, kind):
 
 
 def test_four_channels_are_colour_and_transparency(processor):
-    """transformers passes four channels on; ImageGPT's palette has three, so the fourth decides what is seen."""
+    """transformers keeps four channels; our palette has three, so the fourth is alpha."""
     several = images("numpy", num_channels=4)
     options = {"input_data_format": "channels_last", "image_mean": 0, "image_std": 1, "do_color_quantize": False}
     values = processor(several, return_tensors="pt", **options).pixel_values
@@ -151,7 +151,7 @@ def test_instances_share_no_attributes():
     first.size["height"] = 7
     first.image_mean, first.do_resize = (0.1, 0.2, 0.3), False
     assert second.to_dict() == before
-    assert second._options({}) != first._options({"do_color_quantize": False})
+    assert second._merge_options({}) != first._merge_options({"do_color_quantize": False})
     again = ImageGPTImageProcessor(size=(given := {"height": 3, "width": 3}))
     again.size["height"] = 9
     assert given == {"height": 3, "width": 3}

@@ -1,4 +1,4 @@
-"""Saving, loading and offloading, on every model class: the part of transformers' `ModelTesterMixin` about files."""
+"""Saving and loading of every model class: counterpart of the tests of files in transformers' `ModelTesterMixin`."""
 
 import re
 
@@ -23,7 +23,7 @@ def assert_same_weights(a, b):
 
 
 def loaded_strictly(model_class, *args, **options):
-    """The loaded model; a missing, unexpected or mismatched weight is a failure."""
+    """Load a model; missing, unexpected or mismatched weights fail the test."""
     model, info = model_class.from_pretrained(*args, output_loading_info=True, **options)
     assert not any(info.values()), info
     return model.eval()
@@ -69,7 +69,7 @@ def test_half_precision_round_trip(model_class, dtype, tmp_path):
 
 
 @EVERY_MODEL
-def test_a_state_dict_and_a_configuration_are_enough(model_class, kind):
+def test_load_from_state_dict_and_config(model_class, kind):
     model = model_of(model_class, kind)
     loaded = loaded_strictly(model_class, None, config=model.config, state_dict=model.state_dict())
     assert_same_weights(model, loaded)
@@ -87,7 +87,7 @@ def test_state_dict_by_torch_save(model_class, zipped, tmp_path):
 
 @EVERY_CLASS
 def test_folder_with_pytorch_model_bin(model_class, tmp_path):
-    """Checkpoints from before safetensors are read."""
+    """Checkpoints older than safetensors."""
     model = model_of(model_class)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -120,7 +120,7 @@ def test_requested_dtype_by_either_name(model_class, tmp_path):
 
 
 @pytest.mark.parametrize("model_class", CLASSES[1:], ids=["generative", "classifier"])
-def test_a_body_loads_into_a_head(model_class, tmp_path):
+def test_base_model_loads_into_head_model(model_class, tmp_path):
     body = model_of(ImageGPTModel)
     body.save_pretrained(tmp_path)
     model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
@@ -129,11 +129,11 @@ def test_a_body_loads_into_a_head(model_class, tmp_path):
     assert not info["unexpected_keys"]
     assert_same_weights(body, model.base_model)
     weight = model.state_dict()[head]
-    assert 0 < weight.std() < 0.04  # drawn with the configured spread of 0.02
+    assert 0 < weight.std() < 0.04  # initialised with the configured standard deviation of 0.02
 
 
 @pytest.mark.parametrize("model_class", CLASSES[1:], ids=["generative", "classifier"])
-def test_a_head_loads_into_a_body(model_class, tmp_path):
+def test_head_model_loads_into_base_model(model_class, tmp_path):
     model = model_of(model_class)
     model.save_pretrained(tmp_path)
     body, info = ImageGPTModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -153,7 +153,7 @@ def test_a_head_of_another_shape_is_refused(tmp_path, transformers_log):
 
 
 @EVERY_CLASS
-def test_mismatched_shapes_are_drawn_anew_when_asked_for(model_class, tmp_path):
+def test_ignore_mismatched_sizes(model_class, tmp_path):
     model = model_of(model_class)
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="mismatch"):
@@ -178,8 +178,8 @@ def test_mismatched_shapes_are_drawn_anew_when_asked_for(model_class, tmp_path):
 
 @EVERY_MODEL
 @pytest.mark.parametrize("scheme", ["transformers", "openai"])
-def test_missing_weights_are_drawn_as_in_a_fresh_model(model_class, kind, scheme, monkeypatch):
-    """A model that is loaded from nothing has the weights that the constructor draws."""
+def test_missing_weights_are_initialized_like_new_ones(model_class, kind, scheme, monkeypatch):
+    """Loading without any weights equals construction."""
     from transformers import initialization
 
     def normal_(tensor, mean=0.0, std=1.0, generator=None):  # the same draw for the same shape, in whatever order
@@ -197,7 +197,7 @@ def test_missing_weights_are_drawn_as_in_a_fresh_model(model_class, kind, scheme
 
 
 @EVERY_MODEL
-def test_a_model_built_on_the_meta_device_can_be_given_weights(model_class, kind):
+def test_load_weights_into_meta_model(model_class, kind):
     config = model_of(model_class, kind).config
     with torch.device("meta"):
         model = model_class(config).eval()
@@ -251,7 +251,7 @@ def test_norms_are_kept_in_float32_by_modules_that_exist(model_class, tmp_path):
 
 @EVERY_CLASS
 @HALVES
-def test_norms_are_float32_however_a_half_precision_model_is_made(model_class, dtype, tmp_path):
+def test_norms_are_float32_in_every_half_precision_model(model_class, dtype, tmp_path):
     config = tiny_config(num_labels=3, add_cross_attention=True)
     model_class(config).save_pretrained(tmp_path)
     made = {

@@ -88,7 +88,7 @@ def test_checkpointing_asked_for_by_an_old_configuration(model_class):
 @EVERY_MODEL_PARTLY_SLOW
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
 def test_checkpointing_with_frozen_weights_and_inputs_that_want_gradients(model_class, kind, reentrant):
-    """What adapters need: gradients pass through a frozen model to what was put into it."""
+    """As adapters need it: gradients flow through a frozen model to its inputs."""
     model = model_of(model_class, kind).train()
     inputs = batch_for(model)
     model.requires_grad_(False)
@@ -146,7 +146,7 @@ HEADS = pytest.mark.parametrize(
     ids=["generative", "classifier"],
 )
 def test_trainer_resumes_where_it_stopped(model_class, kind, tmp_path):
-    """Two steps, a checkpoint and two more end in the bits of four; the checkpoint is a folder of ours."""
+    """Two steps, a checkpoint and two more steps equal four bit for bit; the checkpoint is a normal folder."""
     dropout = {"resid_pdrop": 0.1, "attn_pdrop": 0.1}
     at_once = model_of(model_class, kind, **dropout)
     trainer_for(at_once, tmp_path / "at_once", max_steps=4).train()

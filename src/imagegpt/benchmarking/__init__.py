@@ -1,23 +1,26 @@
-"""How fast this machine draws with a model, in how much memory, and how close that comes to what the hardware allows.
+"""Benchmarks of sampling: time, memory, and how close both come to the hardware's limits.
 
-Drawing is bound by memory: each pixel needs every weight, and the keys and values of all pixels before it. The
-yardstick is the time it takes to read these bytes once, as fast as this machine reads a large tensor:
+Inside: the options and results (`options`, `results`), the implementations that are compared (`implementations`: our
+sampler, and the `generate` of transformers' ImageGPT on the same weights), `run`, which measures them, and the tools it
+shares with the scripts in `benchmarks/` (`timing`, `memory`).
 
-    floor = bytes of a step / read bandwidth        share = floor / measured time
+In: `BenchmarkOptions`. Out: `BenchmarkResult`, which `imagegpt bench` prints.
 
-A small model (below some ten megabytes) stays in the processor's caches; then the share says little.
+Sampling is memory-bound: each pixel needs every weight, and the keys and values of all earlier pixels. The roofline is
+the time to read these bytes once at the best bandwidth measured in the same run:
 
-- Time (`timing`): for each batch size every contestant first draws to warm up, then they
-  take turns, the reading of memory among them, so that a drift of the machine's speed falls on all alike. Small images
-  are drawn again and again in a turn.
-- Memory (`memory`): a process's peak never falls and counts all its models, so each contestant draws once more in a
-  process of its own.
-- Who takes part (`contestants`): our sampler in the precisions and with the decoders asked for, and the `generate` of
-  transformers' ImageGPT on the same weights. `run` puts it together.
+    roofline = bytes per step / read bandwidth        bandwidth fraction = roofline / measured time
 
-The scripts in `benchmarks/` time and report with the same functions.
+Models below some ten megabytes stay in the CPU's caches, where the fraction says little.
+
+- Time: at each batch size every implementation warms up first. Then all of them, and a measurement of the read
+  bandwidth, run once per round, so that changes in the machine's speed affect all alike. Short runs are repeated.
+- Memory: the peak of a process never falls and includes all its models, so each implementation samples once more in a
+  subprocess.
 """
 
-from imagegpt.benchmarking.run import DECODERS, PRECISIONS, BenchOptions, BenchResult, Measurement, run_benchmark
+from imagegpt.benchmarking.options import DECODERS, PRECISIONS, BenchmarkOptions
+from imagegpt.benchmarking.results import BenchmarkResult, Measurement
+from imagegpt.benchmarking.run import run_benchmark
 
-__all__ = ["DECODERS", "PRECISIONS", "BenchOptions", "BenchResult", "Measurement", "run_benchmark"]
+__all__ = ["DECODERS", "PRECISIONS", "BenchmarkOptions", "BenchmarkResult", "Measurement", "run_benchmark"]

@@ -1,9 +1,9 @@
-"""The process of one contestant: `python -m imagegpt.benchmarking TASK` prints the bytes it takes, see `memory`."""
+"""The subprocess of a memory measurement: `python -m imagegpt.benchmarking TASK` prints JSON, see `memory`."""
 
 import json
 import sys
 
-from imagegpt.benchmarking.memory import added_bytes
+from imagegpt.benchmarking.memory import measure_added_bytes
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(added_bytes(json.loads(sys.argv[1]))) + "\n")
+    sys.stdout.write(json.dumps(measure_added_bytes(json.loads(sys.argv[1]))) + "\n")

@@ -1,4 +1,4 @@
-"""Who is measured: our sampler and the `generate` of transformers' ImageGPT, both drawing from all colours."""
+"""The implementations to compare: our sampler, and the `generate` of transformers' ImageGPT, over all colours."""
 
 import importlib
 import time
@@ -15,7 +15,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from imagegpt.checkpoints.loading import find_folder, load_config, load_model
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
 from imagegpt.model import cost
-from imagegpt.model.cache_names import CACHE
+from imagegpt.model.cache import CACHE_ARGUMENT
 from imagegpt.model.layers import ImageGPTLayerNorm
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules
@@ -25,111 +25,109 @@ from imagegpt.sampling.session import Statistics
 
 Source = str | ImageGPTConfig | ImageGPTForCausalImageModeling
 
-# The one place in `src/` that looks at the reference, by its name: it is measured here, nothing is built upon it.
+# The only place in `src/` that imports the reference: it is measured here, no other code depends on it.
 _REFERENCE = "transformers.models.imagegpt"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Draw(Protocol):
-    """A contestant with its weights, ready to draw."""
+class Runner(Protocol):
+    """An implementation with loaded weights."""
 
     weight_bytes: int
 
     def __call__(
         self, batch: int, num_pixels: int, *, first_seed: int = 0, greedy: bool = False
     ) -> Int64[Tensor, "b t"]:
-        """Draw the first pixels of that many images; ours have the seeds from `first_seed` on."""
+        """Sample the first pixels of a batch of images; ours use consecutive seeds from `first_seed` on."""
         ...
 
     def cache_bytes(self, batch: int, num_pixels: int) -> int:
-        """Size of keys and values when such images are drawn."""
+        """Size of the keys and values of a batch of images."""
         ...
 
     def step_bytes(self, batch: int, position: int) -> int:
-        """What must be read to draw a pixel of each image: all weights but the embeddings once, and for each image two
-        rows of these and what the `position` pixels before left in the cache.
+        """Bytes that a step at this position must read: all weights except the embedding tables, and for each image two
+        rows of these and the cached keys and values of the earlier positions.
         """
         ...
 
 
 class NotComparableError(Exception):
-    """Why transformers' ImageGPT cannot be measured beside a model, in one sentence."""
+    """transformers' ImageGPT cannot be measured with this model; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
-    """One way to draw.
+class Implementation:
+    """A way to sample images.
 
     Attributes:
-        who: "imagegpt" is our sampler, "transformers" its ImageGPT's `generate`.
+        library: "imagegpt" is our sampler, "transformers" the `generate` of its ImageGPT.
         precision: of the weights.
-        decoder: of our sampler; transformers has but one.
+        decoder: of our sampler.
         backend: of our sampler.
     """
 
-    who: Literal["imagegpt", "transformers"]
+    library: Literal["imagegpt", "transformers"]
     precision: str
     decoder: DecoderName = "sequential"
     backend: BackendOption = "auto"
 
     def __str__(self) -> str:
-        return f"{self.who} {self.precision}{' parallel' if self.decoder == 'parallel' else ''}"
+        return f"{self.library} {self.precision}{' parallel' if self.decoder == 'parallel' else ''}"
 
-    def make(self, source: Source, device: str) -> Draw:
-        """Get ready to draw.
+    def load(self, source: Source, device: str) -> Runner:
+        """Load the weights.
 
         Args:
-            source: a name as in `BenchOptions`, a model of ours in float32 on that device, whose weights are used as
-                they are, or a configuration, for random weights.
-            device: where to.
-        Raises: ValueError if the model cannot draw; `NotComparableError` if transformers has no such model.
+            source: a name as in `BenchmarkOptions`; one of our models in float32 on that device, whose weights are used
+                unchanged; or a configuration, for random weights.
+            device: to sample on.
+        Raises: ValueError if the model cannot be sampled; `NotComparableError` if transformers has no such model.
         """
-        return (
-            TheirDraw(source, self.precision, device) if self.who == "transformers" else OurDraw(self, source, device)
-        )
+        if self.library == "transformers":
+            return TransformersRunner(source, self.precision, device)
+        return ImageGPTRunner(self, source, device)
 
 
-class OurDraw:
-    """Our sampler, with one set of weights; a model that was given stays as it is, and is copied."""
+class ImageGPTRunner:
+    """Our sampler. A model passed as the source is copied."""
 
-    def __init__(self, contestant: Contestant, source: Source, device: str) -> None:
+    def __init__(self, implementation: Implementation, source: Source, device: str) -> None:
         self.sampler = Sampler(
-            model_of(source, torch.float32, device),
-            precision=cast(Precision, contestant.precision),
-            decoder=contestant.decoder,
-            backend=contestant.backend,
+            load_or_init_model(source, torch.float32, device),
+            precision=cast(Precision, implementation.precision),
+            decoder=implementation.decoder,
+            backend=implementation.backend,
             in_place=not isinstance(source, ImageGPTForCausalImageModeling),
         )
         self.weight_bytes = stored_bytes(self.sampler.model)
-        self.statistics = Statistics()  # of the latest images
+        self.statistics = Statistics()  # of the latest call
 
     def __call__(
         self, batch: int, num_pixels: int, *, first_seed: int = 0, greedy: bool = False
     ) -> Int64[Tensor, "b t"]:
-        """See `Draw`."""
+        """See `Runner`."""
         seeds = range(first_seed, first_seed + batch)
         rules = SamplingRules(temperature=0.0 if greedy else 1.0)
         ids, self.statistics = self.sampler.run(None, seeds=seeds, rules=rules, num_pixels=num_pixels)
         return ids
 
     def cache_bytes(self, batch: int, num_pixels: int) -> int:
-        """See `Draw`."""
+        """See `Runner`."""
         return batch * num_pixels * self.sampler.plan.cache_bytes_per_pixel
 
     def step_bytes(self, batch: int, position: int) -> int:
-        """See `Draw`."""
+        """See `Runner`."""
         cached = position * self.sampler.plan.cache_bytes_per_pixel
         return _step_bytes(self.sampler.model, self.weight_bytes, batch, cached)
 
 
-class TheirDraw:
-    """transformers' ImageGPT and its `generate`, with its dynamic cache; a model of ours that was given shares its
-    weights.
-    """
+class TransformersRunner:
+    """The `generate` of transformers' ImageGPT, with its dynamic cache. It shares the weights of a model of ours."""
 
     def __init__(self, source: Source, precision: str, device: str) -> None:
-        self.config, self.device, self.dtype = config_of(source), device, DTYPES[precision]
+        self.config, self.device, self.dtype = resolve_config(source), device, DTYPES[precision]
         config_class, model_class = _reference_classes()
         model = model_class(config_class(**self.config.to_dict()))
         if isinstance(source, ImageGPTForCausalImageModeling):
@@ -137,7 +135,7 @@ class TheirDraw:
                 model.load_state_dict(source.state_dict(), strict=True, assign=True)  # shared, not copied
             except RuntimeError:
                 raise NotComparableError(
-                    "transformers' ImageGPT has other weights than this model: not compared"
+                    "not compared: the weights of this model do not fit transformers' ImageGPT"
                 ) from None
         self.model: Any = model.to(device, self.dtype).eval()
         self.weight_bytes = sum(tensor.nbytes for tensor in self.model.parameters())
@@ -147,17 +145,17 @@ class TheirDraw:
         batch: int,
         num_pixels: int,
         *,
-        first_seed: int = 0,  # torch has its own generator
+        first_seed: int = 0,  # ignored: transformers uses torch's global generator
         greedy: bool = False,
     ) -> Int64[Tensor, "b t"]:
-        """See `Draw`."""
+        """See `Runner`."""
         sos = torch.full((batch, 1), self.config.sos_token_id, device=self.device)
         return self._generate(sos, num_pixels, greedy=greedy)[:, 1:]
 
     def step_s(self, batch: int, start: int, num_steps: int) -> float:
-        """Time of a step while it draws the pixels after the first `start` of each image.
+        """Seconds per step for `num_steps` pixels after the first `start` of each image.
 
-        What `generate` needs before is not drawn but put there, as a cache full of one number, and not timed.
+        The cache of the earlier pixels is filled with a constant instead of sampling them.
         """
         cache = DynamicCache(config=self.config)
         shape = (batch, self.config.n_head, start, self.config.n_embd // self.config.n_head)
@@ -166,26 +164,26 @@ class TheirDraw:
             cache.update(keys, values, layer)
         tokens = torch.zeros(batch, start + 1, dtype=torch.int64, device=self.device)
         tokens[:, 0] = self.config.sos_token_id
-        watch = _Stopwatch()
-        more: dict[str, Any] = {CACHE: cache, "stopping_criteria": StoppingCriteriaList([watch])}
-        self._generate(tokens, num_steps + 1, **more)
-        return (watch.times[-1] - watch.times[0]) / num_steps
+        timer = _StepTimer()
+        options: dict[str, Any] = {CACHE_ARGUMENT: cache, "stopping_criteria": StoppingCriteriaList([timer])}
+        self._generate(tokens, num_steps + 1, **options)
+        return (timer.times[-1] - timer.times[0]) / num_steps
 
     def cache_bytes(self, batch: int, num_pixels: int) -> int:
-        """See `Draw`."""
+        """See `Runner`."""
         return batch * num_pixels * cost.cache_bytes_per_pixel(self.config, self.dtype.itemsize)
 
     def step_bytes(self, batch: int, position: int) -> int:
-        """See `Draw`."""
+        """See `Runner`."""
         return _step_bytes(self.model, self.weight_bytes, batch, self.cache_bytes(1, position))
 
-    def _generate(self, tokens: Tensor, num_pixels: int, greedy: bool = False, **more: Any) -> Tensor:
-        how = {} if greedy else {"top_k": 0}  # of all colours: transformers' own default is the best 50
-        return self.model.generate(tokens, max_new_tokens=num_pixels, do_sample=not greedy, **how, **more)
+    def _generate(self, tokens: Tensor, num_pixels: int, greedy: bool = False, **options: Any) -> Tensor:
+        rules = {} if greedy else {"top_k": 0}  # no limit: the default of transformers is 50
+        return self.model.generate(tokens, max_new_tokens=num_pixels, do_sample=not greedy, **rules, **options)
 
 
-class _Stopwatch(StoppingCriteria):
-    """Notes the time after each step of `generate`, and stops nothing."""
+class _StepTimer(StoppingCriteria):
+    """Records the time after each step of `generate`; never stops it."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -199,14 +197,14 @@ class _Stopwatch(StoppingCriteria):
 
 
 def _step_bytes(model: Any, weight_bytes: int, batch: int, cached_bytes: int) -> int:
-    """See `Draw.step_bytes`: by the tensors that are there, whatever their layout and precision."""
+    """See `Runner.step_bytes`; computed from the actual tensors, in any layout and precision."""
     embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
     rows = sum(table[0].nbytes for table in embeddings)
     return weight_bytes - sum(table.nbytes for table in embeddings) + batch * (rows + cached_bytes)
 
 
-def config_of(source: Source) -> ImageGPTConfig:
-    """The architecture of a model; of one on the hub, without its weights."""
+def resolve_config(source: Source) -> ImageGPTConfig:
+    """The configuration of a model, without loading its weights."""
     if isinstance(source, ImageGPTForCausalImageModeling):
         return source.config
     if isinstance(source, ImageGPTConfig):
@@ -216,27 +214,27 @@ def config_of(source: Source) -> ImageGPTConfig:
     return load_config(find_folder(source, weights=False))
 
 
-def model_of(source: Source, dtype: torch.dtype, device: str) -> ImageGPTForCausalImageModeling:
-    """A model of ours for evaluation; random weights, for a size or a configuration, are those of seed 0."""
+def load_or_init_model(source: Source, dtype: torch.dtype, device: str) -> ImageGPTForCausalImageModeling:
+    """Load a model of ours; for a size or a configuration, initialise random weights with seed 0."""
     if isinstance(source, ImageGPTForCausalImageModeling) and source.dtype == dtype:
         return source
     if isinstance(source, str) and source not in NAMED_SIZES:
         return load_model(find_folder(source), dtype=dtype, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = ImageGPTForCausalImageModeling(config_of(source))
+        model = ImageGPTForCausalImageModeling(resolve_config(source))
     if isinstance(source, ImageGPTForCausalImageModeling):
         model.load_state_dict(source.state_dict())
     model = cast(Any, model).to(device, dtype).eval()
     for module in model.modules():
         if isinstance(module, ImageGPTLayerNorm):
-            module.to(torch.promote_types(dtype, torch.float32))  # as `from_pretrained` leaves them
+            module.to(torch.promote_types(dtype, torch.float32))  # as `from_pretrained` does
     return model
 
 
-def same_greedy_pixels(draws: Sequence[Draw], num_pixels: int) -> bool:
-    """Whether all draw the same likeliest pixels, as they must if they do the same work."""
-    first, *others = (draw(1, num_pixels, greedy=True) for draw in draws)
+def greedy_pixels_match(runners: Sequence[Runner], num_pixels: int) -> bool:
+    """Whether all produce the same greedy pixels."""
+    first, *others = (runner(1, num_pixels, greedy=True) for runner in runners)
     return all(torch.equal(first, other) for other in others)
 
 
@@ -245,4 +243,4 @@ def _reference_classes() -> tuple[Any, Any]:
         module = importlib.import_module(_REFERENCE)
         return module.ImageGPTConfig, module.ImageGPTForCausalImageModeling
     except (ImportError, AttributeError):
-        raise NotComparableError("transformers has no ImageGPT: not compared") from None
+        raise NotComparableError("not compared: this version of transformers has no ImageGPT") from None

@@ -1,10 +1,9 @@
-"""One benchmark of drawing, from a model's name to numbers; the head of the package says what is measured how."""
+"""Run a benchmark of sampling; the docstring of the package describes the method."""
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,343 +11,227 @@ import torch
 from imagegpt.benchmarking import timing
 from imagegpt.benchmarking.implementations import (
     DTYPES,
-    Contestant,
-    Draw,
+    ImageGPTRunner,
+    Implementation,
     NotComparableError,
-    OurDraw,
-    TheirDraw,
-    config_of,
-    model_of,
-    same_greedy_pixels,
+    Runner,
+    TransformersRunner,
+    greedy_pixels_match,
+    load_or_init_model,
+    resolve_config,
 )
-from imagegpt.benchmarking.memory import bytes_in_a_process
-from imagegpt.common import ranges
+from imagegpt.benchmarking.memory import peak_bytes_in_subprocess
+from imagegpt.benchmarking.options import DECODERS, BenchmarkOptions
+from imagegpt.benchmarking.results import BenchmarkResult, Measurement
 from imagegpt.config import ImageGPTConfig
 from imagegpt.sampling import DecoderName
-from imagegpt.sampling.plan import BackendOption
 from imagegpt.sampling.session import Statistics
 
-PRECISIONS = ("float32", "bfloat16", "int8")
-DECODERS = ("sequential", "parallel")
+# (current activity, runs done, runs in total)
+OnProgress = Callable[[str, int, int], None]
 
-# What is being done, how many runs are behind, how many there will be.
-Report = Callable[[str, int, int], None]
-
-_NUM_TRIED_PIXELS = 8
+_NUM_TRIAL_PIXELS = 8
 _NUM_COMPARED_PIXELS = 64
-_NUM_STRETCHES = 5
-_SEEDS_A_RUN = 1 << 20
-_BUDGET_S = 120.0
-_LEAST_S = 0.5  # that a timed run lasts: small images are drawn again and again, each with other seeds
+_NUM_SPANS = 5
+_SEEDS_PER_RUN = 1 << 20
+_MAX_TOTAL_S = 120.0
+_MIN_RUN_S = 0.5  # shorter runs are repeated, with different seeds
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """What to measure.
-
-    Attributes:
-        model: a bundled name, a folder, a name on the hub, or a named size, whose weights are random (seed 0).
-        batches: images drawn at once.
-        precisions: of `PRECISIONS`.
-        decoders: of `DECODERS`; each precision is measured with each of them.
-        backend: of our sampler.
-        num_pixels: drawn of each image; None is all, or a power of two of them when that would take over two minutes.
-        repeats: timed rounds.
-        device: where.
-        compare: measure transformers' ImageGPT too.
-        reference_precisions: of transformers; None is float32 and what else of `precisions` it knows.
-        reference_pixels: None times transformers over all pixels. Otherwise it is timed over five stretches of so many
-            pixels, evenly spread from the first to the last, with keys and values of the pixels before put where they
-            would be; the time of a step is interpolated between the middles of the stretches and summed.
-        memory: whether to measure memory, in processes of their own.
-
-    Raises: ValueError, naming the field, for values outside these ranges.
-    """
-
-    model: str
-    batches: Sequence[int] = (1,)
-    precisions: Sequence[str] = ("float32",)
-    decoders: Sequence[str] = ("sequential",)
-    backend: BackendOption = "auto"
-    num_pixels: int | None = None
-    repeats: int = 3
-    device: str = "cpu"
-    compare: bool = True
-    reference_precisions: Sequence[str] | None = None
-    reference_pixels: int | None = None
-    memory: bool = True
-
-    def __post_init__(self) -> None:
-        checked = {
-            "batches": [ranges.BATCH.check("one of batches", one) for one in self.batches],
-            "repeats": ranges.REPEATS.check("repeats", self.repeats),
-            "num_pixels": ranges.PIXELS.check_if_given("num_pixels", self.num_pixels),
-            "reference_pixels": ranges.PIXELS.check_if_given("reference_pixels", self.reference_pixels),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-        _check_choices("precisions", self.precisions, PRECISIONS)
-        _check_choices("decoders", self.decoders, DECODERS)
-        if self.reference_precisions is not None:
-            _check_choices("reference_precisions", self.reference_precisions, tuple(DTYPES))
-        if len(set(self.batches)) < max(1, len(self.batches)):
-            raise ValueError(f"batches is {list(self.batches)}: give at least one, and each once")
-
-
-def _check_choices(name: str, values: Sequence[str], known: Sequence[str]) -> None:
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} is {list(values)}: give at least one, and each once")
-    for value in values:
-        if value not in known:
-            raise ValueError(f"{name} has {value!r}: choose from {', '.join(known)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """One contestant at one batch size.
-
-    Attributes:
-        who: "imagegpt" (our sampler) or "transformers" (its ImageGPT's `generate`).
-        precision: of the weights.
-        decoder: of our sampler.
-        batch: images drawn at once.
-        seconds: to draw such a batch, in each round.
-        ms_per_pixel: median time of a step, which draws one pixel of each image.
-        images_per_s: whole images at that pace.
-        floor_ms: the least time a step could take, on average over the pixels drawn, if nothing but memory counted.
-        share: of the read bandwidth that was used, `floor_ms / ms_per_pixel`.
-        peak_bytes: of memory while drawing; None where the system does not tell, or it was not asked.
-        held_bytes: what must be held of it: weights, and keys and values for the images.
-        speedup: over the fastest of transformers at this batch size: median, min and max over the rounds.
-        over_sequential: of the parallel decoder, how many times faster than the sequential one; likewise.
-        pixels_per_pass: of the parallel decoder, accepted of an image in a pass, on average.
-        run_lengths: likewise, how many passes fed how many positions.
-    """
-
-    who: Literal["imagegpt", "transformers"]
-    precision: str
-    decoder: str
-    batch: int
-    seconds: list[float]
-    ms_per_pixel: float
-    images_per_s: float
-    floor_ms: float
-    share: float
-    peak_bytes: int | None
-    held_bytes: int
-    speedup: dict[str, float] | None
-    over_sequential: dict[str, float] | None
-    pixels_per_pass: float | None
-    run_lengths: dict[int, int] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchResult:
-    """What was measured.
-
-    Attributes:
-        num_pixels: drawn of each image.
-        image_pixels: that an image has.
-        whole_s: about how long whole images would have taken, if fewer pixels were chosen for that reason.
-        read_bytes_per_s: of memory, "best" (the yardstick) and "median".
-        same_greedy_pixels: whether both libraries made the same likeliest pixels in float32; None if not compared.
-        same_parallel_images: whether both decoders drew the same pixels in float32; None if not both took part.
-        not_compared: why transformers is missing.
-        measurements: in the order measured.
-    """
-
-    num_pixels: int
-    image_pixels: int
-    whole_s: float | None
-    read_bytes_per_s: dict[str, float]
-    same_greedy_pixels: bool | None
-    same_parallel_images: bool | None
-    not_compared: str | None
-    measurements: list[Measurement]
-
-
-def run_benchmark(options: BenchOptions, report: Report | None = None) -> BenchResult:
-    """Measure drawing.
+def run_benchmark(options: BenchmarkOptions, on_progress: OnProgress | None = None) -> BenchmarkResult:
+    """Measure sampling.
 
     Args:
         options: what to measure.
-        report: told what is being done, and how many runs of how many are behind.
-    Raises: ValueError or OSError, in one sentence, if there is no such model, it cannot draw, or the sampler does not
-        offer the precision; MemoryError.
+        on_progress: called before each run with the current activity, and the number of runs done and in total.
+    Raises: ValueError or OSError if the model does not exist or cannot be sampled, or an option does not suit it;
+        MemoryError.
     """
-    config = config_of(options.model)
+    config = resolve_config(options.model)
     if options.num_pixels is not None and options.num_pixels > config.n_positions:
         raise ValueError(f"num_pixels is {options.num_pixels}: this model's images have {config.n_positions} pixels")
-    if options.reference_pixels is not None and options.reference_pixels >= (options.num_pixels or config.n_positions):
-        raise ValueError(f"reference_pixels is {options.reference_pixels}: five such stretches are no part of an image")
-    draws = {one: one.make(options.model, options.device) for one in _our_contestants(options)}
-    not_compared = None
-    if options.compare:
-        try:
-            draws |= _references(options)
-        except NotComparableError as error:
-            not_compared = str(error)
-    return _Run(options, config, draws, report or (lambda *_: None)).measure_all(not_compared)
-
-
-def _our_contestants(options: BenchOptions) -> list[Contestant]:
-    return [
-        Contestant(who="imagegpt", precision=precision, decoder=cast(DecoderName, decoder), backend=options.backend)
+    num_pixels = options.num_pixels or config.n_positions
+    if options.reference_pixels is not None and options.reference_pixels >= num_pixels:
+        raise ValueError(
+            f"reference_pixels is {options.reference_pixels}: it must be less than the {num_pixels} pixels of an image"
+        )
+    ours = [
+        Implementation(
+            library="imagegpt", precision=precision, decoder=cast(DecoderName, decoder), backend=options.backend
+        )
         for precision in options.precisions
         for decoder in options.decoders
     ]
+    runners = {implementation: implementation.load(options.model, options.device) for implementation in ours}
+    not_compared = None
+    if options.compare:
+        try:
+            runners |= _load_references(options)
+        except NotComparableError as error:
+            not_compared = str(error)
+    return _Benchmark(options, config, runners, on_progress or (lambda *_: None)).run(not_compared)
 
 
-def _references(options: BenchOptions) -> dict[Contestant, Draw]:
+def _load_references(options: BenchmarkOptions) -> dict[Implementation, Runner]:
     """transformers, with our weights."""
-    known = [one for one in dict.fromkeys(["float32", *options.precisions]) if one in DTYPES]
-    contestants = [Contestant(who="transformers", precision=one) for one in options.reference_precisions or known]
-    model = model_of(options.model, torch.float32, options.device)
-    return {one: one.make(model, options.device) for one in contestants}
+    supported = [name for name in dict.fromkeys(["float32", *options.precisions]) if name in DTYPES]
+    precisions = options.reference_precisions or supported
+    references = [Implementation(library="transformers", precision=precision) for precision in precisions]
+    model = load_or_init_model(options.model, torch.float32, options.device)
+    return {reference: reference.load(model, options.device) for reference in references}
 
 
-class _Run:
-    """The measuring itself, and the counting of runs for `report`."""
+class _Benchmark:
+    """The measurements, and their progress."""
 
     def __init__(
-        self, options: BenchOptions, config: ImageGPTConfig, draws: Mapping[Contestant, Draw], report: Report
+        self,
+        options: BenchmarkOptions,
+        config: ImageGPTConfig,
+        runners: Mapping[Implementation, Runner],
+        on_progress: OnProgress,
     ) -> None:
-        self.options, self.config, self.draws, self.report = options, config, draws, report
+        self.options, self.config, self.runners, self.on_progress = options, config, runners, on_progress
         self.num_pixels = options.num_pixels or config.n_positions
-        self.statistics: dict[tuple[Contestant, int], Statistics] = {}
-        num_tries = 0 if options.num_pixels else len(draws)
-        num_timed = (options.repeats + 1) * (len(draws) + 1)  # the reading of memory among them
-        num_processes = len(draws) if options.memory else 0
-        self.done, self.total = 0, (num_tries + num_timed + num_processes) * len(options.batches)
+        self.statistics: dict[tuple[Implementation, int], Statistics] = {}
+        num_trials = 0 if options.num_pixels else len(runners)
+        num_timed = (options.repeats + 1) * (len(runners) + 1)  # one more for the read bandwidth
+        num_subprocesses = len(runners) if options.memory else 0
+        self.num_done, self.total = 0, (num_trials + num_timed + num_subprocesses) * len(options.batches)
 
-    def measure_all(self, not_compared: str | None) -> BenchResult:
-        whole_s = None if self.options.num_pixels else self._choose_pixels()
-        same_greedy, same_parallel = self._same_greedy_pixels(), self._same_parallel_images()
-        reader = timing.MemoryReader(self.options.device)
-        times = {batch: self._time(batch, reader) for batch in self.options.batches}
-        rates = reader.bytes_per_s()
+    def run(self, not_compared: str | None) -> BenchmarkResult:
+        estimated_full_s = None if self.options.num_pixels else self._limit_pixels()
+        greedy_match, decoders_match = self._greedy_pixels_match(), self._decoders_match()
+        bandwidth = timing.ReadBandwidth(self.options.device)
+        times = {batch: self._time(batch, bandwidth) for batch in self.options.batches}
+        bytes_per_s = bandwidth.bytes_per_s()
         measurements = [
-            self._measurement(contestant, batch, of_batch, rates["best"])
-            for batch, of_batch in times.items()
-            for contestant in self.draws
+            self._measurement(implementation, batch, batch_times, bytes_per_s["best"])
+            for batch, batch_times in times.items()
+            for implementation in self.runners
         ]
-        return BenchResult(
+        return BenchmarkResult(
             num_pixels=self.num_pixels,
             image_pixels=self.config.n_positions,
-            whole_s=whole_s,
-            read_bytes_per_s=rates,
-            same_greedy_pixels=same_greedy,
-            same_parallel_images=same_parallel,
+            estimated_full_s=estimated_full_s,
+            read_bytes_per_s=bytes_per_s,
+            greedy_pixels_match=greedy_match,
+            decoders_match=decoders_match,
             not_compared=not_compared,
             measurements=measurements,
         )
 
-    def _start(self, what: str, batch: int) -> None:
-        self.report(f"{what}, {batch} image{'' if batch == 1 else 's'}", self.done, self.total)
-        self.done += 1
+    def _report(self, activity: str, batch: int) -> None:
+        self.on_progress(f"{activity}, {batch} image{'' if batch == 1 else 's'}", self.num_done, self.total)
+        self.num_done += 1
 
-    def _same_greedy_pixels(self) -> bool | None:
-        """Whether both libraries draw the same likeliest pixels in float32; ours as it is measured, if it is."""
-        drawn = [self.draws[one] for one in self.draws if one.precision == "float32"]
-        if not any(isinstance(draw, TheirDraw) for draw in drawn):
+    def _greedy_pixels_match(self) -> bool | None:
+        """Whether both libraries produce the same greedy pixels in float32."""
+        runners = [runner for one, runner in self.runners.items() if one.precision == "float32"]
+        if not any(isinstance(runner, TransformersRunner) for runner in runners):
             return None
-        if not any(isinstance(draw, OurDraw) for draw in drawn):
-            plain = Contestant(who="imagegpt", precision="float32")
-            drawn.append(plain.make(self.options.model, self.options.device))
-        return same_greedy_pixels(drawn, min(2 * _NUM_TRIED_PIXELS, self.config.n_positions))
+        if not any(isinstance(runner, ImageGPTRunner) for runner in runners):
+            ours = Implementation(library="imagegpt", precision="float32")
+            runners.append(ours.load(self.options.model, self.options.device))
+        return greedy_pixels_match(runners, min(2 * _NUM_TRIAL_PIXELS, self.config.n_positions))
 
-    def _same_parallel_images(self) -> bool | None:
-        ours = [draw for one, draw in self.draws.items() if (one.who, one.precision) == ("imagegpt", "float32")]
+    def _decoders_match(self) -> bool | None:
+        """Whether both decoders sample the same pixels in float32."""
+        ours = [run for one, run in self.runners.items() if (one.library, one.precision) == ("imagegpt", "float32")]
         if len(ours) < len(DECODERS):
             return None
         num_pixels = min(self.num_pixels, _NUM_COMPARED_PIXELS)
-        first, second = (draw(self.options.batches[0], num_pixels) for draw in ours)
+        first, second = (runner(self.options.batches[0], num_pixels) for runner in ours)
         return torch.equal(first, second)
 
-    def _choose_pixels(self) -> float | None:
-        """Try a few pixels; if whole images would take too long, settle for fewer and tell how long."""
-        few, whole_s = min(_NUM_TRIED_PIXELS, self.config.n_positions), 0.0
+    def _limit_pixels(self) -> float | None:
+        """Sample a few pixels; if whole images would take too long, reduce `num_pixels` and return the estimate."""
+        num_pixels, full_s = min(_NUM_TRIAL_PIXELS, self.config.n_positions), 0.0
         for batch in self.options.batches:
-            for contestant, draw in self.draws.items():
-                self._start(f"trying {contestant}", batch)
-                draw(batch, few)
-                pixel_s = timing.seconds_of(lambda draw=draw, batch=batch: draw(batch, few)) / few
-                # Ours draw whole images to warm up and for memory, too.
-                num_runs = self.options.repeats + (2 if contestant.who == "imagegpt" else 0)
-                whole_s += pixel_s * self.config.n_positions * num_runs
-        if whole_s <= _BUDGET_S:
+            for implementation, runner in self.runners.items():
+                self._report(f"trying {implementation}", batch)
+                runner(batch, num_pixels)
+                trial_s = timing.time_call(lambda runner=runner, batch=batch: runner(batch, num_pixels))
+                # Ours also samples whole images to warm up, and to measure memory.
+                num_runs = self.options.repeats + (2 if implementation.library == "imagegpt" else 0)
+                full_s += trial_s / num_pixels * self.config.n_positions * num_runs
+        if full_s <= _MAX_TOTAL_S:
             return None
-        affordable = int(self.config.n_positions * _BUDGET_S / whole_s)
-        self.num_pixels = max(few, 1 << max(affordable, 1).bit_length() - 1)
-        return whole_s
+        affordable = int(self.config.n_positions * _MAX_TOTAL_S / full_s)
+        self.num_pixels = max(num_pixels, 1 << max(affordable, 1).bit_length() - 1)
+        return full_s
 
-    def _time(self, batch: int, reader: timing.MemoryReader) -> dict[str, list[float]]:
-        runs: dict[str, Callable[[], Any]] = {"reading memory": reader}
+    def _time(self, batch: int, bandwidth: timing.ReadBandwidth) -> dict[str, list[float]]:
+        runs: dict[str, Callable[[], Any]] = {"read bandwidth": bandwidth}
         warm_ups: dict[str, Callable[[], Any]] = {}
-        few = min(_NUM_TRIED_PIXELS, self.num_pixels)
-        for contestant, draw in self.draws.items():
-            runs[str(contestant)] = self._run(contestant, draw, batch)
-            if contestant.who == "transformers":  # which is slow, and has nothing to build
-                warm_ups[str(contestant)] = lambda draw=draw: draw(batch, few)
-        return timing.measure(runs, self.options.repeats, lambda what: self._start(what, batch), warm_ups)
+        num_pixels = min(_NUM_TRIAL_PIXELS, self.num_pixels)
+        for implementation, runner in self.runners.items():
+            runs[str(implementation)] = self._timed_run(implementation, runner, batch)
+            if implementation.library == "transformers":  # slow, and with nothing to compile
+                warm_ups[str(implementation)] = lambda runner=runner: runner(batch, num_pixels)
+        return timing.measure(runs, self.options.repeats, lambda activity: self._report(activity, batch), warm_ups)
 
-    def _run(self, contestant: Contestant, draw: Draw, batch: int) -> Callable[[], timing.Seconds]:
-        """What is timed: drawing a batch, or several in turn if that is quick."""
-        if isinstance(draw, TheirDraw) and self.options.reference_pixels is not None:
-            length = self.options.reference_pixels
-            return lambda: by_stretches(draw, batch, self.num_pixels, length)
-        self.statistics[contestant, batch] = Statistics()
-        seeds = itertools.count(step=_SEEDS_A_RUN)  # the same for all contestants in a round
+    def _timed_run(self, implementation: Implementation, runner: Runner, batch: int) -> Callable[[], timing.Seconds]:
+        """A function that samples a batch, repeatedly if that is quick, and returns the seconds per batch."""
+        if isinstance(runner, TransformersRunner) and self.options.reference_pixels is not None:
+            span_length = self.options.reference_pixels
+            return lambda: estimate_from_spans(runner, batch, self.num_pixels, span_length)
+        self.statistics[implementation, batch] = Statistics()
+        first_seeds = itertools.count(step=_SEEDS_PER_RUN)  # the same for all implementations in a round
 
         def run() -> timing.Seconds:
-            first_seed, elapsed, num_drawn = next(seeds), 0.0, 0
-            while elapsed < _LEAST_S or not num_drawn:
-                seed = first_seed + num_drawn * batch
-                elapsed += timing.seconds_of(lambda seed=seed: draw(batch, self.num_pixels, first_seed=seed))
-                num_drawn += 1
-                if isinstance(draw, OurDraw) and first_seed:  # not while warming up
-                    self.statistics[contestant, batch] += draw.statistics
-            return timing.Seconds(elapsed / num_drawn)
+            first_seed, elapsed, num_batches = next(first_seeds), 0.0, 0
+            while elapsed < _MIN_RUN_S or not num_batches:
+                seed = first_seed + num_batches * batch
+                elapsed += timing.time_call(lambda seed=seed: runner(batch, self.num_pixels, first_seed=seed))
+                num_batches += 1
+                if isinstance(runner, ImageGPTRunner) and first_seed:  # 0 is the warm-up
+                    self.statistics[implementation, batch] += runner.statistics
+            return timing.Seconds(elapsed / num_batches)
 
         return run
 
     def _measurement(
-        self, contestant: Contestant, batch: int, times: Mapping[str, list[float]], read_rate: float
+        self, implementation: Implementation, batch: int, times: Mapping[str, list[float]], bytes_per_s: float
     ) -> Measurement:
-        name, who, precision = str(contestant), contestant.who, contestant.precision
-        peak, draw = None, self.draws[contestant]
+        name, runner = str(implementation), self.runners[implementation]
+        peak_bytes = None
         if self.options.memory:
-            self._start(f"memory of {contestant}", batch)
-            peak = bytes_in_a_process(contestant, self.options.model, self.options.device, batch, self.num_pixels)
+            self._report(f"memory of {name}", batch)
+            peak_bytes = peak_bytes_in_subprocess(
+                implementation, self.options.model, self.options.device, batch, self.num_pixels
+            )
         step_s = statistics.median(times[name]) / self.num_pixels
-        floor_s = statistics.fmean(draw.step_bytes(batch, pixel) for pixel in (0, self.num_pixels - 1)) / read_rate
-        theirs = [other for other in times if other.startswith("transformers")]
-        best = min(theirs, key=lambda other: statistics.median(times[other]), default=None)
-        is_parallel, sequential = contestant.decoder == "parallel", name.removesuffix(" parallel")
-        seen = self.statistics.get((contestant, batch)) if is_parallel else None
+        step_bytes = statistics.fmean(runner.step_bytes(batch, pixel) for pixel in (0, self.num_pixels - 1))
+        references = [other for other in times if other.startswith("transformers")]
+        fastest = min(references, key=lambda other: statistics.median(times[other]), default=None)
+        is_ours = implementation.library == "imagegpt"
+        is_parallel, sequential = implementation.decoder == "parallel", name.removesuffix(" parallel")
+        has_sequential = is_parallel and sequential in times
+        decoding = self.statistics.get((implementation, batch)) if is_parallel else None
         return Measurement(
-            who=who,
-            precision=precision,
-            decoder=contestant.decoder,
+            library=implementation.library,
+            precision=implementation.precision,
+            decoder=implementation.decoder,
             batch=batch,
             seconds=times[name],
             ms_per_pixel=1e3 * step_s,
             images_per_s=batch / (step_s * self.config.n_positions),
-            floor_ms=1e3 * floor_s,
-            share=floor_s / step_s,
-            peak_bytes=peak,
-            held_bytes=draw.weight_bytes + draw.cache_bytes(batch, self.num_pixels),
-            speedup=timing.ratio(times, best, name) if best is not None and who == "imagegpt" else None,
-            over_sequential=timing.ratio(times, sequential, name) if is_parallel and sequential in times else None,
-            pixels_per_pass=None if seen is None else seen.pixels_per_pass,
-            run_lengths=None if seen is None else dict(sorted(seen.lengths.items())),
+            roofline_ms=1e3 * step_bytes / bytes_per_s,
+            bandwidth_fraction=step_bytes / bytes_per_s / step_s,
+            peak_bytes=peak_bytes,
+            weight_and_cache_bytes=runner.weight_bytes + runner.cache_bytes(batch, self.num_pixels),
+            speedup=timing.speedup(times, fastest, name) if is_ours and fastest is not None else None,
+            speedup_over_sequential=timing.speedup(times, sequential, name) if has_sequential else None,
+            pixels_per_pass=None if decoding is None else decoding.pixels_per_pass,
+            passes_by_length=None if decoding is None else dict(sorted(decoding.passes_by_length.items())),
         )
 
 
-def by_stretches(draw: TheirDraw, batch: int, num_pixels: int, length: int) -> timing.Seconds:
-    """About how long drawing takes, see `BenchOptions.reference_pixels`."""
-    last = num_pixels - length - 1
-    starts = [round(last * index / (_NUM_STRETCHES - 1)) for index in range(_NUM_STRETCHES)]
-    step_s = [draw.step_s(batch, start, length) for start in starts]
-    middles = [start + (length + 1) / 2 for start in starts]
-    return timing.Seconds(np.interp(np.arange(num_pixels), middles, step_s).sum())
+def estimate_from_spans(runner: TransformersRunner, batch: int, num_pixels: int, span_length: int) -> timing.Seconds:
+    """Estimate the time to sample images, see `BenchmarkOptions.reference_pixels`."""
+    last_start = num_pixels - span_length - 1
+    starts = [round(last_start * index / (_NUM_SPANS - 1)) for index in range(_NUM_SPANS)]
+    step_s = [runner.step_s(batch, start, span_length) for start in starts]
+    centres = [start + (span_length + 1) / 2 for start in starts]
+    return timing.Seconds(np.interp(np.arange(num_pixels), centres, step_s).sum())

@@ -1,4 +1,4 @@
-"""Fair timing of several contestants in one run, and the facts that make a result reproducible."""
+"""Fair timing of several functions, read bandwidth, and the environment that makes a result reproducible."""
 
 import platform
 import statistics
@@ -6,105 +6,104 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from imagegpt import __version__
-
 
 class Seconds(float):
-    """What a contestant returns that measures its own time."""
+    """The return value of a function that measures its own time."""
 
 
 def measure(
-    contestants: Mapping[str, Callable[[], Any]],
+    functions: Mapping[str, Callable[[], Any]],
     repeats: int,
     on_run: Callable[[str], None] | None = None,
     warm_ups: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round.
+    """Return the seconds of each function in each round.
 
-    Each runs once to warm up; then they take turns, so that a drift of the machine's speed falls on all alike.
+    Each function runs once to warm up, then once per round, so that changes in the machine's speed affect all alike.
 
     Args:
-        contestants: what to run, by name; one that returns `Seconds` is taken at its word.
+        functions: by name; if one returns `Seconds`, those count.
         repeats: timed rounds.
-        on_run: called before each run with what it is.
-        warm_ups: what some of them do instead to warm up.
+        on_run: called with a description before each run.
+        warm_ups: replacements for the warm-up of some functions.
     """
-    first = {**contestants, **(warm_ups or {})}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
-        for name, run in (contestants if turn else first).items():
+    first_round = {**functions, **(warm_ups or {})}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_index in range(repeats + 1):
+        for name, function in (functions if round_index else first_round).items():
             if on_run is not None:
-                on_run(f"round {turn} of {repeats}: {name}" if turn else f"warming up: {name}")
-            elapsed = seconds_of(run)
-            if turn:
+                on_run(f"round {round_index} of {repeats}: {name}" if round_index else f"warming up: {name}")
+            elapsed = time_call(function)
+            if round_index:
                 seconds[name].append(elapsed)
     return seconds
 
 
-def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> dict[str, float]:
-    """How many times faster `fast` is: the median over rounds of the ratio within a round, and its extremes."""
+def speedup(seconds: Mapping[str, list[float]], slow: str, fast: str) -> dict[str, float]:
+    """How many times faster `fast` is than `slow` within a round: median, min and max over the rounds."""
     ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-class MemoryReader:
-    """A contestant that does nothing but read memory, several times a run, with all threads or the whole GPU.
+class ReadBandwidth:
+    """Measures read bandwidth: each call sums a large tensor several times, with all threads or the whole GPU.
 
     Args:
-        device: whose memory.
-        num_bytes: read each time; by default far more than any processor's caches hold.
+        device: of the memory.
+        num_bytes: size of the tensor; the default is far larger than CPU caches.
     """
 
     def __init__(self, device: str, num_bytes: int = 1 << 29) -> None:
-        self._numbers = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+        self._tensor = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
         self._rates: list[float] = []
 
     def __call__(self) -> None:
-        """Read."""
+        """Measure."""
         for _ in range(5):
-            self._rates.append(self._numbers.nbytes / seconds_of(self._numbers.sum))
+            self._rates.append(self._tensor.nbytes / time_call(self._tensor.sum))
 
     def bytes_per_s(self) -> dict[str, float]:
-        """What it reached so far: "best", which is the yardstick, and "median"."""
+        """The "best" and the "median" of all measurements."""
         return {"best": max(self._rates), "median": statistics.median(self._rates)}
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
-    """How long a call takes, or what it returns if these are `Seconds`; a GPU is waited for."""
+def time_call(function: Callable[[], Any]) -> float:
+    """The duration of a call, GPU work included; or its return value if that is `Seconds`."""
     start = time.perf_counter()
-    result = run()
+    result = function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return result if isinstance(result, Seconds) else time.perf_counter() - start
 
 
 def environment(command: str) -> dict[str, Any]:
-    """What ran, on what, with which versions and how many threads.
+    """The command, versions, hardware and number of threads.
 
     Args:
-        command: the program's name, as it is to stand before its arguments.
+        command: the name of the program; its arguments are added.
     """
     return {
         "command": " ".join([command, *sys.argv[1:]]),
-        "imagegpt": __version__,
+        "imagegpt": version("imagegpt"),
         "commit": _commit(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "libc": " ".join(platform.libc_ver()).strip(),  # whose allocator decides how much memory lies idle
+        "libc": " ".join(platform.libc_ver()).strip(),  # its allocator affects memory
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this file is part of; None for an installed package, wherever it lies."""
+    """The commit of the checkout that contains this file; None for an installed package, even inside a checkout."""
     try:
         _git("ls-files", "--error-unmatch", "../__init__.py")
         return _git("describe", "--always", "--dirty")

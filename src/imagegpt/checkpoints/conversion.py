@@ -1,4 +1,4 @@
-"""Folders as transformers writes them from OpenAI's checkpoints and from older folders, and back."""
+"""Conversion of OpenAI checkpoints and older transformers folders to current folders, and export to OpenAI's format."""
 
 import re
 import time
@@ -13,16 +13,16 @@ from imagegpt.checkpoints.loading import load_config, load_model, load_processor
 from imagegpt.checkpoints.openai import OpenAIModel, from_openai, to_openai
 from imagegpt.checkpoints.registry import MODEL_CARD
 from imagegpt.checkpoints.saving import save_folder
-from imagegpt.checkpoints.tensor_bundle import TensorBundle, read_bundle, shard_path, write_bundle
+from imagegpt.checkpoints.tensor_bundle import TensorBundle, index_path, read_bundle, shard_path, write_bundle
 from imagegpt.config import ImageGPTConfig
-from imagegpt.files.atomic import final_name
-from imagegpt.files.checksums import sha256_of
-from imagegpt.files.locks import locked_name
+from imagegpt.files.atomic import target_name
+from imagegpt.files.checksums import file_sha256
+from imagegpt.files.locks import creation_lock
 from imagegpt.images.palette import ColorPalette
 from imagegpt.images.processor import ImageGPTImageProcessor
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
-CLASSIFIER = "classifier"  # the folder beside the weights, where a checkpoint has a head for classes
+CLASSIFIER = "classifier"  # subfolder for the classifier, if a checkpoint has one
 
 _CARD = """---
 library_name: imagegpt
@@ -42,15 +42,15 @@ Converted from a checkpoint of OpenAI's code by `{command}` on {date}. No number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What was found in a checkpoint.
+class ConversionResult:
+    """The result of converting an OpenAI checkpoint.
 
     Attributes:
         config: of the model.
-        num_parameters: of it.
-        step: updates that were made, if it is known.
-        num_classes: of its head for classes, 0 if there is none.
-        ignored: variables that are not the model's.
+        num_parameters: of the model.
+        step: number of training steps, or None if unknown.
+        num_classes: of the classifier, 0 if there is none.
+        ignored: names of variables that are not weights.
     """
 
     config: ImageGPTConfig
@@ -58,6 +58,16 @@ class Converted:
     step: int | None
     num_classes: int
     ignored: list[str] = field(default_factory=list)
+
+    @property
+    def objective(self) -> Literal["ar", "bert"]:
+        """The objective of the checkpoint: "ar" or "bert"."""
+        return "ar" if self.config.is_causal else "bert"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result for `--json`."""
+        names = ("objective", "num_parameters", "step", "num_classes", "ignored")
+        return {name: getattr(self, name) for name in names}
 
 
 def convert_openai(
@@ -68,123 +78,131 @@ def convert_openai(
     objective: Literal["ar", "bert"] | None = None,
     biases: bool = False,
     command: str = "imagegpt convert openai",
-) -> Converted:
-    """Turn a checkpoint of OpenAI's code into a folder that loads like any other.
+) -> ConversionResult:
+    """Convert a checkpoint of OpenAI's code to a folder that loads here and in transformers.
 
     Args:
         prefix: of its files, without `.index`.
         out: an empty folder.
         palette: the colours it was trained with.
-        objective: what it was trained for; None takes what its variables say, another answer than theirs is refused.
-        biases: give the projections biases of zeros, so that transformers' ImageGPT loads it without a warning.
-        command: for the card.
-    Raises: ValueError or OSError, in one sentence, if it is damaged, of another model, or does not fit the palette.
+        objective: the expected objective; None accepts either.
+        biases: add biases of zeros to the projections, so that transformers' ImageGPT loads it without a warning.
+        command: for the model card.
+    Raises: ValueError or OSError, in one sentence, if it is damaged, of another model, has another objective, or does
+        not match the palette.
     """
     bundle = read_bundle(prefix)
-    found = from_openai(bundle, biases=biases)
-    config, kind = found.config, "ar" if found.config.is_causal else "bert"
-    if objective not in (None, kind):
-        why = {
-            "ar": "it has a start token, model/sos, as autoregressive ones have",
-            "bert": "it has no start token, model/sos",
-        }
-        raise ValueError(
-            f"{prefix} is no checkpoint for the objective {objective!r}: {why[kind]}, use --objective {kind}"
-        )
-    if palette.num_colors != config.num_colors:
-        raise ValueError(
-            f"the palette has {palette.num_colors} colours and {prefix} {config.num_colors}: give the one that it was "
-            "trained with"
-        )
-    side = round(config.n_positions**0.5)
-    if side**2 != config.n_positions:
-        raise ValueError(f"{prefix} has {config.n_positions} positions, which is no square image")
-    processor = ImageGPTImageProcessor(palette, size=side)
-    _save(ImageGPTForCausalImageModeling, config, found.weights, processor, out)
-    if found.classifier is not None:
-        _save_classifier(found, processor, out / CLASSIFIER)
-    converted = Converted(
-        config=config,
-        num_parameters=sum(weight.numel() for weight in found.weights.values()),
-        step=found.step,
-        num_classes=0 if found.classifier is None else len(found.classifier),
-        ignored=found.ignored,
+    model = from_openai(bundle, biases=biases)
+    result = ConversionResult(
+        config=model.config,
+        num_parameters=sum(weight.numel() for weight in model.weights.values()),
+        step=model.step,
+        num_classes=0 if model.classifier is None else len(model.classifier),
+        ignored=model.ignored,
     )
-    (out / MODEL_CARD).write_text(_card(bundle, converted, command), encoding="utf-8")
-    return converted
+    if objective is not None:
+        _check_objective(prefix, result.objective, objective)
+    processor = _square_processor(prefix, model.config, palette)
+    _save(ImageGPTForCausalImageModeling, model.config, model.weights, processor, out)
+    if model.classifier is not None:
+        _save_classifier(model, processor, out / CLASSIFIER)
+    (out / MODEL_CARD).write_text(_model_card(bundle, result, command), encoding="utf-8")
+    return result
 
 
-def convert_folder(folder: Path, out: Path) -> ImageGPTConfig:
-    """Write a folder of transformers, of any age, as one of today: safetensors, one file, a processor, all settings.
+def convert_transformers(folder: Path, out: Path) -> ImageGPTConfig:
+    """Convert a folder of any transformers version to the current format: one safetensors file, a processor.
 
     Args:
-        folder: with `model.safetensors`, whole or sharded, or `pytorch_model.bin`, of float32 or half precision.
+        folder: with `model.safetensors`, possibly sharded, or `pytorch_model.bin`, in float32 or half precision.
         out: an empty folder.
-    Raises: ValueError or OSError, in one sentence, if something is missing, damaged or does not fit.
+    Raises: ValueError or OSError, in one sentence, if a file is missing, damaged or inconsistent.
     """
     config = load_config(folder)
     processor = load_processor(folder, config)
-    classify = any("Classification" in name for name in config.architectures or ())
-    kind: Any = ImageGPTForImageClassification if classify else ImageGPTForCausalImageModeling
-    stored = getattr(config, "dtype", None) or torch.float32
-    save_folder(load_model(folder, kind, dtype=stored), processor, out)
+    is_classifier = any("Classification" in name for name in config.architectures or ())
+    model_class: Any = ImageGPTForImageClassification if is_classifier else ImageGPTForCausalImageModeling
+    dtype = getattr(config, "dtype", None) or torch.float32
+    save_folder(load_model(folder, model_class, dtype=dtype), processor, out)
     return config
 
 
 def export_openai(folder: Path, prefix: Path, *, num_shards: int = 1) -> list[str]:
-    """Write a model as a checkpoint that OpenAI's code reads.
+    """Export a model to a checkpoint that OpenAI's code can load.
 
     Args:
         folder: of the model.
         prefix: of the files to write.
-        num_shards: data files.
+        num_shards: number of data files.
     Returns: the names of the variables.
-    Raises: ValueError, in one sentence, for what their code cannot compute, or if another process writes the same;
-        OSError if it cannot be written.
+    Raises: ValueError, in one sentence, if OpenAI's code does not support the model, or another process writes the same
+        checkpoint; OSError if it cannot be written.
     """
     model = load_model(folder)
     variables = to_openai(model.config, model.state_dict())
-    own = re.compile(rf"{re.escape(prefix.name)}\.(index|data-\d{{5}}-of-\d{{5}})")
-    with locked_name(prefix):
-        for path in prefix.parent.iterdir():  # what a process that was killed left half written
-            if final_name(path.name) != path.name and own.fullmatch(final_name(path.name)):
+    ours = re.compile(rf"{re.escape(prefix.name)}\.(index|data-\d{{5}}-of-\d{{5}})")
+    with creation_lock(prefix):
+        for path in prefix.parent.iterdir():  # temporary files of a killed process
+            if target_name(path.name) != path.name and ours.fullmatch(target_name(path.name)):
                 path.unlink()
         write_bundle(prefix, variables, num_shards)
     return sorted(variables)
 
 
+def _check_objective(prefix: Path, actual: str, expected: str) -> None:
+    if actual != expected:
+        reason = {
+            "ar": "it has a start token, model/sos, as autoregressive ones have",
+            "bert": "it has no start token, model/sos",
+        }[actual]
+        raise ValueError(
+            f"{prefix} is not a checkpoint for the objective {expected!r}: {reason}, use --objective {actual}"
+        )
+
+
+def _square_processor(prefix: Path, config: ImageGPTConfig, palette: ColorPalette) -> ImageGPTImageProcessor:
+    if palette.num_colors != config.num_colors:
+        raise ValueError(
+            f"the palette has {palette.num_colors} colours and {prefix} {config.num_colors}: give the palette it was "
+            "trained with"
+        )
+    side = round(config.n_positions**0.5)
+    if side**2 != config.n_positions:
+        raise ValueError(f"{prefix} has {config.n_positions} positions, which is not a square image")
+    return ImageGPTImageProcessor(palette, size=side)
+
+
 def _save(
-    kind: Any, config: ImageGPTConfig, weights: dict[str, Tensor], processor: ImageGPTImageProcessor, out: Path
+    model_class: Any, config: ImageGPTConfig, weights: dict[str, Tensor], processor: ImageGPTImageProcessor, out: Path
 ) -> None:
     with torch.device("meta"):
-        model = kind(config)
+        model = model_class(config)
     model.load_state_dict(weights, assign=True)
     save_folder(model, processor, out)
 
 
-def _save_classifier(found: OpenAIModel, processor: ImageGPTImageProcessor, out: Path) -> None:
-    assert found.classifier is not None
+def _save_classifier(model: OpenAIModel, processor: ImageGPTImageProcessor, out: Path) -> None:
+    assert model.classifier is not None
     config = ImageGPTConfig.from_dict(
-        {**found.config.to_dict(), "num_labels": len(found.classifier), "shift_inputs": True}
+        {**model.config.to_dict(), "num_labels": len(model.classifier), "shift_inputs": True}
     )
-    weights = {name: weight for name, weight in found.weights.items() if not name.startswith("lm_head.")}
-    _save(ImageGPTForImageClassification, config, {**weights, "score.weight": found.classifier}, processor, out)
+    weights = {name: weight for name, weight in model.weights.items() if not name.startswith("lm_head.")}
+    _save(ImageGPTForImageClassification, config, {**weights, "score.weight": model.classifier}, processor, out)
 
 
-def _card(bundle: TensorBundle, converted: Converted, command: str) -> str:
+def _model_card(bundle: TensorBundle, result: ConversionResult, command: str) -> str:
     prefix = bundle.prefix
-    paths = [prefix.with_name(prefix.name + ".index")]
+    paths = [index_path(prefix)]
     paths += [shard_path(prefix, shard, bundle.num_shards) for shard in range(bundle.num_shards)]
-    rows = [f"| {path.name} | {path.stat().st_size:,} | {sha256_of(path)} |" for path in paths]
-    causal = converted.config.is_causal
+    rows = [f"| {path.name} | {path.stat().st_size:,} | {file_sha256(path)} |" for path in paths]
     return _CARD.format(
         title=f"ImageGPT from {prefix.name}",
-        kind="Autoregressive" if causal else "Bidirectional (BERT)",
-        config=converted.config,
-        parameters=converted.num_parameters,
-        step="" if converted.step is None else f", after {converted.step:,} updates",
+        kind="Autoregressive" if result.config.is_causal else "Bidirectional (BERT)",
+        config=result.config,
+        parameters=result.num_parameters,
+        step="" if result.step is None else f", after {result.step:,} training steps",
         command=command,
         date=time.strftime("%Y-%m-%d"),
-        biases="; the biases, which the original has not, are zero" if converted.config.use_bias else "",
+        biases="; the biases, which the original does not have, are zero" if result.config.use_bias else "",
         files="\n".join(rows),
     )

@@ -1,10 +1,10 @@
-"""Fetching a file over https: resumed where it was cut, bounded in size, its checksum verified if the server sends one.
+"""Download of a file over HTTPS: resumable, limited in size, with its checksum verified if the server sends one.
 
-    FOLDER/NAME.part         what has come so far
-    FOLDER/NAME.part.json    of which version of the file, by its ETag
-    FOLDER/NAME              all of it
+    FOLDER/NAME.part         the bytes received so far
+    FOLDER/NAME.part.json    the ETag of the version they belong to
+    FOLDER/NAME              the complete file
 
-Only https is spoken, and http to this machine, whatever a server redirects to.
+Only HTTPS is allowed, and HTTP to this machine; redirects too.
 """
 
 import base64
@@ -21,165 +21,168 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-_TRIES = 5  # without a byte in between
+_MAX_ATTEMPTS = 5  # in a row without a new byte
 _TIMEOUT_S = 60
-_PIECE = 1 << 18
+_CHUNK_BYTES = 1 << 18
 
 Progress = Callable[[str, int, int], None]
 
 
-def check_address(address: str) -> None:
-    """See that an address is one of https, or of http on this machine.
+def check_url(url: str) -> None:
+    """Check that a URL is HTTPS, or HTTP to this machine.
 
     Raises: ValueError if not.
     """
-    if not _is_allowed(address):
-        raise ValueError(f"the address is {address!r:.200}: give one of https://, or of http:// on this machine")
+    if not _is_allowed(url):
+        raise ValueError(f"the URL is {url!r:.200}: give https://, or http:// to this machine")
 
 
-def fetch(address: str, path: Path, limit: int, progress: Progress, pause_s: float) -> None:
-    """Fetch a file, going on as often as it is cut while something comes.
+def download_file(url: str, path: Path, max_bytes: int, progress: Progress, retry_delay_s: float) -> None:
+    """Download a file, retrying and resuming as long as new bytes arrive.
 
     Args:
-        address: of the file.
-        path: where to put it; its folder must exist.
-        limit: bytes, more of which are not taken.
-        progress: called with the file's name, the bytes that are there and the bytes there will be.
-        pause_s: before the address is tried again, doubled each time.
-    Raises: ConnectionError if the server cannot be reached, sends something else or too much; ValueError if what came
-        is damaged; OSError, the system's own, if it cannot be written.
+        url: of the file.
+        path: destination; its folder must exist.
+        max_bytes: limit on the file's size.
+        progress: called with the file's name, the bytes received and the total.
+        retry_delay_s: delay before the first retry, doubled each time.
+    Raises: ConnectionError if the server cannot be reached, or sends something unexpected or too large; ValueError if
+        the file is damaged; OSError, unchanged, if it cannot be written.
     """
-    tries = 0
+    attempts = 0
     while True:
-        before = _size(_part(path))
+        before = _size(_part_path(path))
         try:
-            _go_on(address, path, limit, progress)
+            _download_rest(url, path, max_bytes, progress)
             return
-        except _CutError as error:
-            tries = tries + 1 if _size(_part(path)) == before else 1
-            if tries >= _TRIES:
+        except _InterruptedError as error:
+            attempts = attempts + 1 if _size(_part_path(path)) == before else 1
+            if attempts >= _MAX_ATTEMPTS:
                 raise ConnectionError(
-                    f"{address} cannot be fetched ({error}): try again later, the same command goes on"
+                    f"cannot download {url} ({error}): try again later, the same command resumes"
                 ) from error
-            time.sleep(pause_s * 2 ** (tries - 1))
+            time.sleep(retry_delay_s * 2 ** (attempts - 1))
 
 
-class _CutError(Exception):
-    """The connection ended too early; what came is kept."""
+class _InterruptedError(Exception):
+    """Raised if the connection ends early; the bytes received stay."""
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to addresses that could have been given, but from elsewhere to this machine none."""
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to allowed URLs, but not from other machines to this one."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
-        if not _is_allowed(newurl) or (_is_here(newurl) and not _is_here(req.full_url)):
+        if not _is_allowed(newurl) or (_is_local(newurl) and not _is_local(req.full_url)):
             raise ConnectionError(
-                f"{req.full_url} redirects to {newurl:.200}, and only https is followed: use another --base"
+                f"{req.full_url} redirects to {newurl:.200}, but only https is followed: use another --base"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _is_allowed(address: str) -> bool:
-    scheme = urllib.parse.urlsplit(address).scheme
-    return scheme == "https" or (scheme == "http" and _is_here(address))
+def _is_allowed(url: str) -> bool:
+    scheme = urllib.parse.urlsplit(url).scheme
+    return scheme == "https" or (scheme == "http" and _is_local(url))
 
 
-def _is_here(address: str) -> bool:
-    """Whether an address is one of this machine's own."""
-    host = urllib.parse.urlsplit(address).hostname or ""
+def _is_local(url: str) -> bool:
+    """Whether a URL's host is this machine."""
+    host = urllib.parse.urlsplit(url).hostname or ""
     with contextlib.suppress(ValueError):
         return ip_address(host).is_loopback
     return host == "localhost"
 
 
-def _go_on(address: str, path: Path, limit: int, progress: Progress) -> None:
-    """Fetch what is missing of a file, and check it."""
-    part = _part(path)
-    have, tag = _size(part), _read_tag(part)
-    headers = {"User-Agent": "imagegpt"}
-    if have and tag:
-        headers |= {"Range": f"bytes={have}-", "If-Range": tag}
+def _download_rest(url: str, path: Path, max_bytes: int, progress: Progress) -> None:
+    """Download the missing bytes of a file, verify it, and move it to its destination."""
+    part = _part_path(path)
     try:
-        opener = urllib.request.build_opener(_Redirects)
-        with opener.open(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT_S) as answer:
-            begin, total = _announced(answer, have, address)
-            if total > limit:
-                raise ConnectionError(
-                    f"{address} has {total:,} bytes, and no more than {limit:,} are needed: use another --base"
-                )
-            with part.open("r+b" if begin else "wb") as file:
-                file.seek(begin)
-                file.truncate()
-                _write_tag(part, answer.headers.get("ETag"))  # now that nothing of another version is there
-                while piece := _read(answer, min(_PIECE, total - file.tell() + 1)):
-                    file.write(piece)
-                    progress(path.name, file.tell(), total)
-                    if file.tell() > total:
-                        raise ConnectionError(f"{address} sends more than the {total:,} bytes it announced: try again")
-            expected = answer.headers.get("Content-MD5")
+        total, md5 = _receive(url, part, max_bytes, lambda received, total: progress(path.name, received, total))
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # there is no such range: what is here is not the beginning of what is there
-            _forget(part)
-            raise _CutError("it has changed") from error
+        if error.code == 416:  # range not satisfiable: the partial file is of another version
+            _remove_part(part)
+            raise _InterruptedError("the file has changed") from error
         if error.code >= 500 or error.code == 429:
-            raise _CutError(f"{error.code} {error.reason}") from error
-        raise ConnectionError(
-            f"{address} cannot be fetched ({error.code} {error.reason}): check size and step"
-        ) from error
+            raise _InterruptedError(f"{error.code} {error.reason}") from error
+        raise ConnectionError(f"cannot download {url} ({error.code} {error.reason}): check size and step") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionResetError, EOFError) as error:
-        raise _CutError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+        raise _InterruptedError(str(getattr(error, "reason", error)) or type(error).__name__) from error
     if _size(part) < total:
-        raise _CutError(f"{_size(part):,} of {total:,} bytes came")
-    if expected is not None and _md5(part) != expected:
-        _forget(part)
-        raise ValueError(f"{address} came damaged, its checksum is wrong: the same command fetches it again")
+        raise _InterruptedError(f"received {_size(part):,} of {total:,} bytes")
+    if md5 is not None and _md5(part) != md5:
+        _remove_part(part)
+        raise ValueError(f"{url} arrived damaged, its checksum is wrong: the same command downloads it again")
     part.replace(path)
-    _forget(part)
+    _remove_part(part)
 
 
-def _read(answer: Any, num_bytes: int) -> bytes:
-    """Some bytes of an answer; the system's errors here are the network's, all others are the disk's."""
+def _receive(url: str, part: Path, max_bytes: int, progress: Callable[[int, int], None]) -> tuple[int, str | None]:
+    """Append the missing bytes to a partial file; return the total size and the server's MD5, if any."""
+    num_received, etag = _size(part), _read_etag(part)
+    headers = {"User-Agent": "imagegpt"}
+    if num_received and etag:
+        headers |= {"Range": f"bytes={num_received}-", "If-Range": etag}
+    opener = urllib.request.build_opener(_RedirectHandler)
+    with opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
+        start, total = _parse_range(response, num_received, url)
+        if total > max_bytes:
+            raise ConnectionError(
+                f"{url} has {total:,} bytes, but at most {max_bytes:,} are expected: use another --base"
+            )
+        with part.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            file.truncate()
+            _write_etag(part, response.headers.get("ETag"))  # only now that no bytes of another version remain
+            while chunk := _read_chunk(response, min(_CHUNK_BYTES, total - file.tell() + 1)):
+                file.write(chunk)
+                progress(file.tell(), total)
+                if file.tell() > total:
+                    raise ConnectionError(f"{url} sends more than the {total:,} bytes it announced: try again")
+        return total, response.headers.get("Content-MD5")
+
+
+def _read_chunk(response: Any, num_bytes: int) -> bytes:
+    """Read from a response; an OSError here comes from the network, elsewhere from the disk."""
     try:
-        return answer.read(num_bytes)
+        return response.read(num_bytes)
     except OSError as error:
-        raise _CutError(error.strerror or type(error).__name__) from error
+        raise _InterruptedError(error.strerror or type(error).__name__) from error
 
 
-def _announced(answer: Any, have: int, address: str) -> tuple[int, int]:
-    """Where the answer begins, and how long the whole file is."""
-    length = answer.headers.get("Content-Length")
-    if answer.status == 206:
-        unit, _, rest = answer.headers.get("Content-Range", "").partition(" ")
+def _parse_range(response: Any, num_received: int, url: str) -> tuple[int, int]:
+    """Return the offset at which the response starts, and the size of the whole file."""
+    length = response.headers.get("Content-Length")
+    if response.status == 206:
+        unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
         span, _, total = rest.partition("/")
-        if unit == "bytes" and span.partition("-")[0] == str(have) and total.isdecimal():
-            return have, int(total)
-        raise ConnectionError(f"{address} answers with another range than was asked for: use another --base")
+        if unit == "bytes" and span.partition("-")[0] == str(num_received) and total.isdecimal():
+            return num_received, int(total)
+        raise ConnectionError(f"{url} answers with another range than requested: use another --base")
     if length is None or not length.isdecimal():
-        raise ConnectionError(f"{address} does not say how long it is: use another --base")
+        raise ConnectionError(f"{url} does not announce its size: use another --base")
     return 0, int(length)
 
 
-def _part(path: Path) -> Path:
+def _part_path(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _tag_file(part: Path) -> Path:
+def _etag_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _read_tag(part: Path) -> str | None:
+def _read_etag(part: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads(_tag_file(part).read_text(encoding="utf-8"))["etag"]
+        return json.loads(_etag_path(part).read_text(encoding="utf-8"))["etag"]
     return None
 
 
-def _write_tag(part: Path, tag: str | None) -> None:
-    _tag_file(part).write_text(json.dumps({"etag": tag}), encoding="utf-8")
+def _write_etag(part: Path, etag: str | None) -> None:
+    _etag_path(part).write_text(json.dumps({"etag": etag}), encoding="utf-8")
 
 
-def _forget(part: Path) -> None:
+def _remove_part(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _tag_file(part).unlink(missing_ok=True)
+    _etag_path(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
@@ -189,6 +192,6 @@ def _size(path: Path) -> int:
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
     return base64.b64encode(digest.digest()).decode()

@@ -1,4 +1,4 @@
-"""Models on huggingface.co: fetching one into the hub's cache, and publishing one."""
+"""Models on huggingface.co: download into the hub's cache, and upload."""
 
 import errno
 import re
@@ -23,21 +23,21 @@ from imagegpt.checkpoints.registry import HUB_MODELS, MODEL_CARD
 from imagegpt.files.paths import cache_folder
 
 _SMALL_FILES = ["*.json", "*.npy", MODEL_CARD]
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubOptions(TypedDict, total=False):
-    """How files are fetched from the hub, under the names that transformers has for it.
+    """Options for downloads from the hub, with transformers' names.
 
     Attributes:
-        revision: branch, tag or commit; None is the newest.
-        cache_dir: where files are kept; None is the hub's own place, `~/.cache/huggingface/hub`, or, for a user without
-            a home, one beside our own cache.
-        force_download: fetch again what is there already.
-        local_files_only: use what is in the cache, and do not reach for the network.
-        token: a token of huggingface.co, for private and gated models; True or None is the one that 'hf auth login'
-            stored, False is none.
+        revision: branch, tag or commit; None is the main branch.
+        cache_dir: None is the hub's default, `~/.cache/huggingface/hub`, or, for a user without a home folder, a folder
+            next to our own cache.
+        force_download: download again even if the files are cached.
+        local_files_only: use the cache only, without network access.
+        token: of huggingface.co, for private and gated models; True or None uses the token stored by 'hf auth login',
+            False none.
     """
 
     revision: str | None
@@ -47,38 +47,38 @@ class HubOptions(TypedDict, total=False):
     token: str | bool | None
 
 
-def fetch(name: str, *, weights: bool = True, **options: Unpack[HubOptions]) -> Path:
-    """Download (or find in the cache) the files of a model; safetensors if there are any.
+def download_model(name: str, *, weights: bool = True, **options: Unpack[HubOptions]) -> Path:
+    """Download a model's files, unless they are cached; prefer safetensors.
 
     Args:
         name: on the hub, "owner/model".
-        weights: False fetches the configuration, the palette and the model card only.
-        **options: see `HubOptions`; each is used for every file.
-    Returns: the folder they are in, all of one commit.
-    Raises: ValueError if there is no such model or revision, or permission for it; ConnectionError if a file is neither
-        here nor to be had; OSError if it cannot be written.
+        weights: False downloads only the configuration, the palette and the model card.
+        **options: see `HubOptions`; they apply to every file.
+    Returns: their folder; all files are of one commit.
+    Raises: ValueError if there is no such model or revision, or no permission; ConnectionError if a file is not cached
+        and cannot be downloaded; OSError if it cannot be written.
     """
-    with _one_sentence(name, options):
-        folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES, **_known(options)))
-        if _COMMIT.fullmatch(folder.name):  # the branch may move before the weights are fetched
+    with _translate_errors(name, options):
+        folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES, **_drop_defaults(options)))
+        if _COMMIT.fullmatch(folder.name):  # the branch may move before the weights are downloaded
             options = {**options, "revision": folder.name}
         for pattern in ("*.safetensors", "*.bin"):
             if weights and (options.get("force_download") or not _has_weights(folder)):
-                snapshot_download(name, allow_patterns=[pattern], **_known(options))
+                snapshot_download(name, allow_patterns=[pattern], **_drop_defaults(options))
             if _has_weights(folder):
                 break
     return folder
 
 
-class PublishOptions(TypedDict, total=False):
-    """How a model is published.
+class UploadOptions(TypedDict, total=False):
+    """Options for uploads to the hub, with transformers' names.
 
     Attributes:
-        private: whether a new model is seen by its owner only; None is the owner's setting.
-        token: with the right to write; see `HubOptions`.
-        revision: the branch; None is the main one.
+        private: visibility of a new model; None is the owner's default.
+        token: with write permission; see `HubOptions`.
+        revision: the branch; None is the main branch.
         commit_message: None is "Upload an ImageGPT".
-        create_pr: propose the change instead of making it.
+        create_pr: open a pull request instead of committing.
     """
 
     private: bool | None
@@ -88,38 +88,39 @@ class PublishOptions(TypedDict, total=False):
     create_pr: bool
 
 
-def publish(name: str, folder: Path, *, card: str | None, **options: Unpack[PublishOptions]) -> str:
-    """Upload a folder as a model, which is made on the hub if it is not there.
+def upload_model(name: str, folder: Path, *, card: str | None, **options: Unpack[UploadOptions]) -> str:
+    """Upload a folder as a model, which is created on the hub if needed.
 
     Args:
         name: on the hub, "owner/model", or "model" for the owner of the token.
-        folder: what `save_pretrained` has written.
+        folder: written by `save_pretrained`.
         card: the text of the model card; None writes a short one, unless the model on the hub has a card.
-        **options: see `PublishOptions`.
-    Returns: the address of the commit.
-    Raises: ValueError if the name is none, or the token may not write there; ConnectionError without a connection.
+        **options: see `UploadOptions`.
+    Returns: the URL of the commit.
+    Raises: ValueError if the name is invalid, or the token lacks write permission; ConnectionError if the hub cannot be
+        reached.
     """
     api, revision = HfApi(token=options.get("token"), library_name="imagegpt"), options.get("revision")
-    with _one_sentence(name, {"revision": revision}, publishing=True):
+    with _translate_errors(name, {"revision": revision}, is_upload=True):
         repo = api.create_repo(name, private=options.get("private"), exist_ok=True).repo_id
         if card is None and not api.file_exists(repo, MODEL_CARD, revision=revision):
             card = str(_short_card(repo))
         if card is not None:
             (folder / MODEL_CARD).write_text(card, encoding="utf-8")
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
             revision=revision,
             commit_message=options.get("commit_message") or "Upload an ImageGPT",
             create_pr=options.get("create_pr", False),
         )
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
-def _known(options: HubOptions) -> HubOptions:
-    """Without those that are None: the hub has its own words for their defaults."""
+def _drop_defaults(options: HubOptions) -> HubOptions:
+    """Drop options that are None, so that the hub's own defaults apply; without a home folder, add a cache folder."""
     given = {key: value for key, value in options.items() if value is not None}
-    if HF_HUB_CACHE.startswith("~"):  # nobody knows this user's home, without which the hub's functions fail
+    if HF_HUB_CACHE.startswith("~"):  # there is no home folder: the hub's functions would fail
         given.setdefault("cache_dir", cache_folder() / "huggingface")
     return HubOptions(**given)  # pyright: ignore[reportArgumentType]
 
@@ -139,53 +140,53 @@ def _short_card(name: str) -> ModelCard:
 
 
 @contextmanager
-def _one_sentence(name: str, options: HubOptions, *, publishing: bool = False) -> Iterator[None]:
-    """Turn the hub's errors into one sentence each."""
+def _translate_errors(name: str, options: HubOptions, *, is_upload: bool = False) -> Iterator[None]:
+    """Translate the hub's errors to one sentence each."""
     revision = options.get("revision")
-    what = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    model = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     known = f"known are {', '.join(HUB_MODELS)}"
     try:
         yield
     except GatedRepoError:
         raise ValueError(
-            f"{what} needs permission on the hub: ask for it there and log in with 'hf auth login', or give a token"
+            f"{model} needs permission on the hub: request it there and log in with 'hf auth login', or give a token"
         ) from None
     except RepositoryNotFoundError:
-        if publishing:
-            raise ValueError(f"{what} cannot be made or reached on the hub: {_PERMISSION}") from None
+        if is_upload:
+            raise ValueError(f"{model} cannot be created or reached on the hub: {_PERMISSION}") from None
         raise ValueError(
-            f"there is no model {what} on the hub: {known}, and private ones need 'hf auth login' or a token"
+            f"there is no model {model} on the hub: {known}, and private ones need 'hf auth login' or a token"
         ) from None
     except RevisionNotFoundError:
-        raise ValueError(f"there is no model {what} on the hub: give an existing branch, tag or commit") from None
+        raise ValueError(f"there is no model {model} on the hub: give an existing branch, tag or commit") from None
     except HFValidationError as error:
-        raise ValueError(f"{what} is no name on the hub ({error}): {known}") from None
+        raise ValueError(f"{model} is not a valid name on the hub ({error}): {known}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
-        raise _unreachable(what, options, error, publishing) from error
+        raise _connection_error(model, options, error, is_upload) from error
     except OSError as error:
-        if error.errno not in _OF_DISKS:
+        if error.errno not in _DISK_ERRORS:
             raise
         raise OSError(
-            f"{what} cannot be kept on this machine ({error.strerror}): make room in the hub's cache, or set HF_HOME "
-            "to another place"
+            f"{model} cannot be stored on this machine ({error.strerror}): free some space in the hub's cache, or set "
+            "HF_HOME to another path"
         ) from error
 
 
-_PERMISSION = "log in with 'hf auth login', or give a token, that may write there"
+_PERMISSION = "log in with 'hf auth login', or give a token, with write permission"
 
 
-def _unreachable(what: str, options: HubOptions, error: Exception, publishing: bool) -> Exception:
+def _connection_error(model: str, options: HubOptions, error: Exception, is_upload: bool) -> Exception:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if publishing and status in (401, 403):
-        return ValueError(f"{what} cannot be written ({status}): {_PERMISSION}")
-    if publishing:
-        return ConnectionError(f"{what} cannot be written, huggingface.co cannot be reached: connect to the internet")
+    if is_upload and status in (401, 403):
+        return ValueError(f"cannot upload {model} ({status}): {_PERMISSION}")
+    if is_upload:
+        return ConnectionError(f"cannot upload {model}, huggingface.co cannot be reached: connect to the internet")
     if options.get("local_files_only"):
-        where = f"the cache {options['cache_dir']}" if options.get("cache_dir") else "the hub's cache"  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        cache = f"the cache {options['cache_dir']}" if options.get("cache_dir") else "the hub's cache"  # pyright: ignore[reportTypedDictNotRequiredAccess]
         return ConnectionError(
-            f"{what} is not in {where} and local_files_only is True: leave that out to fetch it, or give a folder"
+            f"{model} is not in {cache} and local_files_only is True: leave that out to download it, or give a folder"
         )
     return ConnectionError(
-        f"{what} is not on this machine and huggingface.co cannot be reached: connect to the internet, "
+        f"{model} is not on this machine and huggingface.co cannot be reached: connect to the internet, "
         "or give a bundled model or a folder"
     )

@@ -1,39 +1,39 @@
-"""Protocol buffers' wire format, as far as TensorFlow's checkpoints use it.
+"""The wire format of protocol buffers, as far as TensorFlow checkpoints use it.
 
-Source: https://protobuf.dev/programming-guides/encoding/. A message is a sequence of (number << 3 | kind, value); kind
-0 is a varint, 1 and 5 are eight and four bytes, 2 is a length and so many bytes. Fields that are not there are 0 or
-empty.
+Source: https://protobuf.dev/programming-guides/encoding/. A message is a sequence of (field number << 3 | wire type,
+value). Wire type 0 is a varint, 1 and 5 are eight and four bytes, 2 is a length followed by that many bytes. Missing
+fields are 0 or empty.
 """
 
 import struct
 from collections.abc import Iterable, Iterator
 
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
-_MOST_VARINT_BYTES = 10  # of 64 bits
+_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5  # wire types
+_MAX_VARINT_BYTES = 10  # of a 64-bit integer
 
 Value = int | bytes
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """An unsigned number of at most 64 bits, seven bits a byte, the lowest first; and the position behind it.
+    """Read an unsigned integer of at most 64 bits, seven bits per byte, lowest first; return it and the next position.
 
-    Raises: ValueError if there is none.
+    Raises: ValueError if it is cut short or too long.
     """
     number = 0
-    for index in range(_MOST_VARINT_BYTES):
+    for index in range(_MAX_VARINT_BYTES):
         if position + index >= len(data):
-            raise ValueError("a number is cut short")
+            raise ValueError("a varint is cut short")
         byte = data[position + index]
         number |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
             if number >> 64:
                 break
             return number, position + index + 1
-    raise ValueError("a number has more than 64 bits")
+    raise ValueError("a varint has more than 64 bits")
 
 
-def varint(number: int) -> bytes:
-    """What `read_varint` reads; numbers below 0 as 64 bits in two's complement."""
+def write_varint(number: int) -> bytes:
+    """Encode an integer; negative ones as 64 bits in two's complement."""
     number &= (1 << 64) - 1
     out = bytearray()
     while number >= 0x80:
@@ -43,51 +43,51 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-def signed(number: int) -> int:
-    """A 64-bit number that is meant to have a sign."""
+def to_signed(number: int) -> int:
+    """Reinterpret an unsigned 64-bit integer as a signed one."""
     return number - (1 << 64) if number >> 63 else number
 
 
 def read_fields(message: bytes) -> Iterator[tuple[int, Value]]:
-    """The fields of a message, as they come.
+    """Yield the fields of a message in order.
 
-    Yields: the field's number; a number, or bytes.
-    Raises: ValueError if this is no message.
+    Yields: the field's number, and its value, an integer or bytes.
+    Raises: ValueError if the message is damaged.
     """
     position = 0
     while position < len(message):
         tag, position = read_varint(message, position)
-        number, kind = tag >> 3, tag & 7
+        number, wire_type = tag >> 3, tag & 7
         if not number:
-            raise ValueError("a field has no number")
-        if kind == _VARINT:
+            raise ValueError("a field has the number 0")
+        if wire_type == _VARINT:
             value, position = read_varint(message, position)
             yield number, value
             continue
-        if kind == _BYTES:
+        if wire_type == _LEN:
             size, position = read_varint(message, position)
-        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
-            size = 8 if kind == _EIGHT_BYTES else 4
+        elif wire_type in (_I64, _I32):
+            size = 8 if wire_type == _I64 else 4
         else:
-            raise ValueError(f"a field is of the kind {kind}, which there is not")
+            raise ValueError(f"a field has the unknown wire type {wire_type}")
         content = message[position : position + size]
         if len(content) < size:
             raise ValueError("a field is cut short")
         position += size
-        yield number, content if kind == _BYTES else int.from_bytes(content, "little")
+        yield number, content if wire_type == _LEN else int.from_bytes(content, "little")
 
 
 def write_fields(fields: Iterable[tuple[int, Value]]) -> bytes:
-    """A message of numbers and bytes; fields that are 0 or empty are left out."""
+    """Encode a message of integers and bytes; integers that are 0 are left out."""
     out = bytearray()
     for number, value in fields:
         if isinstance(value, bytes):
-            out += varint(number << 3 | _BYTES) + varint(len(value)) + value
+            out += write_varint(number << 3 | _LEN) + write_varint(len(value)) + value
         elif value:
-            out += varint(number << 3 | _VARINT) + varint(value)
+            out += write_varint(number << 3 | _VARINT) + write_varint(value)
     return bytes(out)
 
 
 def fixed32(number: int, value: int) -> bytes:
-    """A field of four bytes."""
-    return varint(number << 3 | _FOUR_BYTES) + struct.pack("<I", value)
+    """Encode a four-byte field."""
+    return write_varint(number << 3 | _I32) + struct.pack("<I", value)

@@ -1,8 +1,8 @@
-"""The names a user may say for a model, the folders they stand for, and our classes behind transformers' `Auto...`.
+"""Model names and their folders, and registration of our classes with transformers' `Auto...` classes.
 
-A name is looked up in this order: a model bundled with the package, a folder, a name on the hub ("owner/model").
-Nothing is guessed: what is none of these is an error that lists what is known. This file imports torch and
-transformers only where they are needed, so that listing the models is quick.
+A name is resolved in this order: a model bundled with the package, a folder, a name on the hub ("owner/model").
+Anything else is an error that lists the known names. This module imports torch and transformers lazily, so that listing
+models is fast.
 """
 
 import difflib
@@ -33,9 +33,9 @@ class BundledModel:
     """A model that ships inside the package.
 
     Attributes:
-        name: what to call it.
+        name: to load it by.
         description: one line, the first sentence of its model card.
-        folder: where its files are.
+        folder: of its files.
     """
 
     name: str
@@ -45,12 +45,12 @@ class BundledModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a model is.
+    """The location of a model.
 
     Attributes:
-        name: what the user said.
-        kind: "bundled" or "folder", whose files are at hand, or "hub", whose files may have to be fetched.
-        folder: of the files; None on the hub.
+        name: as given by the user.
+        kind: "bundled" or "folder" for local files, or "hub", whose files may have to be downloaded.
+        folder: of the files; None for the hub.
     """
 
     name: str
@@ -59,54 +59,54 @@ class ModelSource:
 
 
 def bundled_models() -> list[BundledModel]:
-    """The models that ship inside the package, by name."""
+    """Return the models that ship inside the package, sorted by name."""
     root = Path(str(importlib.resources.files("imagegpt"))) / "pretrained"
     folders = sorted(path.parent for path in root.glob(f"*/{CONFIG_FILE}"))
     return [BundledModel(name=path.name, description=_description(path), folder=path) for path in folders]
 
 
 def resolve(name: str | os.PathLike[str]) -> ModelSource:
-    """Find out what a name stands for.
+    """Find the model of a name.
 
     Args:
-        name: of a bundled model, of a folder, or on the hub ("owner/model"), looked for in this order; a folder that is
-            called like a bundled model is reached as "./name".
-    Raises: ValueError if it is none of them, listing what is known; FileNotFoundError for a path (absolute, or starting
-        with a dot or ~) that is no folder.
+        name: of a bundled model, of a folder, or on the hub ("owner/model"), tried in this order; for a folder with the
+            name of a bundled model give "./name".
+    Raises: ValueError, with the known names, if there is no such model; FileNotFoundError for a path (absolute, or
+        starting with a dot or ~) that is not a folder.
     """
-    said = os.fspath(name)
+    given = os.fspath(name)
     bundled = {model.name: model.folder for model in bundled_models()}
-    if said in bundled:
-        return ModelSource(name=said, kind="bundled", folder=bundled[said])
-    folder = Path(expand_home(said))
-    if said and folder.is_dir():
-        return ModelSource(name=said, kind="folder", folder=folder)
+    if given in bundled:
+        return ModelSource(name=given, kind="bundled", folder=bundled[given])
+    folder = Path(expand_home(given))
+    if given and folder.is_dir():
+        return ModelSource(name=given, kind="folder", folder=folder)
     if folder.is_file():
-        raise ValueError(f"{said} is a file: give the folder that holds {CONFIG_FILE} and the weights")
-    if folder.is_absolute() or said.startswith(("./", "../")) or not isinstance(name, str):
+        raise ValueError(f"{given} is a file: give the folder that contains {CONFIG_FILE} and the weights")
+    if folder.is_absolute() or given.startswith(("./", "../")) or not isinstance(name, str):
         raise FileNotFoundError(
-            f"there is no folder {said}: check the path, or give a model's name ({_known(bundled)})"
+            f"there is no folder {given}: check the path, or give a model's name ({_known(bundled)})"
         )
-    if _HUB_NAME.fullmatch(said) and ".." not in said:
-        return ModelSource(name=said, kind="hub", folder=None)
-    close = difflib.get_close_matches(said.lower(), [*bundled, *HUB_MODELS], n=1)
+    if _HUB_NAME.fullmatch(given) and ".." not in given:
+        return ModelSource(name=given, kind="hub", folder=None)
+    close = difflib.get_close_matches(given.lower(), [*bundled, *HUB_MODELS], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(
-        f"there is no model {said!r}: {hint}known are {_known(bundled)}, any folder that holds a model, and any "
-        "owner/model on the hub"
+        f"there is no model {given!r}: {hint}known are {_known(bundled)}, any folder with a model, and any owner/model "
+        "on the hub"
     )
 
 
 def register() -> None:
-    """Put our classes behind transformers' `Auto...` classes, in place of its own ImageGPT, for the whole process.
+    """Register our classes with transformers' `Auto...` classes, replacing its ImageGPT, for the whole process.
 
-    That is AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor and AutoFeatureExtractor, and the
+    They are AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor, AutoFeatureExtractor and the
     mapping of generative image models; `transformers.pipeline("image-classification", model=...)` builds on these.
     Calling it again changes nothing.
     """
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification
 
-    # By its own module: transformers 5.17 offers no AutoImageProcessor at its top without torchvision.
+    # From its own module: without torchvision, transformers 5.17 does not export AutoImageProcessor.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 
@@ -118,11 +118,11 @@ def register() -> None:
     AutoConfig.register(EXTENDED_MODEL_TYPE, ImageGPTExtendedConfig, exist_ok=True)
     AutoModel.register(ImageGPTConfig, ImageGPTModel, exist_ok=True)
     AutoModelForImageClassification.register(ImageGPTConfig, ImageGPTForImageClassification, exist_ok=True)
-    # No Auto class stands before this mapping; tools that look up what a configuration generates with read it.
+    # There is no Auto class for this mapping, but tools use it to find the generative model of a configuration.
     mapping: Any = MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
     mapping.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
-    # One processor serves both of transformers' backends: it works on Pillow images and needs no torchvision. The third
-    # is for folders that name transformers' class for Pillow, and for transformers 5.17, which looks for that name.
+    # One processor serves both of transformers' backends: it uses Pillow and needs no torchvision. The third entry is
+    # for folders with the name of transformers' Pillow class, and for transformers 5.17, which looks it up by name.
     processors = {
         "pil": ImageGPTImageProcessor,
         "torchvision": ImageGPTImageProcessor,
@@ -137,7 +137,7 @@ def _known(bundled: dict[str, Path]) -> str:
 
 
 def _description(folder: Path) -> str:
-    """The first sentence of the model card's text, or what there is to say without one."""
+    """Return the first sentence of the model card's text."""
     card = folder / MODEL_CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # the card's metadata

@@ -1,4 +1,4 @@
-"""Writing a model and its processor into a folder, as transformers does."""
+"""Saving of a model and its processor to a folder, in transformers' format."""
 
 import os
 
@@ -9,12 +9,12 @@ from imagegpt.images.processor import ImageGPTImageProcessor
 
 
 def save_folder(model: PreTrainedModel, processor: ImageGPTImageProcessor, folder: str | os.PathLike[str]) -> None:
-    """Write both into a folder, which is made if it is not there.
+    """Save both to a folder, which is created if needed.
 
-    Raises: OSError if they cannot be written; what is written by then stays.
+    Raises: OSError if they cannot be written; files already written stay.
     """
     try:
         model.save_pretrained(folder)
-    except SafetensorError as error:  # a full disk, for one, which is no OSError to safetensors
-        raise OSError(f"the model cannot be written ({error}): make room there, or choose another place") from error
+    except SafetensorError as error:  # for example a full disk, for which safetensors raises no OSError
+        raise OSError(f"the model cannot be written ({error}): free some space, or choose another path") from error
     processor.save_pretrained(os.fspath(folder))

@@ -1,4 +1,4 @@
-"""What can be known at once about models and images that a user names, before torch is imported."""
+"""Fast checks of models, images and paths, before torch is imported."""
 
 from pathlib import Path
 
@@ -6,87 +6,87 @@ from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
 
 
 def check_model(name: str, revision: str | None = None) -> None:
-    """See that a name stands for a model, which takes no torch.
+    """Check that a model exists, without importing torch.
 
-    Raises: ValueError or FileNotFoundError, in one sentence, if not.
+    Raises: ValueError or FileNotFoundError if not.
     """
     check_utf8(name)
     source = resolve(name)
     if source.folder is not None and not (source.folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(
-            f"{source.folder} holds no {CONFIG_FILE}: give a folder that save_pretrained has written"
-        )
+        raise FileNotFoundError(f"{source.folder} contains no {CONFIG_FILE}: give a folder written by save_pretrained")
     if source.folder is not None and revision is not None:
         raise ValueError(f"revision {revision!r} was given for {name!r}, which is not on the hub: leave it out")
 
 
 def check_utf8(path: str | Path) -> None:
-    """See that models can be kept at a path: safetensors opens no other.
+    """Check that a path is valid UTF-8, which safetensors requires.
 
-    Raises: ValueError if it is not UTF-8.
+    Raises: ValueError if not.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{path} is not UTF-8, and no name for a model's files: choose another name") from None
+        raise ValueError(f"{path} is not valid UTF-8, which model files require: choose another name") from None
 
 
 def check_source(name: str) -> None:
-    """See that there is something where the path of images leads; what it is, and other names, are looked at later.
+    """Check that a path to images exists. Its content, patterns, and names that are not paths, are checked later.
 
-    Raises: FileNotFoundError if there is nothing.
+    Raises: FileNotFoundError if it does not exist.
     """
     is_path = name.startswith(("./", "../")) or Path(name).is_absolute()
-    if is_path and not Path(name).exists():
+    if is_path and not Path(name).exists() and not any(character in name for character in "*?[{"):
         raise FileNotFoundError(f"{name!r} does not exist: check the path")
 
 
 def check_images(paths: list[Path]) -> None:
-    """See that files are there.
+    """Check that image files exist.
 
-    Raises: FileNotFoundError for the first that is not.
+    Raises: FileNotFoundError for the first that does not.
     """
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"there is no image {path}: check the path")
 
 
-def check_palette(said: str) -> None:
-    """See that a name or path stands for something that may hold a palette.
+def check_palette(source: str) -> None:
+    """Check that the source of a palette, a file, folder or model, exists.
 
-    Raises: ValueError if it stands for nothing.
+    Raises: ValueError if not.
     """
     try:
-        if not Path(said).is_file():
-            resolve(said)
+        if not Path(source).is_file():
+            resolve(source)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
-            f"there is no palette {said!r}: give a .npy file or a folder that imagegpt palette fit made, or the "
+            f"there is no palette {source!r}: give a .npy file or a folder made by imagegpt palette fit, or the "
             "name or folder of a model (see imagegpt models)"
         ) from error
 
 
-def check_parent(out: Path) -> None:
-    """See that a folder can be made, or is there.
+def check_parent_folder(out: Path) -> None:
+    """Check that the parent folder of an output path exists.
 
-    Raises: FileNotFoundError if there is no folder to make it in.
+    Raises: FileNotFoundError if not.
     """
     if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent}: make it first, or choose another place")
+        raise FileNotFoundError(f"there is no folder {out.parent}: create it first, or choose another path")
 
 
 def check_prefix(prefix: Path) -> None:
-    """See that there is a checkpoint of TensorFlow with this prefix; its files may be damaged all the same.
+    """Check that a TensorFlow checkpoint with this prefix exists; its files are checked later.
 
-    Raises: FileNotFoundError or IsADirectoryError if there is none.
+    Raises: FileNotFoundError or IsADirectoryError if not.
     """
-    if is_prefix(prefix):
+    if is_checkpoint_prefix(prefix):
         return
     if prefix.is_dir():
-        raise IsADirectoryError(f"{prefix} is a folder: give what its files' names begin with, the path without .index")
-    raise FileNotFoundError(f"there is no checkpoint of TensorFlow {prefix}: {prefix.name}.index is missing")
+        raise IsADirectoryError(
+            f"{prefix} is a folder: give the prefix of the checkpoint's files, the path without .index"
+        )
+    raise FileNotFoundError(f"there is no TensorFlow checkpoint {prefix}: {prefix.name}.index is missing")
 
 
-def is_prefix(prefix: Path) -> bool:
-    """Whether there is a checkpoint of TensorFlow with this prefix; `.index` may be part of it."""
+def is_checkpoint_prefix(prefix: Path) -> bool:
+    """Whether a TensorFlow checkpoint with this prefix exists; the prefix may include `.index`."""
     return Path(f"{str(prefix).removesuffix('.index')}.index").is_file()

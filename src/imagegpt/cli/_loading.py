@@ -1,18 +1,18 @@
-"""Loading a model as the options say, without the noise of other libraries."""
+"""Load a model as the command-line options say, without log messages of other libraries."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from imagegpt.cli._checks import check_model
-from imagegpt.cli._console import say, working
-from imagegpt.cli._prebuild import build_ahead
+from imagegpt.cli._console import print_stderr, spinner
+from imagegpt.cli._prebuild import prebuild_kernels
 
 if TYPE_CHECKING:
     from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
 
 def quiet_libraries() -> None:
-    """Silence what transformers says while loading; what matters is an error here."""
+    """Silence warnings and progress bars of transformers; whatever matters raises an error in our code."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -20,8 +20,8 @@ def quiet_libraries() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading:
-    """Which model, and how it is loaded and run; the options of these names."""
+class ModelOptions:
+    """The options that select a model and how to run it; fields have the names of the options."""
 
     model: str
     revision: str | None
@@ -30,11 +30,11 @@ class Loading:
     decoder: Literal["sequential", "parallel"]
     max_memory: float | None
 
-    def pipeline(self, *, speaks: bool = True) -> "ImageGPTPipeline":
-        """Load the model, and say so, and which precision "auto" was, if this process is the one that speaks."""
+    def load_pipeline(self, *, verbose: bool = True) -> "ImageGPTPipeline":
+        """Load the model; if `verbose`, print the precision that "auto" resolved to."""
         check_model(self.model, self.revision)
-        with working(f"loading {self.model}"):
-            build_ahead(self.model, self.precision, self.device)
+        with spinner(f"loading {self.model}"):
+            prebuild_kernels(self.model, self.precision, self.device)
             from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
             quiet_libraries()
@@ -46,8 +46,8 @@ class Loading:
                 decoder=self.decoder,
                 max_memory=None if self.max_memory is None else max(1, round(self.max_memory * 1e9)),
             )
-        if speaks and self.precision == "auto":
+        if verbose and self.precision == "auto":
             from imagegpt.common.precision import choose_precision
 
-            say(f"precision: {choose_precision('auto', pipe.model.device)}")
+            print_stderr(f"precision: {choose_precision('auto', pipe.model.device)}")
         return pipe

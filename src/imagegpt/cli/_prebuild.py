@@ -1,4 +1,4 @@
-"""Compiling the kernels of a model while torch is being imported, which takes as long and one core."""
+"""Compile the kernels of a model in the background while torch is imported: both take seconds and one core."""
 
 import contextlib
 import threading
@@ -6,27 +6,27 @@ import threading
 from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
 from imagegpt.files.schemas import read_json
 from imagegpt.kernels.compiler import find_or_build
-from imagegpt.kernels.step import Kind, step_library
+from imagegpt.kernels.step import DType, step_library
 
-_KINDS = {None: Kind.FLOAT32, "float32": Kind.FLOAT32, "bfloat16": Kind.BFLOAT16, "int8": Kind.INT8}
+_DTYPES = {None: DType.FLOAT32, "float32": DType.FLOAT32, "bfloat16": DType.BFLOAT16, "int8": DType.INT8}
 
 
-def build_ahead(model: str, precision: str | None, device: str | None) -> None:
-    """Begin to compile what sampling a model will need, if that is known already; mistakes are left for later to tell.
+def prebuild_kernels(model: str, precision: str | None, device: str | None) -> None:
+    """Start compiling the kernels for sampling, in a thread. Errors are left to the code that needs the kernels.
 
     Args:
         model: as the user named it.
-        precision: likewise; "auto" is not known before torch is there.
-        device: likewise.
+        precision: as the user chose it; nothing is compiled for "auto", which needs torch to resolve.
+        device: as the user chose it; nothing is compiled for GPUs.
     """
-    if precision in _KINDS and (device is None or device == "cpu"):
-        threading.Thread(target=_build, args=(model, _KINDS[precision])).start()
+    if precision in _DTYPES and (device is None or device == "cpu"):
+        threading.Thread(target=_build, args=(model, _DTYPES[precision])).start()
 
 
-def _build(model: str, kind: Kind) -> None:
+def _build(model: str, dtype: DType) -> None:
     with contextlib.suppress(Exception):
         folder = resolve(model).folder
         if folder is not None:
             config = read_json(folder / CONFIG_FILE)
             if config.get("is_causal", True):
-                find_or_build(step_library(kind, config["n_embd"] // config["n_head"]))
+                find_or_build(step_library(dtype, config["n_embd"] // config["n_head"]))

@@ -1,4 +1,4 @@
-"""What `imagegpt train` and `imagegpt finetune` share: a run with its progress, its signals and its report."""
+"""What `imagegpt train` and `imagegpt finetune` share: libraries, signals, progress and the printed result."""
 
 import os
 import signal
@@ -11,72 +11,62 @@ from typing import TYPE_CHECKING
 import typer
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from imagegpt.cli import _console, _loading, _progress, _unreadable
+from imagegpt.cli import _broken_images, _console, _loading
 from imagegpt.cli.evaluate import print_scores
 
-if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
+    from imagegpt.training.api import TrainingResult
     from imagegpt.training.recipe import Recipe
-    from imagegpt.training.run import Run, Told
+    from imagegpt.training.trainer import StepReport
 
-_LN2 = 0.6931471805599453
-_LINE_EVERY_STEPS = 100  # where stderr is no terminal
+_LOG_EVERY_STEPS = 100  # if stderr is not a terminal
 
 
 def train_in_folder(
-    choose: "Callable[[], Recipe]", out: Path, command: Callable[[str], str], *, device: str | None, force: bool
+    choose: "Callable[[], Recipe]",
+    out: Path,
+    command: Callable[[str], str],
+    *,
+    device: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Train a model, or go on with it, and report what it is worth on held-out images.
+    """Train a model, or resume its training, and report its scores on held-out images.
 
     Args:
-        choose: gives the recipe; called when torch has been imported.
+        choose: returns the recipe; called when torch has been imported.
         out: the folder.
-        command: what to type for this run, by its folder; without --force, which would begin it anew.
-        device: as the user said.
-        force: begin anew where a run is already.
+        command: returns the command for this run, given its folder; without --force, which would start over.
+        device: as the user gave it.
+        force: start over if the folder holds a run.
+        as_json: print the result as JSON.
     """
     check_libraries()
-    with ExitStack() as lock:  # of the folder, until the card is written
-        with stop_signals() as stopping:
-            with _console.working("loading"):
-                from imagegpt.data.broken_images import BROKEN_FILE
-                from imagegpt.training.distributed import joined_world
-                from imagegpt.training.run import Run
+    with ExitStack() as stack:
+        should_stop = stack.enter_context(stop_signals())
+        with _console.spinner("loading"):
+            from imagegpt.cli._training_callback import ProgressCallback
+            from imagegpt.training.api import train
 
-                _loading.quiet_libraries()
-                recipe = choose()
-            with joined_world(device) as world:
-                with step_progress(recipe, shown=world.is_main) as show:
-                    # Where torchrun has started the processes again, what is there is this very run.
-                    begin_anew = force and not world.any(world.restarts > 0)
-                    run = Run(recipe, out, world, force=begin_anew, on_step=show, should_stop=stopping)
-                    if world.is_main:
-                        _console.say(f"precision: {run.precision}")
-                    for note in run.data.notes if world.is_main else ():
-                        _console.say(note)
-                    if world.is_main:
-                        _unreadable.tell_broken(run.data.broken, out / BROKEN_FILE)
-                    if world.is_main and run.resumed:
-                        _console.say(f"going on after step {run.step:,}")
-                    lock.enter_context(run.locked())
-                    how = _train(run)
-                is_main, is_alone = world.is_main, world.size == 1
-        if not is_main:
-            return
-        if how == "stopped":
-            _console.say(f"stopped after step {run.step:,}; go on with: {command(str(out))}")
-            return
-        if how == "early":
-            _console.say(f"validation got no better for {recipe.watch.patience} times: ended after step {run.step:,}")
-        with _progress.stopping(
-            lambda: f"stopped while scoring; the model is in {out}, and {command(str(out))} scores it"
-        ):
-            _report(run, out, command(out.name))
-        if run.data.broken and is_alone:  # torchrun would take it for a failure, and start all processes again
-            raise typer.Exit(_unreadable.STATUS)
+            _loading.quiet_libraries()
+            recipe = choose()
+        callback = stack.enter_context(ProgressCallback(should_stop, command(str(out))))
+        try:
+            result = train(recipe, out, device=device, force=force, callback=callback, command=command(out.name))
+        except FloatingPointError as error:  # the recipe is at fault
+            raise ValueError(str(error)) from error
+    if not result.is_main:
+        return
+    if as_json:
+        _console.print_json(result.to_dict())
+    _print_result(result, recipe, command(str(out)), callback.data_name, as_json=as_json)
+    # torchrun would take an exit code for a failure, and restart all processes.
+    if result.num_broken_images and result.status != "stopped" and callback.is_alone:
+        raise typer.Exit(_broken_images.EXIT_STATUS)
 
 
 def check_libraries() -> None:
-    """See that what training needs is installed.
+    """Check that the libraries that training needs are installed.
 
     Raises: ValueError if not.
     """
@@ -85,85 +75,77 @@ def check_libraries() -> None:
         raise ValueError(f"training needs the library {missing[0]}: pip install 'imagegpt[train]'")
 
 
-def _train(run: "Run") -> str:
-    """How the run ended."""
-    try:
-        return run.train().how
-    except FloatingPointError as error:  # the recipe's fault, not ours
-        raise ValueError(str(error)) from error
-
-
-def _report(run: "Run", out: Path, command: str) -> None:
-    """Score the best model, write its card, and name the next command."""
-    from imagegpt.training.card import finish
-
-    with _progress.image_progress("scoring") as progress:
-        ending = finish(run, out, command, progress)
-    if ending.accuracy is not None:
-        _console.echo(
-            f"accuracy on {ending.num_images:,} images of {run.data.name}: {ending.accuracy:.1%} ({ending.which})"
-        )
-    else:
-        print_scores(ending.scores, ending.num_images, run.data.name, ending.which)
-    _console.say(f"The model is in {out}. Next: {ending.next_command}")
+def _print_result(result: "TrainingResult", recipe: "Recipe", command: str, data: str, *, as_json: bool) -> None:
+    if result.status == "stopped":
+        _console.print_stderr(f"stopped after step {result.steps:,}; resume with: {command}")
+        return
+    if result.status == "early_stopped":
+        patience = recipe.monitoring.patience
+        _console.print_stderr(f"no improvement in {patience} validations: stopped after step {result.steps:,}")
+    if not as_json and result.accuracy is not None:
+        images = f"{result.num_images:,} images of {data}"
+        _console.echo(f"accuracy on {images}: {result.accuracy:.1%} ({result.split})")
+    elif not as_json and result.scores:
+        print_scores(list(result.scores), result.num_images, data, str(result.split))
+    _console.print_stderr(f"The model is in {result.folder}. Next: {result.next_command}")
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """On the first Ctrl-C or SIGTERM the run is to save and end; gives the function that says whether one came."""
-    came = False
+    """Context manager that turns the first Ctrl-C or SIGTERM into a request to save and stop.
 
-    def note(number: int, _: object) -> None:
-        nonlocal came
-        if came and number == signal.SIGINT:
+    Yields: a function that returns whether there was one.
+    """
+    received = False
+
+    def handle(number: int, _: object) -> None:
+        nonlocal received
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        came = True
-        # Not by a console: the signal may have come while one was writing.
+        received = True
+        # Not through a console: the signal may interrupt one that is writing.
         os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: came
+        yield lambda: received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def step_progress(recipe: "Recipe", shown: bool) -> Iterator[Callable[["Told"], None]]:
-    """A bar on stderr, or a line now and then; gives the function to call after each step."""
-    console = _console.stderr_console()
+def step_progress(
+    recipe: "Recipe", shown: bool, best: "Callable[[], float]"
+) -> Iterator[Callable[["StepReport"], None]]:
+    """Show a progress bar on stderr, or log a line now and then.
+
+    Args:
+        recipe: of the run.
+        shown: False shows nothing.
+        best: returns the best validation loss so far.
+    Yields: the function to call after each step.
+    """
+    console, total = _console.stderr_console(), recipe.training.num_steps
     columns = (
         _console.text_column("step {task.completed:,}/{task.total:,}"),
         BarColumn(),
-        _console.text_column("{task.fields[told]}"),
+        _console.text_column("{task.fields[status]}"),
         TimeElapsedColumn(),
         _console.text_column("left"),
         TimeRemainingColumn(),
     )
-    total = recipe.training.num_steps
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("", total=total, told="")
+        task = bar.add_task("", total=total, status="")
 
-        def show(told: "Told") -> None:
-            text = _text(told, recipe.objective.name)
-            bar.update(task, completed=told.step.step, told=text)
-            step = told.step.step
-            if not console.is_terminal and (told.step.validation or step % _LINE_EVERY_STEPS == 0 or step == total):
-                _console.say(f"step {step:,}/{total:,}: {text}")
+        def show(report: "StepReport") -> None:
+            text, step = recipe.objective.format_metrics(report.metrics), report.step
+            if best() < float("inf"):
+                text += f", best validation {best():.4f}"
+            if report.elapsed_s:
+                text += f", {report.images / report.elapsed_s:,.1f} images/s"
+            bar.update(task, completed=step, status=text)
+            if not console.is_terminal and (report.validation or step % _LOG_EVERY_STEPS == 0 or step == total):
+                _console.print_stderr(f"step {step:,}/{total:,}: {text}")
 
         yield show
-
-
-def _text(told: "Told", objective: str) -> str:
-    """Loss, best validation and speed of a run."""
-    step, unit = told.step, "nats/image" if objective in ("joint", "joint-bert", "classification") else "nats/pixel"
-    loss = step.metrics["total"]
-    text = f"{loss:.3f} {unit}"
-    if unit == "nats/pixel":
-        text += f" = {loss / _LN2:.3f} bits/pixel"
-    if told.best["total"] < float("inf"):
-        text += f", best validation {told.best['total']:.4f}"
-    if "correct" in step.metrics:
-        text += f", {step.metrics['correct']:.0%} right"
-    return text + (f", {step.images / step.elapsed_s:,.1f} images/s" if step.elapsed_s else "")

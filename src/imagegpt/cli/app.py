@@ -1,37 +1,47 @@
-"""The command line as a whole: which commands there are, and what becomes of an error.
+"""The command line: registers the commands and turns errors into messages and exit codes.
 
-What a user did wrong is told in one sentence on stderr, exit code 2. Ctrl-C ends with 130. Anything else is our mistake
-and shows its traceback, as does `imagegpt --traceback COMMAND` always. Commands import torch when they run, so that
-`imagegpt --help` is quick.
+A user's mistake prints one sentence to stderr, with exit code 2. Ctrl-C exits with 130. Any other error is a bug and
+shows its traceback, as does every error under `imagegpt --traceback COMMAND`. Commands import torch when they run, so
+that `imagegpt --help` is fast.
 """
 
 import atexit
 import gc
+import importlib
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from imagegpt.cli._console import echo, lenient_streams, plain, stderr_console, warnings_in_words
+from imagegpt.cli._console import echo, lenient_streams, plain_text, short_warnings, stderr_console
 from imagegpt.cli._openmp import set_wait_policy
-from imagegpt.cli.bench import bench
-from imagegpt.cli.cache import cache
-from imagegpt.cli.complete import complete
-from imagegpt.cli.convert import convert_app, export_app, inspect
-from imagegpt.cli.download import download
-from imagegpt.cli.encode import encode
-from imagegpt.cli.env import env
-from imagegpt.cli.evaluate import evaluate
-from imagegpt.cli.fill import fill
-from imagegpt.cli.finetune import finetune
-from imagegpt.cli.info import info
-from imagegpt.cli.models import models
-from imagegpt.cli.palette import palette_app
-from imagegpt.cli.sample import sample
-from imagegpt.cli.train import train
+
+# One line per command, in the order of `imagegpt --help`. A command is a file of this folder that defines a function of
+# the same name, or, for a group of subcommands, a `typer.Typer` called `app`.
+_COMMANDS = (
+    "complete",
+    "sample",
+    "info",
+    "models",
+    "encode",
+    "evaluate",
+    "bench",
+    "palette",
+    "train",
+    "finetune",
+    "fill",
+    "convert",
+    "export",
+    "inspect",
+    "download",
+    "env",
+    "cache",
+)
 
 app = typer.Typer(
     name="imagegpt",
@@ -40,23 +50,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(no_args_is_help=True)(complete)
-app.command()(sample)
-app.command(no_args_is_help=True)(info)
-app.command()(models)
-app.command(no_args_is_help=True)(encode)
-app.command()(evaluate)
-app.command()(bench)
-app.add_typer(palette_app, name="palette")
-app.command(no_args_is_help=True)(train)
-app.command(no_args_is_help=True)(finetune)
-app.command(no_args_is_help=True)(fill)
-app.add_typer(convert_app, name="convert")
-app.add_typer(export_app, name="export")
-app.command(no_args_is_help=True)(inspect)
-app.command(no_args_is_help=True)(download)
-app.command()(env)
-app.command()(cache)
+
+
+def _register(name: str) -> None:
+    module = importlib.import_module(f"imagegpt.cli.{name}")
+    if hasattr(module, "app"):
+        app.add_typer(module.app, name=name)
+        return
+    command: Callable[..., Any] = getattr(module, name)
+    parameters = inspect.signature(command).parameters.values()
+    needs_arguments = any(parameter.default is parameter.empty for parameter in parameters)
+    app.command(no_args_is_help=needs_arguments)(command)
+
+
+for _name in _COMMANDS:
+    _register(_name)
 
 
 def _show_version(wanted: bool) -> None:
@@ -69,7 +77,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
@@ -78,46 +86,46 @@ def _options(
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line; ends in `SystemExit` with 0, or 2 after a user's error, or 130 after Ctrl-C.
+    """Run the command line. Raise SystemExit with 0, 2 after a user's mistake, or 130 after Ctrl-C.
 
     Args:
-        args: the words after `imagegpt`; None takes them from the shell.
+        args: arguments after `imagegpt`; None means those of this process.
     """
     interrupts: list[int] = []
-    if args is None:  # this process is ours
+    if args is None:  # this process runs nothing else
         set_wait_policy(os.environ)
-        _collect_rarely()
+        _reduce_garbage_collection()
         signal.signal(signal.SIGINT, partial(_interrupt, interrupts))
     arguments = sys.argv[1:] if args is None else args
-    with lenient_streams(), warnings_in_words():
+    with lenient_streams(), short_warnings():
         try:
             status = app(args=arguments, prog_name="imagegpt", standalone_mode=False)
         except (Exception, KeyboardInterrupt) as error:
             if interrupts or isinstance(error, typer.Abort | KeyboardInterrupt):
                 if args is None:
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending: a second one adds nothing
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore further interrupts while exiting
                 _fail("stopped", 130)
-            if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            if isinstance(error, BrokenPipeError) and _is_stdout_closed():
                 raise SystemExit(1) from None
-            sentence = _sentence(error, with_traceback="--traceback" in arguments)
-            if sentence is None:
+            message = _error_message(error, with_traceback="--traceback" in arguments)
+            if message is None:
                 raise
-            if not sentence:  # typer's way to end after it has shown the help, because there were no arguments
+            if not message:  # typer has shown the help, because there were no arguments
                 raise SystemExit(2) from None
-            _fail(sentence, 2)
-        if status == 130:  # typer turns Ctrl-C into this
+            _fail(message, 2)
+        if status == 130:  # typer's exit code for Ctrl-C
             _fail("stopped", 130)
         raise SystemExit(status if isinstance(status, int) else 0)
 
 
 def _interrupt(interrupts: list[int], number: int, _: object) -> NoReturn:
-    """What Ctrl-C does: libraries that are being imported may turn `KeyboardInterrupt` into an error of their own."""
+    """Record the interrupt and raise KeyboardInterrupt, which libraries may turn into other errors during import."""
     interrupts.append(number)
     raise KeyboardInterrupt
 
 
-def _reader_is_gone() -> bool:
-    """Whether nobody reads our output any more, as in `imagegpt models | head -1`; if so, the rest goes nowhere."""
+def _is_stdout_closed() -> bool:
+    """Whether the reader of stdout has exited, as in `imagegpt models | head -1`; if so, discard further output."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -126,25 +134,25 @@ def _reader_is_gone() -> bool:
     return False
 
 
-def _collect_rarely() -> None:
-    """Look for garbage rarely, and not at all at the end of the process.
+def _reduce_garbage_collection() -> None:
+    """Collect garbage rarely, and not at all at exit.
 
-    torch and transformers make half a million objects while they are imported, none of them garbage, and Python would
-    walk through all of them again and again: 2 s of the 6 s of processor time of `imagegpt sample --num 1`. Training
-    and sampling leave no cycles for the collector, so what waits for it is small.
+    Importing torch and transformers creates half a million objects, none of them garbage, which Python would traverse
+    again and again: 2 s of the 6 s of CPU time of `imagegpt sample --num 1`. Training and sampling create no reference
+    cycles, so little garbage accumulates.
     """
     gc.set_threshold(20_000, 50, 50)
     atexit.register(gc.freeze)
 
 
-def _sentence(error: BaseException, *, with_traceback: bool) -> str | None:
-    """What a user is told of an error; None if it is to show where it comes from, as all do `with_traceback`."""
+def _error_message(error: BaseException, *, with_traceback: bool) -> str | None:
+    """Return the message for an error, or None to show its traceback, as for all errors `with_traceback`."""
     if isinstance(error, typer.TyperException):
         message = error.format_message().rstrip(".")
         return message and f"{message}; see imagegpt --help"
     if with_traceback:
         return None
-    if isinstance(error, OSError) and error.strerror:  # the system's errors say which file they mean
+    if isinstance(error, OSError) and error.strerror:  # errors of the operating system carry the file name
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
     if isinstance(error, ValueError | OSError):
@@ -155,7 +163,7 @@ def _sentence(error: BaseException, *, with_traceback: bool) -> str | None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch raises its own error on a GPU and a bare RuntimeError on a CPU; it may not be imported for asking.
+    # torch raises its own type on a GPU and RuntimeError on a CPU; importing torch here would be slow.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -163,8 +171,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _fail(sentence: str, status: int) -> NoReturn:
+def _fail(message: str, status: int) -> NoReturn:
     console = stderr_console()
     console.print("error:", style="red", end=" ")
-    console.print(plain(sentence), soft_wrap=True)
+    console.print(plain_text(message), soft_wrap=True)
     raise SystemExit(status)

@@ -1,4 +1,4 @@
-"""`imagegpt env`: what a report of a bug should tell of the machine."""
+"""`imagegpt env`: describe the machine for a bug report."""
 
 import importlib.metadata
 import os
@@ -7,63 +7,110 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from imagegpt.cli import _console
-from imagegpt.common.memory import available_bytes, readable_bytes
+from imagegpt.cli import _console, _options
+from imagegpt.common.memory import available_memory, format_bytes
 from imagegpt.files.paths import cache_folder
 
-# What changes how imagegpt and the libraries below it behave.
+# Environment variables that change how imagegpt and its libraries behave.
 _VARIABLES = re.compile(
     r"(OMP|GOMP|KMP|MKL|HF|TORCH|CUDA|NVIDIA|PYTORCH|NCCL|XDG_CACHE)_\w+|CXX|COLUMNS|TERM|NO_COLOR|LANG|LC_\w+|PYTHON\w+"
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 
 
-def env() -> None:
-    """Print what a report of a bug should tell: versions, machine, GPUs, compiler, folders and settings."""
-    _console.print_facts([*_system(), *_compute(), *_versions(), *_settings()])
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What can change how imagegpt behaves on this machine."""
+
+    imagegpt: str
+    package_folder: str
+    python: str
+    executable: str  # the Python interpreter
+    platform: str
+    libc: str  # "" unless it is glibc
+    cores: int | None  # logical
+    available_memory_bytes: int | None
+    compiler: str | None  # path of the C++ compiler
+    cache_folder: str
+    cache_is_writable: bool
+    output_encoding: str  # of stdout
+    output_is_terminal: bool
+    torch: str
+    cuda: str | None  # version that torch was built with
+    threads: int  # of torch
+    gpus: list[str]  # CUDA devices
+    libraries: dict[str, str | None]  # versions of the dependencies; None if not installed
+    variables: dict[str, str]  # "set" in place of the value of a secret
 
 
-def _system() -> Iterator[tuple[str, str]]:
-    from imagegpt import __version__
-
-    yield "imagegpt", f"{__version__}, in {Path(__file__).parents[1]}"
-    yield "Python", f"{platform.python_version()}, {sys.executable}"
-    yield "system", f"{platform.platform()}, {' '.join(platform.libc_ver()).strip() or 'no glibc'}"
-    memory = available_bytes()
-    free = "memory unknown" if memory is None else f"{readable_bytes(memory)} of memory free"
-    yield "cores", f"{os.cpu_count()}, {free}"
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
-    yield "compiler", compiler or "none, so that sampling and training run without kernels"
-    folder = cache_folder()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    yield "cache", f"{folder}{'' if os.access(there, os.W_OK) else ', which cannot be written to'}"
-    yield "output", f"{sys.stdout.encoding}, {'a terminal' if sys.stdout.isatty() else 'no terminal'}"
+def env(as_json: _options.JsonOption = False) -> None:
+    """Describe this machine for a bug report: versions, hardware, compiler, folders and settings."""
+    environment = _detect()
+    if as_json:
+        _console.print_json(asdict(environment))
+    else:
+        _console.print_key_values(_describe(environment))
 
 
-def _compute() -> Iterator[tuple[str, str]]:
+def _detect() -> Environment:
     import torch
 
-    yield (
-        "torch",
-        f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}, {torch.get_num_threads()} threads",
+    from imagegpt import __version__
+
+    cache = cache_folder()
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    return Environment(
+        imagegpt=__version__,
+        package_folder=str(Path(__file__).parents[1]),
+        python=platform.python_version(),
+        executable=sys.executable,
+        platform=platform.platform(),
+        libc=" ".join(platform.libc_ver()).strip(),
+        cores=os.cpu_count(),
+        available_memory_bytes=available_memory(),
+        compiler=next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None),
+        cache_folder=str(cache),
+        cache_is_writable=os.access(existing, os.W_OK),
+        output_encoding=sys.stdout.encoding,
+        output_is_terminal=sys.stdout.isatty(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        threads=torch.get_num_threads(),
+        gpus=[torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        libraries=_libraries(),
+        variables={
+            name: "set" if _SECRET.search(name) else value
+            for name, value in sorted(os.environ.items())
+            if _VARIABLES.fullmatch(name)
+        },
     )
-    for index in range(torch.cuda.device_count()):
-        yield f"cuda:{index}", torch.cuda.get_device_name(index)
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    """The libraries that imagegpt declares, for its tests excepted."""
+def _libraries() -> dict[str, str | None]:
+    """Versions of the dependencies, except torch and those needed only for development."""
     lines = [line for line in importlib.metadata.requires("imagegpt") or () if "dev" not in line.partition(";")[2]]
+    versions: dict[str, str | None] = {}
     for name in sorted({re.split(r"[^\w.-]", line)[0] for line in lines} - {"torch"}):
         try:
-            yield name, importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield name, "not installed"
+            versions[name] = None
+    return versions
 
 
-def _settings() -> Iterator[tuple[str, str]]:
-    for name, value in sorted(os.environ.items()):
-        if _VARIABLES.fullmatch(name):
-            yield name, "set" if _SECRET.search(name) else value
+def _describe(env: Environment) -> Iterator[tuple[str, str]]:
+    memory = env.available_memory_bytes
+    yield "imagegpt", f"{env.imagegpt}, in {env.package_folder}"
+    yield "Python", f"{env.python}, {env.executable}"
+    yield "system", f"{env.platform}, {env.libc or 'no glibc'}"
+    yield "cores", f"{env.cores}, {'memory unknown' if memory is None else f'{format_bytes(memory)} of memory free'}"
+    yield "compiler", env.compiler or "none: sampling and training run without kernels"
+    yield "cache", f"{env.cache_folder}{'' if env.cache_is_writable else ', not writable'}"
+    yield "output", f"{env.output_encoding}, {'a terminal' if env.output_is_terminal else 'not a terminal'}"
+    yield "torch", f"{env.torch}, CUDA {env.cuda or 'not built in'}, {env.threads} threads"
+    yield from ((f"cuda:{index}", name) for index, name in enumerate(env.gpus))
+    yield from ((name, version or "not installed") for name, version in env.libraries.items())
+    yield from env.variables.items()

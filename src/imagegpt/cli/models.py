@@ -1,17 +1,20 @@
-"""`imagegpt models`: which models there are."""
+"""`imagegpt models`: list the models known by name."""
 
 from rich.table import Table
 
 from imagegpt.checkpoints.registry import HUB_MODELS, bundled_models
-from imagegpt.cli import _console
+from imagegpt.cli import _console, _options
 
 
-def models() -> None:
+def models(as_json: _options.JsonOption = False) -> None:
     """List the models known by name."""
-    table = Table("model", "what it is", "where it is", box=None, pad_edge=False)
-    for bundled in bundled_models():
-        _console.add_row(table, bundled.name, bundled.description, "in the package")
-    for name, description in HUB_MODELS.items():
-        _console.add_row(table, name, description, "on the hub")
-    _console.add_row(table, "any folder", "as save_pretrained writes it", "on your disk")
+    bundled = [(model.name, model.description, "in the package") for model in bundled_models()]
+    on_hub = [(name, description, "on the hub") for name, description in HUB_MODELS.items()]
+    if as_json:
+        keys = ("name", "description", "location")
+        _console.print_json({"models": [dict(zip(keys, row, strict=True)) for row in (*bundled, *on_hub)]})
+        return
+    table = Table("model", "description", "location", box=None, pad_edge=False)
+    for row in (*bundled, *on_hub, ("any folder", "written by save_pretrained", "on your disk")):
+        _console.add_row(table, *row)
     _console.print_table(table)

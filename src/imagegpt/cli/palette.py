@@ -1,104 +1,96 @@
-"""`imagegpt palette fit`: choose the colours for some pictures, and show what they make of them."""
+"""`imagegpt palette fit`: fit a palette to images, and show its colours and what it does to the images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imagegpt.cli import _checks, _console, _options, _output, _progress, _unreadable
+from imagegpt.cli import _broken_images, _checks, _console, _options, _output, _progress
 from imagegpt.common import ranges
-from imagegpt.common.shell import command, free_name
+from imagegpt.common.shell import shell_command, unused_path
 from imagegpt.data.broken_images import BROKEN_FILE
 from imagegpt.images.palette import PALETTE_FILE
 
-if TYPE_CHECKING:  # torch and what stands on it take seconds, and `--help` needs none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
     from imagegpt.data.palettes import FittedPalette
 
-palette_app = typer.Typer(help="Choose the colours of a model.", no_args_is_help=True)
+app = typer.Typer(help="Fit the palette of a model.", no_args_is_help=True)
 
 SOURCE_HELP = (
-    "A folder of images (with a subfolder for each class, or not), .npy, .npz or .parquet, CIFAR's own files, a folder "
-    "of datasets' save_to_disk, owner/name on the hub, or digits."
+    "A folder of images (with or without a subfolder for each class), .npy, .npz, .parquet or WebDataset .tar, files "
+    "of CIFAR or MNIST, a folder of datasets' save_to_disk, owner/name on the hub, or digits."
 )
 
-_PICTURES = ("palette.png", "before_after.png")
-_SHOWN = 32  # images before and after
+_FIGURES = ("palette.png", "before_after.png")
+_MAX_SHOWN = 32  # images before and after
 
 
-@palette_app.callback()
-def _palettes() -> None:
-    """Choose the colours of a model."""  # a callback, so that the one command there is keeps its name
+@app.callback()
+def _palette() -> None:
+    """Fit the palette of a model."""  # without a callback, typer would drop the name of a group's only command
 
 
-@palette_app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True)
 def fit(
     src: Annotated[str, _options.name_argument(SOURCE_HELP)],
-    out: Annotated[Path, _options.path_option("The folder to make.", show_default=False)],
-    colors: Annotated[int, _options.number(ranges.COLORS, "How many colours.")] = 512,
-    size: Annotated[int, _options.number(ranges.SIDE, "Pixels a side that images are brought to first.")] = 32,
-    seed: Annotated[int, _options.number(ranges.FITTING_SEED, "Of the sample of images and pixels.")] = 0,
-    grey: Annotated[bool, typer.Option("--grey", help="Levels of grey instead of colours.")] = False,
-    split: Annotated[str | None, typer.Option(help="Which part, if the images have parts: train.")] = None,
+    out: Annotated[Path, _options.path_option("Folder for the palette; created if missing.", show_default=False)],
+    colors: Annotated[int, _options.number_option(ranges.COLORS, "Number of colours.")] = 512,
+    size: Annotated[int, _options.number_option(ranges.IMAGE_SIDE, "Height and width to resize images to.")] = 32,
+    seed: Annotated[int, _options.number_option(ranges.FITTING_SEED, "Of k-means and of the samples.")] = 0,
+    grey: Annotated[bool, typer.Option("--grey", help="Fit levels of grey instead of colours.")] = False,
+    split: Annotated[str | None, typer.Option(help="The split to fit to, if the images have splits.")] = None,
     max_images: Annotated[
         int | None,
-        _options.number(ranges.SOME_IMAGES, "A random sample of so many.", show_default="all images"),
+        _options.number_option(ranges.DATASET_SIZE, "Use a random sample of this size.", show_default="all images"),
     ] = None,
     max_broken: _options.MaxBrokenOption = 0.05,
     force: _options.ForceOption = False,
+    as_json: _options.JsonOption = False,
 ) -> None:
-    """Choose the colours that serve some images best, and draw them.
+    """Fit a palette to images and show how well it reproduces them.
 
-    Broken images are left out and listed in broken-images.txt; the exit code is 1 then.
+    Broken images are skipped and listed in broken-images.txt; the exit code is then 1.
     """
     _checks.check_source(src)
-    with _output.new_folder(out, force=force, replaceable={PALETTE_FILE, BROKEN_FILE, *_PICTURES}) as folder:
-        with _console.working(f"opening {src}"):
-            from imagegpt.data.broken_images import write_list
+    with _output.new_folder(out, force=force, replaceable={PALETTE_FILE, BROKEN_FILE, *_FIGURES}) as folder:
+        with _console.spinner(f"opening {src}"):
             from imagegpt.data.palettes import fit_palette
             from imagegpt.data.sources.registry import open_images
             from imagegpt.images.processor import ImageGPTImageProcessor
 
             source = open_images(src, split=split)
+        options = {"seed": seed, "grey": grey, "max_images": max_images, "max_broken": max_broken}
         with _progress.image_progress("reading") as progress:
-            fitted = fit_palette(
-                source,
-                colors,
-                ImageGPTImageProcessor(size=size),
-                seed=seed,
-                grey=grey,
-                max_images=max_images,
-                max_broken=max_broken,
-                on_progress=progress,
-            )
-        fitted.palette.save(folder / PALETTE_FILE)
-        if fitted.broken:
-            write_list(folder / BROKEN_FILE, fitted.broken)
-        _draw(fitted, folder)
-    _tell(fitted, src, out, size)
+            fitted = fit_palette(source, colors, ImageGPTImageProcessor(size=size), on_progress=progress, **options)
+        _save(fitted, folder)
+    if as_json:
+        _console.print_json({"folder": str(out), **fitted.to_dict()})
+    else:
+        kind = "levels of grey" if fitted.palette.is_grey else "colours"
+        _console.echo(f"{fitted.palette.num_colors} {kind} from {fitted.num_images:,} images: {out}")
+        _console.echo(f"reproduction of {len(fitted.examples):,} of them: {fitted.report}")
+    _broken_images.report_broken(fitted.broken, out / BROKEN_FILE)
+    resized = [] if size == 32 else ["--size", str(size)]
+    _console.suggest_command(shell_command("encode", src, unused_path("encoded"), "--palette", out, *resized))
     if fitted.broken:
-        raise typer.Exit(_unreadable.STATUS)
+        raise typer.Exit(_broken_images.EXIT_STATUS)
 
 
-def _draw(fitted: "FittedPalette", folder: Path) -> None:
+def _save(fitted: "FittedPalette", folder: Path) -> None:
+    """Write the palette, the list of broken images, and two figures."""
     from PIL import Image
 
-    from imagegpt.figures.grids import before_after_grid, palette_picture
+    from imagegpt.data.broken_images import write_list
+    from imagegpt.figures.grids import before_after_grid, palette_grid
 
-    every = -(-len(fitted.examples) // _SHOWN)
-    before = fitted.examples[::every]
+    fitted.palette.save(folder / PALETTE_FILE)
+    if fitted.broken:
+        write_list(folder / BROKEN_FILE, fitted.broken)
+    before = fitted.examples[:: -(-len(fitted.examples) // _MAX_SHOWN)]
     after = [fitted.palette.decode(fitted.palette.encode(image)) for image in before]
-    pictures = (
-        palette_picture(fitted.palette.rgb),
+    figures = (
+        palette_grid(fitted.palette.rgb),
         before_after_grid(list(map(Image.fromarray, before)), list(map(Image.fromarray, after))),
     )
-    facts = {"palette": fitted.palette.fingerprint}
-    _output.write_pngs({folder / name: picture for name, picture in zip(_PICTURES, pictures, strict=True)}, facts)
-
-
-def _tell(fitted: "FittedPalette", src: str, out: Path, size: int) -> None:
-    kind = "levels of grey" if fitted.palette.is_grey else "colours"
-    _console.echo(f"{fitted.palette.num_colors} {kind} from {fitted.num_images:,} images: {out}")
-    _console.echo(f"as they serve {len(fitted.examples):,} of them: {fitted.report}")
-    _unreadable.tell_broken(fitted.broken, out / BROKEN_FILE)
-    resized = [] if size == 32 else ["--size", str(size)]
-    _console.say_next(command("encode", src, free_name("encoded"), "--palette", out, *resized))
+    metadata = {"palette": fitted.palette.fingerprint}
+    _output.write_pngs({folder / name: figure for name, figure in zip(_FIGURES, figures, strict=True)}, metadata)

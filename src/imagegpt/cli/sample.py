@@ -1,25 +1,23 @@
-"""`imagegpt sample`: draw images from nothing, as one picture, or many of them into a folder.
+"""`imagegpt sample`: sample images from nothing, as one picture, or many of them into a folder.
 
-Which of the two is said by --out: a name that ends in .png is a picture, a folder or a name without a suffix is a run
-of `imagegpt.jobs`, which goes on where it was killed and spreads over the processes of torchrun or accelerate.
+If --out ends in .png, it is one picture. A folder, or a name without a suffix, is filled by a job of `imagegpt.jobs`,
+which can be killed, resumed, and shared by many processes.
 """
 
-import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from imagegpt.cli import _console, _loading, _options, _output, _progress, _sample_folder
+from imagegpt.cli import _console, _folder_job, _loading, _options, _output, _progress
 from imagegpt.common import ranges
 
 if TYPE_CHECKING:
-    from imagegpt.pipeline.options import RuleOptions
+    from imagegpt.jobs.sample import SampleResult
     from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
 
 def sample(
-    num: Annotated[int, _options.number(ranges.NUM_IMAGES, "How many images.")] = 16,
+    num: Annotated[int, _options.number_option(ranges.NUM_IMAGES, "How many images.")] = 16,
     model: _options.ModelOption = "digits",
     seed: _options.SeedOption = 0,
     temperature: _options.TemperatureOption = 1.0,
@@ -27,12 +25,9 @@ def sample(
     top_p: _options.TopPOption = None,
     min_p: _options.MinPOption = None,
     out: Annotated[
-        Path, _options.path_option("A .png for one picture of all samples, or a folder for many, a file each.")
+        Path, _options.path_option("A .png for one picture of all samples, or a folder with one file per image.")
     ] = Path("samples.png"),
-    file_format: Annotated[
-        Literal["png", "npz", "arrow"] | None,
-        typer.Option("--format", help="Of the files in a folder: images, or shards of colour ids.", show_default="png"),
-    ] = None,
+    file_format: _options.ImageFormatOption = None,
     singles: _options.SinglesOption = None,
     gif: _options.GifOption = None,
     force: _options.ForceOption = False,
@@ -42,74 +37,62 @@ def sample(
     batch_size: _options.BatchSizeOption = None,
     max_memory: _options.MaxMemoryOption = None,
     revision: _options.RevisionOption = None,
+    workers: _options.WorkersOption = 1,
+    executor: _options.ExecutorOption = "local",
+    as_json: _options.JsonOption = False,
 ) -> None:
-    """Draw images from nothing: one picture of all of them, or many into a folder.
+    """Sample images from nothing: one picture of all of them, or many into a folder.
 
-    A run into a folder may be killed: the same command goes on. Under torchrun or accelerate it is shared out.
+    A folder can be resumed: give the same command again. Processes of torchrun, Slurm or a job array share the work.
     """
-    rules: RuleOptions = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    loading = _loading.Loading(
+    options = _loading.ModelOptions(
         model=model, revision=revision, device=device, precision=precision, decoder=decoder, max_memory=max_memory
     )
-    if _is_folder(out):
-        for name, value in {"--singles": singles, "--gif": gif}.items():
-            if value is not None:
-                raise ValueError(f"{name} {value} belongs to a picture and --out {out} is a folder: give only one")
-        _sample_folder.sample_into_folder(out, num, loading, rules, seed, file_format or "png", batch_size, force)
-        return
-    _check_picture(out, file_format, force)
-    _output.check_num(num, "samples")
-    _output.check_gif(gif, force)
-    places = _output.check_singles(singles, [f"sample_{index}.png" for index in range(num)], force)
-
-    pipe = loading.pipeline()
-    _draw_picture(pipe, num, model, seed, rules, batch_size, out, places, gif)
-    if singles is not None:
-        _console.echo(f"one by one: {singles}")
+    job = _folder_job.FolderJob(
+        out=out, model=options, rules={"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
+        seed=seed, file_format=file_format, batch_size=batch_size, force=force, workers=workers, executor=executor,
+        as_json=as_json,
+    )  # fmt: skip
+    if job.is_folder:
+        job.refuse(singles=singles, gif=gif)
+        job.run("sampling", partial(_sample_many, num))
+    else:
+        _sample_picture(job, num, singles, gif)
 
 
-def _draw_picture(
-    pipe: "ImageGPTPipeline",
-    num: int,
-    model: str,
-    seed: int,
-    rules: "RuleOptions",
-    batch_size: int | None,
-    out: Path,
-    places: list[Path],
-    gif: Path | None,
-) -> None:
-    from imagegpt.figures.animations import appearing, check_gif_size
+def _sample_many(num: int, pipe: "ImageGPTPipeline", **options: Any) -> "SampleResult":
+    from imagegpt.jobs.sample import sample_many
+
+    return sample_many(pipe, num, **options)
+
+
+def _sample_picture(job: _folder_job.FolderJob, num: int, singles: Path | None, gif: Path | None) -> None:
+    """Sample images, and write them as one picture, singly and as an animation."""
+    if job.out.suffix.lower() != ".png":
+        raise ValueError(
+            f"--out is {job.out}: images are written as PNG, choose a name that ends in .png, or one without a suffix "
+            "for a folder of many"
+        )
+    job.refuse_picture()
+    _output.check_png(job.out, job.force)
+    _output.check_image_count(num, "samples")
+    _output.check_gif(gif, job.force)
+    paths = _output.check_singles(singles, [f"sample_{index}.png" for index in range(num)], job.force)
+    pipe = job.model.load_pipeline()
+    from imagegpt.figures.animations import check_gif_size, reveal_frames
     from imagegpt.figures.grids import sample_grid, sample_grid_size
     from imagegpt.sampling import SamplingRules
 
-    facts = {"model": model, "seed": seed, "rules": SamplingRules(**rules)}
     size = pipe.processor.size["width"], pipe.processor.size["height"]
-    sheet_size = sample_grid_size(num, size)
     if gif is not None:
-        check_gif_size(sheet_size, size)
+        check_gif_size(sample_grid_size(num, size), size)
     with _progress.pixel_progress("sampling") as progress:
-        images = pipe.sample(num, seed=seed, batch_size=batch_size, progress=progress, **rules)
-    animations = {} if gif is None else {gif: appearing(lambda shown: sample_grid(images, num_shown=shown), size)}
-    _output.write_pngs({**dict(zip(places, images, strict=False)), out: sample_grid(images)}, facts, animations)
-    _console.echo(f"{num} {'sample' if num == 1 else 'samples'}: {out}")
-    if gif is not None:
-        _console.echo(f"as they appear: {gif}")
-
-
-def _is_folder(out: Path) -> bool:
-    """Whether --out means a folder; names with other suffixes than .png are mistakes, unless the folder is there."""
-    return out.is_dir() or not out.suffix
-
-
-def _check_picture(out: Path, file_format: str | None, force: bool) -> None:
-    if out.suffix.lower() != ".png":
-        raise ValueError(
-            f"--out is {out}: images are written as PNG, choose a name that ends in .png, or one without a suffix for "
-            "a folder of many"
-        )
-    if file_format is not None:
-        raise ValueError(f"--format {file_format} is for many images in a folder: give --out a name without .png")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError(f"--out {out} is one picture, which several processes cannot share: give a folder")
-    _output.check_png(out, force)
+        images = pipe.sample(num, seed=job.seed, batch_size=job.batch_size, progress=progress, **job.rules)
+    facts = {"model": job.model.model, "seed": job.seed, "rules": SamplingRules(**job.rules)}
+    animations = {} if gif is None else {gif: reveal_frames(lambda shown: sample_grid(images, num_shown=shown), size)}
+    _output.write_pngs({**dict(zip(paths, images, strict=False)), job.out: sample_grid(images)}, facts, animations)
+    if job.as_json:
+        _console.print_json({"num_images": num, "path": str(job.out), "singles": [str(path) for path in paths]})
+        return
+    _console.echo(f"{num} {'sample' if num == 1 else 'samples'}: {job.out}")
+    _output.echo_extras(gif, singles)

@@ -1,4 +1,4 @@
-"""What every other folder may use: the range of each number, text fit for terminals, and what the machine can do.
+"""Helpers for every other room: number ranges, registries, printable text, suggested commands, memory and precision.
 
-Nothing here knows images, models or files.
+In: numbers, text and devices. Out: the same, checked or formatted. Nothing here knows about images, models or files.
 """

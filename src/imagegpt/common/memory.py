@@ -1,7 +1,7 @@
-"""Whether work fits the machine, asked before it begins.
+"""Check that there is enough memory or disk space before work starts.
 
-The kernel grants memory it does not have and ends the process later, without a word. So whoever knows from a user's
-numbers how much memory they take says so here first.
+Linux overcommits memory and kills the process later, without an error message. Code that can tell from the user's
+arguments how much memory it will need therefore calls `check_memory` first.
 """
 
 import os
@@ -13,39 +13,39 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def check_memory(what: str, needed_bytes: float, advice: str) -> None:
-    """See that there is memory for some work; where nobody can tell, nothing is refused.
+    """Check that enough memory is free. Pass if the amount of free memory is unknown.
 
     Args:
-        what: the work, as the subject of the sentence.
-        needed_bytes: what it takes at least.
-        advice: what to do otherwise.
-    Raises: ValueError, in one sentence, if it would not fit.
+        what: the work that needs the memory; the subject of the error message.
+        needed_bytes: lower bound of what it needs.
+        advice: what the user can do instead, for the error message.
+    Raises: ValueError if there is too little.
     """
-    _check(what, needed_bytes, available_bytes(), "memory", advice)
+    _check(what, needed_bytes, available_memory(), "memory", advice)
 
 
-def check_disk(what: str, needed_bytes: float, folder: Path, advice: str) -> None:
-    """See that there is room on the disk of a folder, or of the first of its parents that is there.
+def check_disk_space(what: str, needed_bytes: float, folder: Path, advice: str) -> None:
+    """Check that enough disk space is free for a folder, which need not exist yet.
 
-    Raises: ValueError as `check_memory`.
+    Raises: ValueError if there is too little.
     """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    _check(what, needed_bytes, shutil.disk_usage(there).free, f"disk space at {there}", advice)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    _check(what, needed_bytes, shutil.disk_usage(existing).free, f"disk space at {existing}", advice)
 
 
-def available_bytes() -> int | None:
-    """Memory this process can still get: what the machine has, or its control group allows; None if nobody can tell."""
-    known = [one for one in (_of_machine(), *_of_control_groups()) if one is not None]
-    return min(known, default=None)
+def available_memory() -> int | None:
+    """Return the bytes this process can still allocate, limited by machine and control group; None if unknown."""
+    limits = (_machine_memory(), *_control_group_memory())
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def readable_bytes(num: float) -> str:
-    """A number of bytes in decimal units, three digits."""
-    return with_unit(num, "B")
+def format_bytes(num: float) -> str:
+    """Format a number of bytes in decimal units with three digits: 2,500 is "2.5 kB"."""
+    return format_si(num, "B")
 
 
-def with_unit(num: float, unit: str) -> str:
-    """A number of units of which there may be very many, three digits: 2,500 bytes are 2.5 kB."""
+def format_si(num: float, unit: str) -> str:
+    """Format a quantity with an SI prefix and three digits: 2.5e9 FLOP is "2.5 GFLOP"."""
     value, prefix = float(num), ""
     for larger in ("k", "M", "G", "T", "P"):
         if value < 999.5:
@@ -54,37 +54,37 @@ def with_unit(num: float, unit: str) -> str:
     return f"{value:.3g} {prefix}{unit}" if value < 999.5 else f"{value:,.0f} {prefix}{unit}"
 
 
-def _check(what: str, needed: float, available: int | None, of_what: str, advice: str) -> None:
+def _check(what: str, needed: float, available: int | None, resource: str, advice: str) -> None:
     if available is not None and needed > available:
         raise ValueError(
-            f"{what} would take at least {readable_bytes(needed)} of {of_what}, of which {readable_bytes(available)} "
-            f"are free: {advice}"
+            f"{what} needs at least {format_bytes(needed)} of {resource}, but only {format_bytes(available)} are free: "
+            f"{advice}"
         )
 
 
-def _of_machine() -> int | None:
+def _machine_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         pass
-    try:  # macOS says how much there is, not how much is free
+    try:  # macOS reports how much is installed, not how much is free
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
 
 
-def _of_control_groups() -> Iterator[int | None]:
-    """What Linux' control groups leave, of either version, as a container or a job of a cluster sees its own."""
-    yield _left(_CGROUPS / "memory.max", _CGROUPS / "memory.current", "inactive_file")
+def _control_group_memory() -> Iterator[int | None]:
+    """Yield what Linux control groups (v2, then v1) leave to this container or cluster job."""
+    yield _remaining(_CGROUPS / "memory.max", _CGROUPS / "memory.current", "inactive_file")
     memory = _CGROUPS / "memory"
-    yield _left(memory / "memory.limit_in_bytes", memory / "memory.usage_in_bytes", "total_inactive_file")
+    yield _remaining(memory / "memory.limit_in_bytes", memory / "memory.usage_in_bytes", "total_inactive_file")
 
 
-def _left(limit: Path, used: Path, cache_field: str) -> int | None:
+def _remaining(limit: Path, used: Path, cache_field: str) -> int | None:
     try:
-        most, now = int(limit.read_text(encoding="ascii")), int(used.read_text(encoding="ascii"))
+        capacity, usage = int(limit.read_text(encoding="ascii")), int(used.read_text(encoding="ascii"))
         fields = dict(line.split() for line in (limit.parent / "memory.stat").read_text(encoding="ascii").splitlines())
-        return max(0, most - now + int(fields.get(cache_field, 0)))  # what files left in the cache makes way
-    except (OSError, ValueError):  # no such group, or "max"
+        return max(0, capacity - usage + int(fields.get(cache_field, 0)))  # the page cache can be reclaimed
+    except (OSError, ValueError):  # there is no such group, or its limit is "max"
         return None

@@ -1,4 +1,4 @@
-"""Commands that are suggested to a user: they can be pasted into a shell, and mean the thing that was just made."""
+"""Format the commands that we suggest to a user, so that they can be pasted into a shell."""
 
 import itertools
 import json
@@ -6,50 +6,51 @@ import re
 import shlex
 from pathlib import Path
 
-from imagegpt.common.text import undecodable_byte
+from imagegpt.common.text import surrogate_byte
 
-_PLAIN_YAML = re.compile(r"\.{0,2}/[\w./-]*")  # a path that YAML reads as the text it is
-
-
-def command(*words: str | Path) -> str:
-    """A command of ours as it is typed; paths are written by `place`."""
-    return " ".join(map(_quoted, ["imagegpt", *(place(word) if isinstance(word, Path) else word for word in words)]))
+_PLAIN_YAML = re.compile(r"\.{0,2}/[\w./-]*")  # paths that need no quotes in YAML
 
 
-def place(path: Path) -> str:
-    """A path that cannot be taken for the name of a model, a data set or an option: `./digits`, not `digits`."""
+def shell_command(*words: str | Path) -> str:
+    """Format an `imagegpt` command; paths are written as by `explicit_path`, everything is quoted where necessary."""
+    texts = ["imagegpt", *(explicit_path(word) if isinstance(word, Path) else word for word in words)]
+    return " ".join(map(_shell_quoted, texts))
+
+
+def explicit_path(path: Path) -> str:
+    """Format a path so that it cannot be mistaken for a model, a data set or an option: `./digits`, not `digits`."""
     return str(path) if path.is_absolute() or path.parts[:1] in (("..",), ()) else f"./{path}"
 
 
-def setting(key: str, path: Path) -> str:
-    """A recipe's key with a path, for `--set`, which reads YAML."""
-    text = place(path)
+def override(key: str, path: Path) -> str:
+    """Format the argument of `--set`, which is parsed as YAML, that sets a key of a recipe to a path."""
+    text = explicit_path(path)
     return f"{key}={text if _PLAIN_YAML.fullmatch(text) else _yaml_quoted(text)}"
 
 
-def free_name(name: str) -> Path:
-    """A name in the current folder that nothing has yet: `model`, or else `model-2`, `model-3` ..."""
+def unused_path(name: str) -> Path:
+    """Return a path in the current folder that does not exist yet: `model`, or else `model-2`, `model-3` ..."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(path for path in map(Path, names) if not path.exists())
 
 
 def _yaml_quoted(text: str) -> str:
-    """The text in double quotes; YAML takes no character without a visible form, and no surrogate pairs of JSON's."""
+    """Put text in double quotes, without what JSON allows and YAML does not: invisible characters, surrogate pairs."""
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(one if one.isprintable() else f"\\U{ord(one):08x}" for one in quoted)
 
 
-def _quoted(word: str) -> str:
-    """A word as a shell reads it; what has no visible form is written in `$'...'`, which bash, zsh and ksh know."""
+def _shell_quoted(word: str) -> str:
+    """Quote a word for the shell; unprintable characters need `$'...'`, which bash, zsh and ksh understand."""
     if word.isprintable():
         return shlex.quote(word)
     return "$'" + "".join(map(_escaped, word)) + "'"
 
 
 def _escaped(character: str) -> str:
-    """A character within `$'...'`."""
+    """Escape a character within `$'...'`."""
     if character.isprintable():
         return f"\\{character}" if character in "\\'" else character
-    byte = undecodable_byte(character)
-    # Three octal digits end by themselves; \x would read on into the next letters.
+    byte = surrogate_byte(character)
+    # Octal, because it ends after three digits; \x would swallow hexadecimal digits that follow.
     return "".join(f"\\{one:03o}" for one in (character.encode() if byte is None else (byte,)))

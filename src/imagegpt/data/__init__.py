@@ -1,7 +1,10 @@
-"""Pictures on disk: reading them from where they are, encoding them once, and giving them out for training.
+"""Data sets of images as token ids, from the files of a user to the batches of a training step.
 
-sources opens what a user names: an image folder, arrays, parquet, CIFAR's own files, a hub name, `digits`.
-encoding writes them as ids of a palette into a folder that `datasets.load_from_disk` opens; encoded reads it.
-augmentation moves and crops pictures before they are encoded, or their ids where that is exact.
-palettes chooses the colours.
+Inside: `sources` (one module for each kind of source, and the registry that opens them), `datasets` and `encoded`
+(`TokenDataset` and its kinds), `loading` (the train, validation and test split of a run or an evaluation),
+`dataloader`, `rng` and `shuffling` (which images a step reads), `identity` and `hashing` (what a data set is, so that
+no model is scored on images it was trained on), `augmentation`, `palettes` (fitting one), and `encoding_*` (the folder
+of encoded images).
+
+In: a location (a path, a name on the hub, "digits") and a processor. Out: `TokenDataset`, `DataSplits`, `Batch`.
 """

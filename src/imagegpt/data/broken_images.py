@@ -1,7 +1,7 @@
-"""Images that cannot be read: what is said of each, how many there may be, and the list of them.
+"""Images that cannot be read: a record of each, a limit on how many there may be, and a file that lists them.
 
-Whatever reads many images follows one rule: those that cannot be read are left out, counted and listed, as long as they
-are no larger a share of all than `max_broken`.
+Everything that reads many images follows one rule: broken images are skipped, counted and listed, as long as they are
+at most the fraction `max_broken` of all images.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from imagegpt.common.text import printable
 from imagegpt.files.atomic import atomic_write
 
 MAX_BROKEN = 0.05
-BROKEN_FILE = "broken-images.txt"  # in the folder of a run, or where a command is given that makes none
-READ_ERRORS = (ValueError, FileNotFoundError, MemoryError)  # what reading an image may raise
+BROKEN_FILE = "broken-images.txt"  # in the folder of a run, or in the current folder
+READ_ERRORS = (ValueError, FileNotFoundError, MemoryError)  # that reading an image may raise
 
 Trouble = Literal["huge", "missing", "unreadable"]
 
-_SHOWN = 3  # of them, in an error
+_MAX_SHOWN = 3  # in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class BrokenImage:
     """An image that could not be read.
 
     Attributes:
-        index: where it stands in its source.
-        name: what the source calls it.
-        trouble: "huge" (more pixels than Pillow allows, or than there is memory for), "missing" or "unreadable".
-        message: what was said.
+        index: in its source.
+        name: in its source.
+        trouble: "huge" (more pixels than Pillow allows, or than fit into memory), "missing" or "unreadable".
+        message: of the error.
     """
 
     index: int
@@ -41,15 +41,15 @@ class BrokenImage:
 
     @classmethod
     def of(cls, index: int, name: str, error: BaseException) -> Self:
-        """The image that such an error, one of `READ_ERRORS`, was raised for."""
+        """Record the image for which one of `READ_ERRORS` was raised."""
         message = " ".join(str(error).split())
-        if isinstance(error, MemoryError):  # its own message, if any, is a library's
+        if isinstance(error, MemoryError):  # its message, if any, comes from a library
             message = f"{name} needs more memory than there is: shrink the image first"
         return cls(index=index, name=name, trouble=trouble_with(error), message=message)
 
 
 def trouble_with(error: BaseException) -> Trouble:
-    """Which kind of trouble an error in reading an image was, by what caused it."""
+    """Classify an error that reading an image raised, by its causes."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Image.DecompressionBombWarning | Image.DecompressionBombError | MemoryError):
@@ -61,14 +61,14 @@ def trouble_with(error: BaseException) -> Trouble:
 
 
 def check_broken(broken: Sequence[BrokenImage], num_images: int, what: str, max_broken: float) -> None:
-    """See that there are not too many.
+    """Check that there are not too many broken images.
 
     Args:
-        broken: those that were found by now.
+        broken: those found so far.
         num_images: in all, broken or not.
-        what: they are, such as "images of photos".
-        max_broken: the share of all that may be broken.
-    Raises: ValueError, naming some, if more are, or all.
+        what: they are, for the error, such as "images of photos".
+        max_broken: the largest fraction that may be broken.
+    Raises: ValueError, naming some of them, if more are broken, or all.
     """
     if len(broken) == num_images:
         raise ValueError(f"none of the {num_images} {what} can be read: {_some(broken)}")
@@ -80,16 +80,16 @@ def check_broken(broken: Sequence[BrokenImage], num_images: int, what: str, max_
 
 
 def list_of(broken: Sequence[BrokenImage]) -> bytes:
-    """The contents of a list of them: a line each with name, kind of trouble and what was said, between tabs."""
+    """Format a list of broken images: a line each with name, trouble and message, separated by tabs."""
     lines = ("\t".join(map(printable, (one.name, one.trouble, one.message))) for one in broken)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 def write_list(path: Path, broken: Sequence[BrokenImage]) -> None:
-    """Write the list of them, over what is there."""
+    """Write a list of broken images, replacing an existing file."""
     atomic_write(path, list_of(broken), "the list of broken images")
 
 
 def _some(broken: Sequence[BrokenImage]) -> str:
-    more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-    return "; ".join(f"{one.name} is {one.trouble}" for one in broken[:_SHOWN]) + more
+    more = f"; and {len(broken) - _MAX_SHOWN} more" if len(broken) > _MAX_SHOWN else ""
+    return "; ".join(f"{one.name} is {one.trouble}" for one in broken[:_MAX_SHOWN]) + more

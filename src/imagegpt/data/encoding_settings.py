@@ -1,46 +1,50 @@
-"""What decides the contents of an encoding."""
+"""The settings that determine the content of an encoding."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from imagegpt.common import ranges
-from imagegpt.common.number_fields import Within
+from imagegpt.common.pydantic_ranges import InRange
 
 KIND = "images encoded by imagegpt"
+
+ShardFormat = Literal["arrow", "parquet"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingSettings:
-    """All that decides what the shards contain.
+    """Everything that determines the content of the shards.
 
     Args:
-        source: as a path from the root, or a name.
-        split: of the source, None if it has none.
-        source_fingerprint: of the source, by the content of its files.
-        num_source: pictures in it, broken or not.
-        classes: the names of the labels, None if there are none.
+        source: its absolute path, or its name.
+        split: of the source; None if it has none.
+        source_fingerprint: a hash of the content of its files.
+        num_source: images in it, broken or not.
+        classes: the names of the labels; None if there are none.
         palette: its fingerprint.
         num_colors: of the palette.
         processor: its other settings: size, resize_mode, resample, background.
-        shard_size: pictures of the source a shard.
+        shard_size: images of the source per shard.
+        file_format: of the shards.
         version: of this package.
     """
 
     source: str
     split: str | None
     source_fingerprint: str
-    num_source: Annotated[int, Within(ranges.SOME_IMAGES)]
+    num_source: Annotated[int, InRange(ranges.DATASET_SIZE)]
     classes: list[str] | None
     palette: str
-    num_colors: Annotated[int, Within(ranges.COLORS)]
+    num_colors: Annotated[int, InRange(ranges.COLORS)]
     processor: dict[str, Any]
-    shard_size: Annotated[int, Within(ranges.SHARD_IMAGES)]
+    shard_size: Annotated[int, InRange(ranges.SHARD_IMAGES)]
+    file_format: ShardFormat
     version: str
 
     def __post_init__(self) -> None:
         size = self.processor.get("size")
         for edge in ("height", "width"):
-            ranges.SIDE.check(f"processor.size.{edge}", size.get(edge) if isinstance(size, dict) else None)
+            ranges.IMAGE_SIDE.check(f"processor.size.{edge}", size.get(edge) if isinstance(size, dict) else None)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -49,21 +53,23 @@ class EncodingSettings:
 
     @property
     def num_shards(self) -> int:
-        """How many files there are."""
+        """The number of shards."""
         return -(-self.num_source // self.shard_size)
 
-    def stretch(self, shard: int) -> range:
-        """The pictures of the source that a shard is made from."""
+    def items(self, shard: int) -> range:
+        """The images of the source that a shard is made from."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_source))
 
     def file(self, shard: int) -> str:
-        """The name of a shard, as `datasets` calls them."""
-        return f"data-{shard:05d}-of-{self.num_shards:05d}.arrow"
+        """The file name of a shard, as `datasets` names them."""
+        return f"data-{shard:05d}-of-{self.num_shards:05d}.{self.file_format}"
 
     def differences(self, now: "EncodingSettings") -> list[str]:
-        """In what other settings differ from these, in words."""
+        """Describe the settings in which `now` differs from these."""
         old, new = ({**vars(one), **one.processor} for one in (self, now))
-        words = {"source_fingerprint": "content of the source", "num_source": "number of images"}
+        words = {
+            "source_fingerprint": "content of the source", "num_source": "number of images", "file_format": "format"
+        }  # fmt: skip
         return [
             f"{words.get(name, name)} ({_shown(old[name])}, not {_shown(new.get(name))})"
             for name in old

@@ -1,4 +1,6 @@
-"""A shard: a file of an encoding, with the ids of a stretch of the source's pictures, in Arrow's streaming format.
+"""A shard: one file of an encoding, with the ids of consecutive images of the source.
+
+It is an Arrow stream, which is memory-mapped, or a parquet file, which is read into memory.
 
 Axis letters: n images, T pixels in raster order.
 """
@@ -8,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Int64, UInt16, UInt64
@@ -16,28 +18,40 @@ from jaxtyping import Int64, UInt16, UInt64
 from imagegpt.data.broken_images import BrokenImage
 from imagegpt.data.encoding_settings import EncodingSettings
 from imagegpt.data.sources.base import UNLABELED, in_one_line
-from imagegpt.files.checksums import sha256_of
+from imagegpt.files.checksums import file_sha256
 from imagegpt.files.schemas import parse_json, validate
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
 
-_OWN_KEY = b"imagegpt"  # in the description that an Arrow file carries
+_OWN_KEY = b"imagegpt"  # in the metadata of the schema
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What a file that is done has to tell.
+    """What is recorded of a finished shard.
 
     Attributes:
-        num_images: in it.
-        broken: those of its stretch that are not.
+        num_images: in the file.
+        broken: images of its range that could not be read.
         checksum: the SHA-256 of the file.
     """
 
     num_images: int
     broken: list[BrokenImage]
     checksum: str
+
+    def to_json(self) -> str:
+        """The shard as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, what: str) -> Self:
+        """Read `to_json`.
+
+        Raises: ValueError, which starts with `what`, for anything else.
+        """
+        return validate(parse_json(text, what), cls, what)
 
 
 def shard_bytes(
@@ -48,8 +62,9 @@ def shard_bytes(
     hashes: UInt64[np.ndarray, " n"],
     broken: Sequence[BrokenImage],
 ) -> bytes:
-    """A shard as it is written: the same pictures give the same bytes."""
+    """The content of a shard's file; the same images give the same bytes."""
     import pyarrow
+    from pyarrow import parquet
 
     length = ids.shape[1]
     columns = [
@@ -58,28 +73,31 @@ def shard_bytes(
         pyarrow.array(indices),
         pyarrow.array(hashes),
     ]
-    told = json.dumps([dataclasses.asdict(one) for one in broken])
-    schema = _schema(settings).with_metadata({**(_schema(settings).metadata or {}), _OWN_KEY: told.encode()})
-    file = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(file, schema) as stream:
-        stream.write_batch(pyarrow.record_batch(columns, schema=schema))
+    listed = json.dumps([dataclasses.asdict(one) for one in broken])
+    schema = _schema(settings).with_metadata({**(_schema(settings).metadata or {}), _OWN_KEY: listed.encode()})
+    file, batch = pyarrow.BufferOutputStream(), pyarrow.record_batch(columns, schema=schema)
+    if settings.file_format == "parquet":
+        parquet.write_table(pyarrow.Table.from_batches([batch]), file)
+    else:
+        with pyarrow.ipc.new_stream(file, schema) as stream:
+            stream.write_batch(batch)
     return file.getvalue().to_pybytes()
 
 
 def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
-    """A shard that is mapped, not read, and what it says of the broken pictures of its stretch.
+    """Open a shard: its images, and the broken images of its range.
 
-    Nothing is checked but that Arrow can open it; for the rest see `check_shard`.
+    Only what Arrow needs to open the file is checked; see `check_shard`.
 
-    Raises: ValueError, without the path, if it is not whole; OSError if it is not there or cannot be opened;
+    Raises: ValueError, without the path, if the file is damaged; OSError if it does not exist or cannot be opened;
         MemoryError.
     """
     import pyarrow
 
     try:
-        with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as stream:
-            told = parse_json((stream.schema.metadata or {})[_OWN_KEY], "its list of broken pictures")
-            return stream.read_next_batch(), validate(told, list[BrokenImage], "its list of broken pictures")
+        schema, batch = _read_parquet(path) if path.suffix == ".parquet" else _map_arrow(path)
+        listed = parse_json((schema.metadata or {})[_OWN_KEY], "its list of broken images")
+        return batch, validate(listed, list[BrokenImage], "its list of broken images")
     except MemoryError:  # Arrow's is an ArrowException, too
         raise
     except (pyarrow.ArrowException, OSError, StopIteration, KeyError, ValueError) as error:
@@ -89,25 +107,25 @@ def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
 
 
 def check_shard(path: Path, settings: EncodingSettings, number: int, checksum: str | None) -> Shard:
-    """See that a shard is what was written there, byte for byte, and that its contents are possible.
+    """Check that a shard is what was written, byte for byte, and that its content is possible.
 
     Args:
-        path: of the shard, which is read as a whole.
+        path: of the file, which is read entirely.
         settings: of the encoding.
         number: of the shard.
-        checksum: the SHA-256 that it must have; None is none that could be right.
+        checksum: the expected SHA-256; None matches nothing.
     Raises: as `open_shard`.
     """
-    found = sha256_of(path)
+    found = file_sha256(path)
     if found != checksum:
-        raise ValueError("its SHA-256 is not the one that was written down")
+        raise ValueError("its SHA-256 is not the recorded one")
     batch, broken = open_shard(path)
     _check_contents(batch, broken, settings, number)
     return Shard(num_images=batch.num_rows, broken=broken, checksum=found)
 
 
 def features(settings: EncodingSettings) -> dict[str, Any]:
-    """The columns in `datasets`' words. Written by hand: the library takes seconds to import, in every worker."""
+    """The columns as `datasets` describes them. Written by hand: importing the library takes each worker seconds."""
     height, width = settings.size
     number = {"dtype": "int64", "_type": "Value"}
     label = number if settings.classes is None else {"names": settings.classes, "_type": "ClassLabel"}
@@ -129,10 +147,25 @@ def _schema(settings: EncodingSettings) -> "Schema":
     return pyarrow.schema(list(fields.items()), {b"huggingface": described})
 
 
+def _map_arrow(path: Path) -> "tuple[Schema, RecordBatch]":
+    import pyarrow
+
+    with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as stream:
+        return stream.schema, stream.read_next_batch()
+
+
+def _read_parquet(path: Path) -> "tuple[Schema, RecordBatch]":
+    import pyarrow
+    from pyarrow import parquet
+
+    table = parquet.read_table(pyarrow.memory_map(str(path))).combine_chunks()
+    return table.schema, next(iter(table.to_batches()), pyarrow.RecordBatch.from_pylist([], table.schema))
+
+
 def _check_contents(
     batch: "RecordBatch", broken: Sequence[BrokenImage], settings: EncodingSettings, number: int
 ) -> None:
-    """See that a shard can be used: somebody else may have written it, and its checksum, too.
+    """Check that the content is possible: somebody else may have written the file and its checksum.
 
     Raises: ValueError if not.
     """
@@ -147,8 +180,8 @@ def _check_contents(
     ids, labels = batch.column("ids").values, batch.column("label")
     if any(column.null_count for column in (*batch.columns, ids)):
         raise ValueError("it has empty cells")
-    if sorted([*batch.column("index").to_pylist(), *(one.index for one in broken)]) != list(settings.stretch(number)):
-        raise ValueError("its images are not those of its stretch of the source")
+    if sorted([*batch.column("index").to_pylist(), *(one.index for one in broken)]) != list(settings.items(number)):
+        raise ValueError("its images are not those of its range of the source")
     if len(ids) and ids.to_numpy().max() >= settings.num_colors:
         raise ValueError(f"it has ids beyond the {settings.num_colors} colours of the palette")
     num_labels = np.iinfo(np.int64).max if settings.classes is None else len(settings.classes)

@@ -1,7 +1,7 @@
-"""Hashes of files and of pictures, computed once: a cache in the user's folder spares reading what has not changed.
+"""Hashes of files and of images, computed once: a cache in the user's folder saves reading what has not changed.
 
 A file counts as unchanged while its path, size and times of modification and of change are the same. The cache only
-saves time: it may be absent, damaged, out of date or read-only.
+saves time: it may be missing, damaged, out of date or read-only.
 
 Axis letters: N images of a source, n of them.
 """
@@ -26,13 +26,13 @@ from imagegpt.data.sources.base import ImageSource, no_warnings
 from imagegpt.files.atomic import atomic_write
 from imagegpt.files.paths import cache_folder, expand_home
 
-CACHE_FORMAT = 2  # goes up, too, when pictures are read as other pixels than before
+CACHE_FORMAT = 2  # increase it when images are decoded to other pixels than before, too
 
 _HEADER = b"imagegpt hashes %d\n" % CACHE_FORMAT
-_PIECE = 1 << 22  # bytes read at a time
-_SETTLED_NS = 2_000_000_000  # a file changed this shortly before it is read may change again within the clock's tick
-_WORTH_PROCESSES = 2_000  # image files; a process takes seconds to start
-_TASK = 256  # images
+_BLOCK_BYTES = 1 << 22  # read at a time
+_SETTLED_NS = 2_000_000_000  # a file that changed more recently may change again without changing its times
+_MIN_FILES_FOR_PROCESSES = 2_000  # a process takes seconds to start
+_TASK_IMAGES = 256
 
 Hashes = UInt64[np.ndarray, " n"]
 
@@ -42,8 +42,8 @@ class SourceHashes:
     """The pixel hashes of a source.
 
     Attributes:
-        hashes: of its pictures, 0 for those that cannot be read.
-        broken: these, ascending.
+        hashes: of its images; 0 for images that cannot be read.
+        broken: the images that cannot be read, in ascending order.
     """
 
     hashes: UInt64[np.ndarray, " N"]
@@ -51,10 +51,12 @@ class SourceHashes:
 
 
 def source_fingerprint(source: ImageSource) -> str:
-    """16 hexadecimal digits; others mean that pictures, labels or classes have changed, or stand in another order.
+    """Return 16 hexadecimal digits that change when images, labels, classes or their order change.
 
-    Names of files do not count. Reads every file once, and no pictures; files that have not changed are not read again.
+    File names do not count. Reads the bytes of every file, but not of those that have not changed since the last time.
     """
+    if source.fingerprint is not None:
+        return source.fingerprint
     digest = hashlib.blake2b(digest_size=8)
     for text in (str(len(source)), *(source.classes or ())):
         digest.update(text.encode(errors="surrogateescape") + b"\0")
@@ -65,7 +67,7 @@ def source_fingerprint(source: ImageSource) -> str:
     hashes, known = cache.find(stamps)
     missing = np.flatnonzero(~known)
     if len(missing):
-        with ThreadPoolExecutor() as threads:  # reading and hashing let go of Python's lock
+        with ThreadPoolExecutor() as threads:  # reading and hashing release the GIL
             hashes[missing] = list(threads.map(_file_hash, (files[index] for index in missing), chunksize=64))
         cache.keep(stamps, hashes, settled)
     digest.update((hashes if files else pixel_hashes(source).hashes).data)
@@ -73,7 +75,9 @@ def source_fingerprint(source: ImageSource) -> str:
 
 
 def source_stamp(source: ImageSource) -> str:
-    """Like `source_fingerprint`, but by path, size and times of the files: cheap, and good for a few minutes."""
+    """Like `source_fingerprint`, but from path, size and times of the files: cheap, for checks within minutes."""
+    if source.fingerprint is not None:
+        return source.fingerprint
     digest = hashlib.blake2b(str((len(source), source.classes)).encode(errors="surrogateescape"), digest_size=8)
     digest.update(np.ascontiguousarray(source.labels).data)
     digest.update(_stamps(list(source.files()))[0].data)
@@ -81,29 +85,29 @@ def source_stamp(source: ImageSource) -> str:
 
 
 def pixel_hashes(source: ImageSource) -> SourceHashes:
-    """`identity.pixel_hash` of each picture; those in files that have not changed are not read again."""
+    """Compute the `identity.pixel_hash` of each image; files that have not changed are not read again."""
     stamps, settled = _picture_stamps(source)
     cache = _Cache("pixels", source)
     hashes, known = cache.find(stamps)
     missing = np.flatnonzero(~known)
     broken: list[BrokenImage] = []
     if len(missing):
-        for rows, (found, told) in _read(source, missing):
+        for rows, (found, unreadable) in _read(source, missing):
             hashes[rows] = found
-            broken += told
+            broken += unreadable
         cache.keep(stamps, hashes, settled & (hashes != 0))
     return SourceHashes(hashes=hashes, broken=broken)
 
 
 class _Cache:
-    """Hashes by the stamps of what they are of; a file for each source, replaced as a whole."""
+    """Hashes by the stamps of files or images; one cache file for each source, replaced as a whole."""
 
     def __init__(self, kind: str, source: ImageSource) -> None:
         name = hashlib.blake2b(os.fsencode(_place(source)), digest_size=12).hexdigest()
         self._path = cache_folder() / "hashes" / f"{name}-{kind}"
 
     def find(self, stamps: Hashes) -> tuple[Hashes, Bool[np.ndarray, " n"]]:
-        """The hashes that are known, and which these are; the others are 0."""
+        """Return the cached hashes, 0 where there is none, and which are cached."""
         there = self._read()
         if not len(there):
             return np.zeros(len(stamps), np.uint64), np.zeros(len(stamps), bool)
@@ -112,12 +116,12 @@ class _Cache:
         return np.where(known, there[place, 1], np.uint64(0)), known
 
     def keep(self, stamps: Hashes, hashes: Hashes, chosen: Bool[np.ndarray, " n"]) -> None:
-        """Replace what is there; errors do no harm."""
+        """Replace the cached hashes; errors are ignored."""
         pairs = np.stack([stamps[chosen], hashes[chosen]], axis=1)
         content = pairs[np.argsort(pairs[:, 0])].astype("<u8").tobytes()
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            for path in self._path.parent.glob(f".{self._path.name}.*"):  # what a process that was killed has left
+            for path in self._path.parent.glob(f".{self._path.name}.*"):  # left by a killed process
                 path.unlink(missing_ok=True)
             atomic_write(self._path, _HEADER + _checksum(content) + content, "the hashes")
 
@@ -140,7 +144,7 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _picture_stamps(source: ImageSource) -> tuple[Hashes, Bool[np.ndarray, " N"]]:
-    """A number for each picture that changes with the files, and which of these have been so for a while."""
+    """Return a number for each image that changes with its file, and which files have not changed recently."""
     stamps, settled = _stamps(list(source.files()))
     if source.has_a_file_each:
         return stamps, settled
@@ -150,15 +154,15 @@ def _picture_stamps(source: ImageSource) -> tuple[Hashes, Bool[np.ndarray, " N"]
 
 
 def _stamps(files: Sequence[Path]) -> tuple[Hashes, Bool[np.ndarray, " n"]]:
-    """A number for each file that changes with its path, size and times, and which have been so for a while."""
+    """Return a number for each file that changes with its path, size and times, and which are not recent."""
     stamps, settled = np.zeros(len(files), np.uint64), np.zeros(len(files), bool)
     now = time.time_ns()
     for row, path in enumerate(files):
         try:
             facts = path.stat()
         except OSError:
-            continue  # it cannot be read, either, which is told where that is tried
-        # The time of change is set by the system alone: a file that was replaced and dated back is noticed, too.
+            continue  # reading it will report the error
+        # Only the system sets the time of change: it reveals a file that was replaced and dated back.
         text = f"{path.absolute()}\0{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
         digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
         stamps[row] = int.from_bytes(digest, "little")
@@ -170,21 +174,21 @@ def _file_hash(path: Path) -> int:
     digest = hashlib.blake2b(digest_size=8)
     try:
         with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
     except OSError:
         return 0
     return int.from_bytes(digest.digest(), "little")
 
 
 def _read(source: ImageSource, missing: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[list[int], list[BrokenImage]]]]:
-    """Hashes of pictures, some at a time; by several processes if there are many files to decode."""
-    tasks = [missing[start : start + _TASK] for start in range(0, len(missing), _TASK)]
+    """Yield hashes of images, some at a time; by several processes if there are many files to decode."""
+    tasks = [missing[start : start + _TASK_IMAGES] for start in range(0, len(missing), _TASK_IMAGES)]
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not source.has_a_file_each or len(missing) < _WORTH_PROCESSES or workers == 1:
+    if not source.has_a_file_each or len(missing) < _MIN_FILES_FOR_PROCESSES or workers == 1:
         yield from ((task, _hash_several(source, task.tolist())) for task in tasks)
         return
-    # Not threads: reading a picture changes, for a moment, what Python does with warnings, in all of them.
+    # Not threads: decoding an image changes the filter of warnings for a moment, which all threads share.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (source,)) as pool:
         yield from zip(tasks, pool.map(_hash_in_worker, (task.tolist() for task in tasks)), strict=True)
@@ -205,7 +209,7 @@ def _hash_several(source: ImageSource, indices: Iterable[int]) -> tuple[list[int
     return hashes, broken
 
 
-# The source of a worker process: a pool has no other way to hand something to a process rather than to a task.
+# The source of a worker process: a pool can pass it to a process, rather than to every task, only through a global.
 _sources: list[Any] = []
 
 

@@ -1,11 +1,11 @@
-"""What a data set is: hashes of its pictures, and the record of them that lies beside a trained model as `data.json`.
+"""The identity of a data set: hashes of its images, and the record of them that is saved with a model as `data.json`.
 
-    pixel_hash     of one picture: of its pixels as RGB, upright, in the size it came in
-    ImagesRecord   of several: of the set of these hashes, of their order, and of the labels
-    DataRecord     of a run: its sources and parts, palette, preprocessing and split
+    pixel_hash     of one image: its pixels as RGB, upright, in their original size
+    ImagesRecord   of several images: their hashes as a set and in order, and their labels
+    DataRecord     of a run: its sources and splits, palette and preprocessing
 
-A record holds no paths and no pixels: a model may be given away with it. Two runs have the same data if nothing in
-their records differs, whether they read pictures or ids that were made of them.
+A record holds no paths and no pixels, so it can be published with the model. Two runs have the same data if their
+records are equal, whether they read images or the ids that were encoded from them.
 
 Axis letters: n images, H height, W width.
 """
@@ -25,12 +25,12 @@ from PIL import Image
 
 from imagegpt.common import ranges
 from imagegpt.files.atomic import atomic_write
-from imagegpt.files.versions import FORMAT_KEY, read_own
+from imagegpt.files.versions import FORMAT_KEY, read_versioned_json
 from imagegpt.images.processor import ImageGPTImageProcessor
 from imagegpt.images.reading import read_image
 
 RECORD_FILE = "data.json"
-DATA_FORMAT = 1
+DATA_FORMAT = 2  # 1 called the splits parts
 
 _KIND = "data of an imagegpt model"
 _CROPS = ("none", "center-crop")
@@ -39,17 +39,17 @@ _SHOWN = 3  # classes, in a sentence
 
 
 def pixel_hash(image: Any) -> int:
-    """A hash of a picture, 1 to 2^64 - 1, that two pictures share if their pixels are the same.
+    """Hash the pixels of an image: 1 to 2^64 - 1, the same for images with the same pixels.
 
     Args:
-        image: of any kind that `ImageGPTImageProcessor` takes; transparent ones are laid on white.
+        image: anything `ImageGPTImageProcessor` takes; transparent images are composited on white.
     Raises: ValueError or FileNotFoundError if it cannot be read.
     """
     return hash_of_rgb(read_image(image, _WHITE))
 
 
 def hash_of_rgb(rgb: Image.Image | UInt8[np.ndarray, "h w 3"]) -> int:
-    """`pixel_hash` of an RGB picture that was read already."""
+    """Compute the `pixel_hash` of an image that is decoded already."""
     pixels = np.ascontiguousarray(rgb)
     digest = hashlib.blake2b(struct.pack("<2q", *pixels.shape[:2]), digest_size=8)
     digest.update(pixels.data)
@@ -57,19 +57,25 @@ def hash_of_rgb(rgb: Image.Image | UInt8[np.ndarray, "h w 3"]) -> int:
 
 
 def hash_of_picture(image: Any, rgb: Image.Image | UInt8[np.ndarray, "h w 3"], background: tuple[int, int, int]) -> int:
-    """`pixel_hash` of a picture that was read already, laid on a background: it must not depend on the background."""
+    """Compute the `pixel_hash` of an image that is decoded already; it does not depend on the background.
+
+    Args:
+        image: as `pixel_hash` takes it.
+        rgb: the decoded image, composited on the background.
+        background: the colour behind transparent pixels.
+    """
     return hash_of_rgb(rgb) if background == _WHITE else pixel_hash(image)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesRecord:
-    """Some images.
+    """Fingerprints of several images.
 
     Attributes:
         num_images: how many.
-        images: a fingerprint of their pixels, whatever their order.
-        order: a fingerprint of their pixels in this order.
-        labels: a fingerprint of their labels in this order, None if they have none.
+        images: of their pixels, in any order.
+        order: of their pixels, in this order.
+        labels: of their labels, in this order; None without labels.
     """
 
     num_images: int
@@ -79,7 +85,7 @@ class ImagesRecord:
 
     @classmethod
     def of(cls, hashes: UInt64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"] | None) -> Self:
-        """The record of images with such pixel hashes and labels."""
+        """Record images with these pixel hashes and labels."""
         return cls(
             num_images=len(hashes),
             images=_fingerprint(np.sort(hashes).astype("<u8")),
@@ -89,13 +95,13 @@ class ImagesRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartRecord:
-    """A part of the data: what is trained on, what validates, what tests.
+class SplitRecord:
+    """The train, validation or test split of a run.
 
     Attributes:
         source: the key in `DataRecord.sources` of the images it was taken from.
-        by: "name" if it is all of that source, except for images that occur in a later part, too; "hash" if the split
-            took it from there.
+        by: "name" if it is all of that source, except for images that a later split has, too; "hash" if these images
+            were held out by hash, or are what that left.
         content: its images.
     """
 
@@ -106,26 +112,26 @@ class PartRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """All that decides which ids a model has seen, and which it has not; the contents of `data.json`.
+    """Everything that determines which ids a model was trained on, and which not; the contents of `data.json`.
 
     Attributes:
-        sources: the images that were given, by the name of their part, all of them in "train" if they had no parts.
-        parts: "train", "validation" and perhaps "test"; of data that a model is tried on some may be missing.
-        classes: names of the labels, None if there are none.
+        sources: the images that were given, by the name of their split; all are in "train" if there are no splits.
+        splits: "train", "validation" and perhaps "test"; some may be missing when a model is evaluated on other data.
+        classes: names of the labels; None without labels.
         palette: `fingerprint` and `num_colors`.
         preprocessing: of images that are not augmented: `size`, `resize_mode`, `resample`, `background` of the
             processor, and `crop`, "center-crop" or "none".
-        split: `seed`, and the shares `validation` and `test`.
-        validation_subset: those images of validation that were scored while training, None if it was all of them:
-            `num_images`, `seed`, and `images` as in `ImagesRecord`.
+        hash_split: the `seed` of the split by hash, and the fractions `validation` and `test`.
+        validation_subset: the validation images that were scored during training: `num_images`, `seed`, and `images` as
+            in `ImagesRecord`; None for all of them.
     """
 
     sources: Mapping[str, ImagesRecord]
-    parts: Mapping[str, PartRecord]
+    splits: Mapping[str, SplitRecord]
     classes: Sequence[str] | None
     palette: Mapping[str, Any]
     preprocessing: Mapping[str, Any]
-    split: Mapping[str, Any]
+    hash_split: Mapping[str, Any]
     validation_subset: Mapping[str, Any] | None
 
     def write(self, folder: Path) -> None:
@@ -135,13 +141,13 @@ class DataRecord:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The record in a folder, None if there is none.
+        """Read the record in a folder; None if there is none.
 
         Raises: ValueError if it is damaged or of another version.
         """
         path, remedy = folder / RECORD_FILE, "get it again, or move it away"
         try:
-            record = read_own(path, cls, DATA_FORMAT, kind=_KIND, remedy=remedy)
+            record = read_versioned_json(path, cls, DATA_FORMAT, kind=_KIND, remedy=remedy)
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
@@ -151,82 +157,82 @@ class DataRecord:
         return record
 
     def _check(self) -> None:
-        """See that the fields can be as they are.
+        """Check the values of the fields.
 
-        Raises: ValueError, which names the field, if not.
+        Raises: ValueError, which names the field, if one is impossible.
         """
         ranges.COLORS.check("palette.num_colors", self.palette.get("num_colors"))
-        ranges.TRAINING_SEED.check("split.seed", self.split.get("seed"))
+        ranges.TRAINING_SEED.check("hash_split.seed", self.hash_split.get("seed"))
         for name in ("validation", "test"):
-            ranges.SHARE.check(f"split.{name}", self.split.get(name))
+            ranges.FRACTION.check(f"hash_split.{name}", self.hash_split.get(name))
         if self.preprocessing.get("crop") not in _CROPS:
             raise ValueError(f"preprocessing.crop is none of {', '.join(_CROPS)}")
-        for name, part in self.parts.items():
-            if part.source not in self.sources:
-                raise ValueError(f"parts.{name}.source is none of the sources")
+        for name, split in self.splits.items():
+            if split.source not in self.sources:
+                raise ValueError(f"splits.{name}.source is none of the sources")
         if self.validation_subset is not None:
-            ranges.SOME_IMAGES.check("validation_subset.num_images", self.validation_subset.get("num_images"))
+            ranges.DATASET_SIZE.check("validation_subset.num_images", self.validation_subset.get("num_images"))
 
     def differences(self, now: "DataRecord") -> list[str]:
-        """In what other data differ from these, in words."""
-        told = []
+        """Describe how other data differ from these."""
+        found = []
         if self.palette != now.palette:
-            told.append(f"the palette ({self.palette['fingerprint']}, not {now.palette['fingerprint']})")
-        for section in ("preprocessing", "split"):
+            found.append(f"the palette ({self.palette['fingerprint']}, not {now.palette['fingerprint']})")
+        for section, words in (("preprocessing", "the preprocessing's"), ("hash_split", "the split's")):
             old, new = getattr(self, section), getattr(now, section)
             names = [name for name in new if old.get(name) != new[name]]
-            told += [f"the {section}'s {name} ({_shown(old.get(name))}, not {_shown(new[name])})" for name in names]
+            found += [f"{words} {name} ({_format(old.get(name))}, not {_format(new[name])})" for name in names]
         if self.classes != now.classes:
-            told.append(f"the classes ({class_changes(self.classes, now.classes)})")
-        for name in dict.fromkeys((*self.parts, *now.parts)):
-            old, new = self.parts.get(name), now.parts.get(name)
+            found.append(f"the classes ({class_changes(self.classes, now.classes)})")
+        for name in dict.fromkeys((*self.splits, *now.splits)):
+            old, new = self.splits.get(name), now.splits.get(name)
             if old is None or new is None:
-                told.append(f"there is {'no' if new is None else 'a'} {name} part")
+                found.append(f"there is {'no' if new is None else 'a'} {name} split")
             else:
-                told += _image_differences(name, old.content, new.content)
-        if not told and self != now:
-            told.append("the images that were given")
-        return told
+                found += _image_differences(name, old.content, new.content)
+        if not found and self != now:
+            found.append("the source images")
+        return found
 
 
 def class_changes(old: Sequence[str] | None, new: Sequence[str] | None) -> str:
-    """In what classes differ from those of before, in words."""
+    """Describe how classes differ from those of before."""
     if old is None or new is None:
         return "there are none" if new is None else "there were none"
-    told = []
+    found = []
     for names, others, what in ((old, new, "missing"), (new, old, "new")):
-        if found := [name for name in names if name not in set(others)]:
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            told.append(f"{', '.join(found[:_SHOWN])}{more} {'is' if len(found) == 1 else 'are'} {what}")
-    return "; ".join(told) or "they stand in another order"
+        if changed := [name for name in names if name not in set(others)]:
+            more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+            found.append(f"{', '.join(changed[:_SHOWN])}{more} {'is' if len(changed) == 1 else 'are'} {what}")
+    return "; ".join(found) or "their order has changed"
 
 
 def preprocessing_of(processor: ImageGPTImageProcessor, crop: str) -> dict[str, Any]:
-    """What is said of a processor in a record.
+    """Return what a record says of a processor.
 
     Args:
-        processor: makes ids of pictures.
-        crop: what comes before it where pictures are not augmented, "center-crop" or "none".
+        processor: encodes the images.
+        crop: the crop before it, for images that are not augmented: "center-crop" or "none".
     """
     options = processor.to_dict()
     return {**{name: options[name] for name in ("size", "resize_mode", "resample", "background")}, "crop": crop}
 
 
-def _image_differences(part: str, old: ImagesRecord, new: ImagesRecord) -> list[str]:
+def _image_differences(split: str, old: ImagesRecord, new: ImagesRecord) -> list[str]:
     if old.num_images != new.num_images:
-        return [f"the images of the {part} part ({old.num_images:,}, not {new.num_images:,})"]
+        return [f"the images of the {split} split ({old.num_images:,}, not {new.num_images:,})"]
     if old.images != new.images:
-        return [f"the images of the {part} part"]
+        return [f"the images of the {split} split"]
     if old.order != new.order:
-        return [f"the order of the images of the {part} part"]
-    return [f"the labels of the {part} part"] if old.labels != new.labels else []
+        return [f"the order of the images of the {split} split"]
+    return [f"the labels of the {split} split"] if old.labels != new.labels else []
 
 
 def _fingerprint(values: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=8).hexdigest()
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, dict) and set(value) == {"height", "width"}:
         return f"{value['height']}x{value['width']}"
     return str(value)

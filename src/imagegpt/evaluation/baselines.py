@@ -1,12 +1,12 @@
-"""What a model must beat: two distributions over images that are read off by counting.
+"""Baselines that a model must beat: two distributions over images that are fitted by counting.
 
 Both give each pixel a proper distribution over the V colours, so their nats per pixel compare with a model's. Every
 estimate is a smoothed count, shrunk towards a simpler estimate q (MacKay and Peto 1995, "A hierarchical Dirichlet
-language model"): of n images in which a context was seen, n(x) times followed by x,
+language model"): if n training images have a context, and n(x) of these have x there,
 
     p(x | context) = (n(x) + a * q(x)) / (n + a)
 
-where a, how much q is trusted, is chosen from `STRENGTHS` on validation images. A context never seen gives q.
+where the strength a is chosen from `STRENGTHS` on validation images. A context that never occurred gives q.
 
 Axis letters: N images, T pixels in raster order, V colours.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 STRENGTHS = tuple(float(2**k) for k in range(-6, 11))
-_EM_STEPS = 200  # the likelihood is concave in the shares; by then the last bit of nats per pixel stands still
+_EM_STEPS = 200  # the likelihood is concave in the weights; by then the nats per pixel have converged to the last bit
 
 Ids = Int64[np.ndarray, "n t"]
 OtherIds = Int64[np.ndarray, "m t"]  # of another number of images
@@ -33,7 +33,7 @@ class Baseline(Protocol):
 
 
 class PositionHistogram:
-    """How often each colour stands at each position, whatever surrounds it; shrunk towards all colours alike."""
+    """The frequency of each colour at each position, shrunk towards the uniform distribution."""
 
     def __init__(self, *, num_colors: int, counts: "_Counts", strength: float) -> None:
         self.num_colors = num_colors
@@ -48,9 +48,9 @@ class PositionHistogram:
             train: whole images, ids 0 to V - 1.
             validation: others, of the same size.
             num_colors: V.
-        Raises: ValueError for ids that are no colours, empty parts or parts of different sizes.
+        Raises: ValueError for ids that are no colours, empty arrays or images of different sizes.
         """
-        _check_parts(train, validation, num_colors)
+        _check_ids(train, validation, num_colors)
         counts = _Counts(_positions(train), train, num_colors)
         uniform = np.full(validation.shape, 1 / num_colors)
         strength = _choose_strength(counts, _positions(validation), validation, uniform)
@@ -61,18 +61,18 @@ class PositionHistogram:
         return -np.log(self.probability(ids, ids))
 
     def probability(self, ids: Ids, values: Ids) -> Float64[np.ndarray, "n t"]:
-        """Of a pixel being `values` where the images are `ids`; here the images do not matter."""
+        """Return the probability of `values` in the images `ids`; for this baseline the images do not matter."""
         return self._counts.shrunk(_positions(ids), values, np.full(values.shape, 1 / self.num_colors), self.strength)
 
 
 class NeighbourModel:
-    """A pixel given its left and its upper neighbour, and where it is: counts with two steps of back-off.
+    """A pixel given its left neighbour, its upper neighbour and its position: counts with two levels of back-off.
 
         p(x | left, up, position)    shrunk towards
         a mixture of p(x | left, position), p(x | up, position) and p(x | left, up),    each shrunk towards
         p(x | position), which is `PositionHistogram`.
 
-    "Outside" is a neighbour like any other. The shares of the mixture, which sum to 1, are chosen on validation images
+    "Outside" is a neighbour like any other. The weights of the mixture, which sum to 1, are chosen on validation images
     by expectation maximisation, the four strengths from `STRENGTHS`. Rejected, in nats per pixel on the digits' test
     images: the first distribution alone, shrunk towards the last, 1.546; a flat mixture of all of them, 1.524; this,
     1.501.
@@ -85,17 +85,17 @@ class NeighbourModel:
         histogram: PositionHistogram,
         tables: Sequence["_Counts"],
         strengths: Sequence[float],
-        shares: Float64[np.ndarray, "3"],
+        weights: Float64[np.ndarray, "3"],
     ) -> None:
         self.side = side
         self.strengths = tuple(strengths)
-        self.shares = shares
+        self.weights = weights
         self._histogram = histogram
         self._tables = tuple(tables)
 
     @classmethod
     def fit(cls, train: Ids, validation: OtherIds, *, num_colors: int, side: int) -> "NeighbourModel":
-        """Count over `train`; choose strengths and shares on `validation`.
+        """Count over `train`; choose strengths and weights on `validation`.
 
         Args:
             train: whole images, ids 0 to V - 1.
@@ -114,17 +114,17 @@ class NeighbourModel:
         for table, context in zip(tables[:-1], contexts[:-1], strict=True):
             strengths.append(_choose_strength(table, context, validation, parent))
             rows.append(table.shrunk(context, validation, parent, strengths[-1]))
-        shares = _mixture_shares(np.stack(rows))
-        mixture = np.tensordot(shares, np.stack(rows), axes=1)
+        weights = _mixture_weights(np.stack(rows))
+        mixture = np.tensordot(weights, np.stack(rows), axes=1)
         strengths.append(_choose_strength(tables[-1], contexts[-1], validation, mixture))
-        return cls(side=side, histogram=histogram, tables=tables, strengths=strengths, shares=shares)
+        return cls(side=side, histogram=histogram, tables=tables, strengths=strengths, weights=weights)
 
     def pixel_nll(self, ids: Ids) -> Float64[np.ndarray, "n t"]:
         """Nats for each pixel."""
         return -np.log(self.probability(ids, ids))
 
     def probability(self, ids: Ids, values: Ids) -> Float64[np.ndarray, "n t"]:
-        """Of a pixel being `values` where its neighbours are those in `ids`."""
+        """Return the probability of `values` given the neighbours in `ids`."""
         estimate = self._histogram.probability(ids, values)
         *contexts, full_context = _contexts(ids, self.side, self._histogram.num_colors)
         *tables, full_table = self._tables
@@ -133,12 +133,12 @@ class NeighbourModel:
             table.shrunk(context, values, estimate, strength)
             for table, context, strength in zip(tables, contexts, strengths, strict=True)
         ]
-        mixture = np.tensordot(self.shares, np.stack(rows), axes=1)
+        mixture = np.tensordot(self.weights, np.stack(rows), axes=1)
         return full_table.shrunk(full_context, values, mixture, full_strength)
 
 
 class _Counts:
-    """How often each value followed each context: sparse, since most pairs of a context and a value never occur."""
+    """How often each value occurred in each context: sparse, since most pairs of context and value never occur."""
 
     def __init__(self, contexts: Ids, values: Ids, num_colors: int) -> None:
         self._num_colors = num_colors
@@ -148,16 +148,16 @@ class _Counts:
     def shrunk(
         self, contexts: Ids, values: Ids, parent: Float64[np.ndarray, "n t"], strength: float
     ) -> Float64[np.ndarray, "n t"]:
-        """p(value | context) as in the module's formula, `parent` being q(value)."""
+        """Compute p(value | context) by the formula at the top; `parent` is q(value)."""
         seen = _look_up(self._pairs, contexts * self._num_colors + values)
         return (seen + strength * parent) / (_look_up(self._contexts, contexts) + strength)
 
 
 def _look_up(table: tuple[np.ndarray, np.ndarray], keys: Ids) -> Int64[np.ndarray, "n t"]:
-    """The counts of `keys`, 0 for those not in the table."""
+    """Return the counts of `keys`, 0 for those not in the table."""
     known, counts = table
-    place = np.searchsorted(known, keys).clip(max=len(known) - 1)
-    return np.where(known[place] == keys, counts[place], 0)
+    rows = np.searchsorted(known, keys).clip(max=len(known) - 1)
+    return np.where(known[rows] == keys, counts[rows], 0)
 
 
 def _positions(ids: Ids) -> Ids:
@@ -165,9 +165,9 @@ def _positions(ids: Ids) -> Ids:
 
 
 def _contexts(ids: Ids, side: int, num_colors: int) -> list[Ids]:
-    """The contexts of each pixel as numbers: position and left, position and up, both, position and both."""
+    """Return the contexts of each pixel as numbers: position and left, position and up, both, position and both."""
     images = ids.reshape(len(ids), -1, side)
-    padded = np.pad(images, ((0, 0), (1, 0), (1, 0)), constant_values=num_colors)  # V stands for "outside"
+    padded = np.pad(images, ((0, 0), (1, 0), (1, 0)), constant_values=num_colors)  # V is "outside"
     left, up = padded[:, 1:, :-1].reshape(ids.shape), padded[:, :-1, 1:].reshape(ids.shape)
     position, base = _positions(ids), num_colors + 1
     both = left * base + up
@@ -175,7 +175,7 @@ def _contexts(ids: Ids, side: int, num_colors: int) -> list[Ids]:
 
 
 def _choose_strength(table: _Counts, contexts: Ids, values: Ids, parent: Float64[np.ndarray, "n t"]) -> float:
-    """The member of `STRENGTHS` under which the images are likeliest, the smallest of equals."""
+    """Return the member of `STRENGTHS` with the highest likelihood of the images; the smallest one on ties."""
 
     def nats(strength: float) -> float:
         return -float(np.log(table.shrunk(contexts, values, parent, strength)).mean())
@@ -183,17 +183,17 @@ def _choose_strength(table: _Counts, contexts: Ids, values: Ids, parent: Float64
     return min(STRENGTHS, key=nats)
 
 
-def _mixture_shares(parts: Float64[np.ndarray, "k n t"]) -> Float64[np.ndarray, " k"]:
-    """Shares, summing to 1, under which the mixture of `parts` gives the images the highest likelihood."""
-    rows = parts.reshape(len(parts), -1)
-    shares = np.full(len(rows), 1 / len(rows))
+def _mixture_weights(components: Float64[np.ndarray, "k n t"]) -> Float64[np.ndarray, " k"]:
+    """Find the weights, which sum to 1, of the mixture of `components` with the highest likelihood of the images."""
+    rows = components.reshape(len(components), -1)
+    weights = np.full(len(rows), 1 / len(rows))
     for _ in range(_EM_STEPS):
-        responsible = shares[:, None] * rows
-        shares = (responsible / responsible.sum(axis=0)).mean(axis=1)
-    return shares
+        responsible = weights[:, None] * rows
+        weights = (responsible / responsible.sum(axis=0)).mean(axis=1)
+    return weights
 
 
-def _check_parts(train: Ids, validation: OtherIds, num_colors: int) -> None:
+def _check_ids(train: Ids, validation: OtherIds, num_colors: int) -> None:
     for name, ids in (("train", train), ("validation", validation)):
         if ids.ndim != 2 or not ids.size:
             raise ValueError(f"{name} has the shape {ids.shape}: give (images, pixels), at least one of each")

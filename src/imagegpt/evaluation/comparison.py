@@ -1,4 +1,4 @@
-"""How well a model predicts images it has never seen, beside what can be had by counting.
+"""How well a model predicts images it has never seen, beside baselines that count.
 
 Axis letters: N images, T pixels in raster order.
 """
@@ -32,13 +32,13 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Images to count over, to smooth with, and to score, as ids of one palette.
+class BaselineData:
+    """The images that the baselines are fitted to and scored on, as ids of one palette.
 
     Attributes:
-        train: counted over.
-        validation: what smoothing is chosen with.
-        test: scored.
+        train: for the counts.
+        validation: for the choice of smoothing.
+        test: to score.
         num_colors: of the palette.
         side: pixels in a row.
     """
@@ -52,25 +52,26 @@ class Parts:
 
 def compare(
     model: ImageGPTForCausalImageModeling,
-    parts: Parts,
+    data: BaselineData,
     *,
     name: str,
     subset: Int64[np.ndarray, " s"] | None = None,
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Score]:
-    """The test likelihoods of a model, of both baselines, and of knowing nothing, best first.
+    """Score a model, both baselines and the uniform distribution on the test images.
 
     Args:
         model: causal.
-        parts: the images.
+        data: the images.
         name: of the model.
-        subset: rows of the test images to score by themselves, too: those that the model was validated with.
-        batch_size: images the model scores at once.
-        progress: called with images that the model has scored, and images in all.
+        subset: indices of test images to score separately, too: those that the model was validated on.
+        batch_size: images of one forward pass.
+        progress: called with images scored, and images in all.
+    Returns: the scores, best first.
     """
-    own = score_model(model, parts.test, name=name, subset=subset, batch_size=batch_size, progress=progress)
-    return sorted([*own, *baselines(parts)], key=lambda one: one.nats)
+    own = score_model(model, data.test, name=name, subset=subset, batch_size=batch_size, progress=progress)
+    return sorted([*own, *baselines(data)], key=lambda one: one.nats)
 
 
 def score_model(
@@ -82,7 +83,7 @@ def score_model(
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Score]:
-    """The likelihood of images under a model, and that of the subset if there is one; arguments as in `compare`."""
+    """Score a model on images, and on the subset if there is one; see `compare` for the arguments."""
     nats = pixel_nll(model, torch.from_numpy(ids), batch_size=batch_size, progress=progress).double().mean(dim=1)
     scores = [Score(name=name, nats=float(nats.mean()), note=f"{model.num_parameters():,} parameters")]
     if subset is not None:
@@ -92,18 +93,18 @@ def score_model(
 
 
 def uniform_score(num_colors: int) -> Score:
-    """The likelihood of any images for one who knows nothing but the palette."""
+    """The score of the uniform distribution over the palette, on any images."""
     return Score(name="uniform", nats=math.log(num_colors), note=f"all {num_colors} colours alike")
 
 
-def baselines(parts: Parts) -> list[Score]:
-    """The test likelihoods of the baselines and of knowing nothing."""
-    train, validation, num_colors = parts.train, parts.validation, parts.num_colors
-    neighbours = NeighbourModel.fit(train, validation, num_colors=num_colors, side=parts.side)
+def baselines(data: BaselineData) -> list[Score]:
+    """Fit the baselines, and score them and the uniform distribution on the test images."""
+    train, validation, num_colors = data.train, data.validation, data.num_colors
+    neighbours = NeighbourModel.fit(train, validation, num_colors=num_colors, side=data.side)
     histogram = PositionHistogram.fit(train, validation, num_colors=num_colors)
 
     def nats(baseline: NeighbourModel | PositionHistogram) -> float:
-        return float(baseline.pixel_nll(parts.test).mean())
+        return float(baseline.pixel_nll(data.test).mean())
 
     return [
         Score(name="neighbours", nats=nats(neighbours), note="left and upper pixel, position"),

@@ -1,6 +1,6 @@
-"""Exact likelihoods: how many nats a model needs for each pixel of an image.
+"""Exact likelihoods of images under a causal model, in nats per pixel.
 
-Axis letters: N images, B images at once, T pixels in raster order, V colours (the start token, sos, has id V).
+Axis letters: N images, B images of a batch, T pixels in raster order, V colours (the start token, sos, has id V).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from imagegpt.common import ranges
 from imagegpt.common.precision import at_least_float32
-from imagegpt.model.eval_mode import evaluating
+from imagegpt.model.eval_mode import eval_mode
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 
 
@@ -26,19 +26,19 @@ def pixel_nll(
     """-ln p(pixel | the pixels before it), for each pixel; an image's sum is its exact negative log-likelihood.
 
     Args:
-        model: a causal model; dropout is off during the call, and each module is left in the mode it was in.
+        model: a causal model; dropout is off during the call, and each module keeps its mode.
         ids: whole images, T = n_positions, with ids 0 to V - 1.
-        batch_size: images in one forward pass; it costs memory and changes the result by rounding at most.
-        progress: called with images done and images in all, after each pass.
+        batch_size: images of one forward pass; more need more memory and change the result by rounding only.
+        progress: called with images scored, and images in all, after each forward pass.
     Returns: nats, float32 on the CPU, or float64 if the model is.
     Raises: ValueError if the model is bidirectional, for images of another length, ids that are no colours, or a
         batch size below 1.
     """
-    batch_size = ranges.BATCH.check("batch_size", batch_size)
+    batch_size = ranges.BATCH_SIZE.check("batch_size", batch_size)
     _check(model, ids)
     sos, rows = model.config.sos_token_id, []
     progress(0, len(ids))
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for batch in ids.split(batch_size):
             pixels = batch.to(model.device)
             fed = functional.pad(pixels[:, :-1], (1, 0), value=sos)
@@ -47,7 +47,7 @@ def pixel_nll(
             by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
             rows.append(functional.cross_entropy(by_class, pixels, reduction="none").cpu())
             progress(sum(map(len, rows)), len(ids))
-    return torch.cat(rows)  # made outside inference mode, so that the caller may use it as any tensor
+    return torch.cat(rows)  # outside inference mode, so that the caller can use it in autograd
 
 
 def mean_nll(
@@ -57,7 +57,7 @@ def mean_nll(
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> float:
-    """The mean of `pixel_nll` over all pixels of all images, in nats per pixel, summed in float64."""
+    """Return the mean of `pixel_nll` over all pixels of all images, in nats per pixel, summed in float64."""
     return float(pixel_nll(model, ids, batch_size=batch_size, progress=progress).double().mean())
 
 

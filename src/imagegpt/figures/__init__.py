@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, animations, and plots of numbers.
+"""Figures for people: image grids, animations and plots.
 
-In: arrays. Out: Pillow images, or files in bytes. Only this folder uses matplotlib.
+In: arrays and Pillow images. Out: Pillow images, or PNG files as bytes. Only this folder uses matplotlib.
 """

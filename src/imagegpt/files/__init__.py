@@ -1,4 +1,4 @@
-"""How anything is read from and written to disk.
+"""Reading and writing files safely: atomic writes, locks, versions, schemas, and files from untrusted sources.
 
-In: paths and content. Out: files that are whole or not there, locks, and content that was checked against a schema.
+In: paths and content. Out: files that are complete or absent, and content that was validated against a schema.
 """

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits; a gigabyte takes about a second."""
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal; about 1 s per GB."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

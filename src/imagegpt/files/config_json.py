@@ -1,7 +1,7 @@
-"""What a `config.json` may hold beside the fields of `ImageGPTConfig`, checked before anything is made of it.
+"""Check the keys of a `config.json` that are not fields of `ImageGPTConfig`, before a configuration is built from them.
 
-transformers makes an attribute of every key, so that a key can take the place of a method, switch parts of transformers
-on that ImageGPT does not have, or ask for a table of 2^31 classes. The keys of an ordinary folder pass, known or not.
+transformers turns every key into an attribute. A key can thus replace a method, enable features that ImageGPT does not
+have, or allocate a table of 2^31 classes. Harmless keys pass, whether we know them or not.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from imagegpt.common import ranges
-from imagegpt.common.number_fields import Within
-from imagegpt.files.schemas import first_complaint, read_json, validate
+from imagegpt.common.pydantic_ranges import InRange
+from imagegpt.files.schemas import format_validation_error, read_json, validate
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
-_MAX_BYTES = 8 * 2**20  # with the names of as many classes as there may be
+_MAX_BYTES = 8 * 2**20  # enough for the names of the maximum number of classes
 
-# Keys that transformers obeys, and that mean nothing for ImageGPT: other code in place of a model's own, settings of
-# single layers, models in the model, masks and caches of other kinds.
-_NOT_OURS = (
+# Keys that transformers acts on and that ImageGPT does not support: replacement code for a model, settings per layer,
+# nested models, other kinds of masks and caches.
+_UNSUPPORTED = (
     "fusion_config", "kernel_config", "per_layer_config", "distributed_config", "experts_implementation",
     "_experts_implementation", "text_config", "vision_config", "decoder", "encoder", "generator", "text_encoder",
     "layer_types", "mtp_layer_types", "sliding_window", "attention_chunk_size", "rope_parameters", "rope_scaling",
@@ -31,13 +31,13 @@ _NOT_OURS = (
 
 @dataclass(frozen=True, kw_only=True)
 class _OtherFields:
-    """Fields that the constructor takes without looking, or complains of at length."""
+    """Fields that transformers does not validate, or rejects with a long error message."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
     id2label: dict[int, str] | None = None
     label2id: dict[str, int] | None = None
-    num_labels: Annotated[int, Within(ranges.CLASSES)] | None = None
+    num_labels: Annotated[int, InRange(ranges.CLASSES)] | None = None
     pruned_heads: dict[int, list[int]] | None = None
 
 
@@ -45,29 +45,29 @@ _ADAPTER = TypeAdapter(_OtherFields)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of a `config.json`.
+    """Read a `config.json`.
 
-    Raises: ValueError, which names the file, if it is too large, no JSON, no object, or leads to another file.
+    Raises: ValueError, naming the file, if it is too large, not a JSON object, or refers to another file.
     """
     fields = validate(read_json(path, max_bytes=_MAX_BYTES), dict[str, Any], str(path))
     if fields.get("configuration_files"):
-        raise ValueError(f"{path}: configuration_files leads to other files, which are not read: remove the key")
+        raise ValueError(f"{path}: configuration_files refers to other files, which are not read: remove the key")
     return fields
 
 
-def check_fields(fields: Mapping[str, Any], config_class: type) -> None:
-    """See that the keys beside our own are ones that a configuration may have.
+def check_config_fields(fields: Mapping[str, Any], config_class: type) -> None:
+    """Check the keys that are not fields of the configuration class.
 
     Args:
-        fields: of a `config.json`, or as `to_dict` gives them.
-        config_class: what will be built from them.
-    Raises: ValueError, in one sentence that names the field.
+        fields: of a `config.json`, or from `to_dict`.
+        config_class: the class that will be built from them.
+    Raises: ValueError, naming the key, if one is unsupported or invalid.
     """
     for key, value in fields.items():
-        if key in _NOT_OURS and value not in (None, [], {}):
-            raise ValueError(f"{key} is nothing that ImageGPT has: remove the key")
-        if _is_taken(key, config_class):  # null would take its place, too
-            raise ValueError(f"{key} is no field, but the name of something else in a configuration: remove the key")
+        if key in _UNSUPPORTED and value not in (None, [], {}):
+            raise ValueError(f"{key} is not supported by ImageGPT: remove the key")
+        if _is_taken(key, config_class):  # null would replace it, too
+            raise ValueError(f"{key} is a method or attribute of a configuration, not a field: remove the key")
     for key in ("dtype", "torch_dtype"):
         value = fields.get(key)
         is_dtype = type(value).__name__ == "dtype" or (isinstance(value, str) and value in DTYPES)
@@ -76,20 +76,20 @@ def check_fields(fields: Mapping[str, Any], config_class: type) -> None:
     try:
         labels = _ADAPTER.validate_python(fields).id2label or {}
     except ValidationError as error:
-        raise ValueError(first_complaint(error)) from None
-    if len(labels) > ranges.CLASSES.highest or sorted(labels) != list(range(len(labels))):
+        raise ValueError(format_validation_error(error)) from None
+    if len(labels) > ranges.CLASSES.max or sorted(labels) != list(range(len(labels))):
         raise ValueError(
-            f"id2label names {len(labels):,} classes: it must number them from 0, {ranges.CLASSES.highest:,} at most"
+            f"id2label names {len(labels):,} classes: it must number them from 0, {ranges.CLASSES.max:,} at most"
         )
 
 
 def check_pruned_heads(pruned_heads: Mapping[Any, Sequence[int]], num_blocks: int, num_heads: int) -> None:
-    """See that the heads to remove are there, and that each block keeps one.
+    """Check that the pruned heads exist and that each block keeps at least one head.
 
     Args:
-        pruned_heads: the indices of heads, by the index of their block.
-        num_blocks: of the model.
-        num_heads: of each block, before any is removed.
+        pruned_heads: block index -> indices of its pruned heads.
+        num_blocks: in the model.
+        num_heads: in each block, before pruning.
     Raises: ValueError, naming the block, if not.
     """
     for block, heads in pruned_heads.items():
@@ -103,8 +103,10 @@ def check_pruned_heads(pruned_heads: Mapping[Any, Sequence[int]], num_blocks: in
 
 
 def _is_taken(key: str, config_class: type) -> bool:
-    """Whether an attribute of this name would stand before one of the class that is no field."""
-    fields = {field.name for field in dataclasses.fields(config_class)}  # without the class's own, like attribute_map
+    """Whether the key would shadow an attribute of the class that is not a field."""
+    fields = {
+        field.name for field in dataclasses.fields(config_class)
+    }  # excludes class attributes such as attribute_map
     if key == "model_type" or key in fields:
         return False
     taken = getattr(config_class, key, None)

@@ -1,4 +1,4 @@
-"""Locks on folders and names, so that two processes never write the same files."""
+"""Locks on folders and paths, so that two processes never write the same files."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,22 +10,22 @@ LOCK_FILE = ".imagegpt.lock"
 
 
 class BusyError(ValueError):
-    """Another process is at work in a folder."""
+    """Another process holds the lock."""
 
 
 def lock_folder(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: float = 0) -> FileLock:
-    """Keep other processes out of a folder until the lock that is returned is released or the process ends.
+    """Lock a folder against other processes until the returned lock is released or this process ends.
 
-    The lock is on a small file in the folder, which stays there.
+    The lock is taken on a small file in the folder, which is not removed.
 
     Args:
-        folder: it must exist.
-        doing: what the holder does with it, for the error: "encodes images into", for example.
-        name: of the lock's file, where processes share the folder and each locks its part.
-        wait_s: how long to wait for another process.
-    Raises: BusyError if another process holds it; OSError if nothing can be locked there.
+        folder: must exist.
+        doing: what the lock holder does with the folder, for the error message: "encodes images into", for example.
+        name: of the lock file; processes that share a folder use one lock file per shard.
+        wait_s: how long to wait for another process to release the lock.
+    Raises: BusyError if another process holds the lock; OSError if the file system does not support locks.
     """
-    # Not bound to a thread: whoever ends the work releases it.
+    # Not thread-local: the thread that ends the work may not be the one that started it.
     lock = FileLock(folder / name, thread_local=False)
     try:
         lock.acquire(timeout=wait_s)
@@ -33,13 +33,13 @@ def lock_folder(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: floa
         raise BusyError(f"another process {doing} {folder}: wait for it, or end it first") from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OSError(f"{folder} cannot be locked against other processes ({reason}): choose another place") from error
+        raise OSError(f"{folder} cannot be locked against other processes ({reason}): choose another path") from error
     return lock
 
 
 @contextlib.contextmanager
-def locked(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: float = 0) -> Iterator[None]:
-    """`lock_folder` while a block lasts."""
+def folder_lock(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: float = 0) -> Iterator[None]:
+    """Hold `lock_folder` within a `with` block."""
     lock = lock_folder(folder, doing, name=name, wait_s=wait_s)
     try:
         yield
@@ -48,22 +48,24 @@ def locked(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: float = 0
 
 
 @contextlib.contextmanager
-def locked_name(path: Path) -> Iterator[None]:
-    """Keep other processes from making a file or folder of this name; the lock is a file beside it, removed at the end.
+def creation_lock(path: Path) -> Iterator[None]:
+    """Keep other processes from creating the same file or folder, within a `with` block.
 
-    Raises: BusyError if another process makes it; OSError if nothing can be locked there.
+    The lock file lies beside `path` and is removed at the end.
+
+    Raises: BusyError if another process is creating it; OSError if the file system does not support locks.
     """
     name = f".{path.name}.lock"
-    with locked(path.parent, f"makes {path.name} in", name=name):
+    with folder_lock(path.parent, f"makes {path.name} in", name=name):
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # Windows does not remove what is open
+            with contextlib.suppress(OSError):  # Windows does not remove open files
                 (path.parent / name).unlink()
 
 
-def remove_if_unused(folder: Path) -> None:
-    """Remove a folder that was just made, unless there is more in it than the file of its lock."""
+def remove_if_empty(folder: Path) -> None:
+    """Remove a newly created folder if it contains nothing but its lock file."""
     with contextlib.suppress(OSError):
         if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
             (folder / LOCK_FILE).unlink()

@@ -1,17 +1,17 @@
-"""Folders that depend on the user: the cache, and `~`."""
+"""Paths that depend on the user: the cache folder and `~`."""
 
 import os
 import tempfile
 from pathlib import Path
 
-FETCHING = ".imagegpt.fetching"  # a folder in that of a download, for what is not whole and checked yet
+PARTIAL_DOWNLOAD = ".imagegpt.fetching"  # subfolder of a download, for files that are incomplete or not yet verified
 
 
 def cache_folder() -> Path:
-    """Where files go that only save work: `$XDG_CACHE_HOME/imagegpt`, or `~/.cache/imagegpt`. It may not exist.
+    """Return the cache folder, which may not exist: `$XDG_CACHE_HOME/imagegpt`, or `~/.cache/imagegpt`.
 
-    As its specification asks, `XDG_CACHE_HOME` is ignored unless it is absolute. Users without a home, as containers
-    have them (no HOME, and a number that the system has no name for), get a folder beside other temporary files.
+    A relative `XDG_CACHE_HOME` is ignored, as its specification requires. Users without a home folder, as in containers
+    (HOME is not set, and the user ID has no entry in the system's user database), get a temporary folder.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if caches.is_absolute():
@@ -24,16 +24,16 @@ def cache_folder() -> Path:
 
 
 def expand_home(text: str) -> str:
-    """A path with `~` or `~name` at its start replaced by that home.
+    """Replace `~` or `~user` at the start of a path by the user's home folder.
 
-    Raises: ValueError if there is no such home.
+    Raises: ValueError if there is no such user or home folder.
     """
     if not text.startswith("~"):
         return text
     try:
         return str(Path(text).expanduser())
-    except RuntimeError:  # no such user, or nobody knows where this one is at home
-        if Path(text).exists():  # a file that is called so
+    except RuntimeError:  # there is no such user, or no home folder
+        if Path(text).exists():  # a file whose name starts with ~
             return f"./{text}"
         home = text.partition("/")[0]
-        raise ValueError(f"nobody knows which folder {home} is: give the path without it") from None
+        raise ValueError(f"{home} has no home folder: give the full path instead") from None

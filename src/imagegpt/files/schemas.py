@@ -1,8 +1,8 @@
-"""Reading JSON that others may have written or damaged: a limit, a schema, and one sentence for whatever is wrong.
+"""Read and validate JSON from untrusted or damaged files.
 
-Every JSON file is read here. `read_json` bounds what is read and parsed; `validate` checks the content against a type,
-mostly a dataclass or a `TypedDict`, with pydantic. Both raise `ValueError` with the file, the field, what was found and
-what is allowed; the caller says what to do about it, since that depends on the file.
+Every JSON file is read here. `read_json` limits size and nesting; `validate` checks the content against a type, usually
+a dataclass or a `TypedDict`, with pydantic. Both raise ValueError with the file, the field, the value and what is
+allowed; the caller adds what to do, which depends on the file.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from imagegpt.common.text import printable, shortened
+from imagegpt.common.text import printable, truncate
 
 Content = TypeVar("Content")
 
-MAX_JSON_BYTES = 16 * 2**20  # the largest of ours, the manifest of an encoding with its broken pictures, stays under it
-MAX_DEPTH = 64  # of lists and objects in each other; what copies or prints them later would need as many calls
+MAX_JSON_BYTES = 16 * 2**20  # more than our largest: the manifest of an encoding with many unreadable images
+MAX_DEPTH = 64  # of nested lists and objects; code that copies or prints them later recurses as deeply
 
-# What pydantic says of a value of the wrong kind, by its error's type, where we can be plainer.
+# Plainer messages than pydantic's own, by its error type.
 _REASONS = {
     "string_type": "it must be text",
     "bool_type": "it must be true or false",
@@ -36,12 +36,12 @@ _REASONS = {
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Args:
         path: of the file.
-        max_bytes: a larger file is not read at all.
-    Raises: OSError if it cannot be read; ValueError, which names the file, if it is too large or not JSON.
+        max_bytes: larger files are refused without reading them.
+    Raises: OSError if it cannot be read; ValueError, naming the file, if it is too large or not JSON.
     """
     with path.open("rb") as file:
         text = file.read(max_bytes + 1)
@@ -49,13 +49,13 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 
 def parse_json(text: str | bytes, what: str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """The content of JSON that is in memory already.
+    """Parse JSON.
 
     Args:
         text: the JSON; bytes are UTF-8.
-        what: where it is from, for the error.
-        max_bytes: how long it may be.
-    Raises: ValueError, which begins with `what`, if it is too long, nested too deeply or not JSON.
+        what: the source of the text; error messages begin with it.
+        max_bytes: maximum length.
+    Raises: ValueError if it is too long, nested too deeply or not JSON.
     """
     if len(text) > max_bytes:
         raise ValueError(f"{what} has more than {max_bytes:,} bytes, which is too large for such a file")
@@ -65,7 +65,7 @@ def parse_json(text: str | bytes, what: str, *, max_bytes: int = MAX_JSON_BYTES)
         raise ValueError(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{what} is not JSON ({printable(str(error))})") from None
-    if _is_deeper(content, MAX_DEPTH):
+    if _is_nested_deeper(content, MAX_DEPTH):
         raise ValueError(f"{what} is nested too deeply")
     return content
 
@@ -74,22 +74,22 @@ def validate(content: Any, schema: type[Content], what: str) -> Content:
     """Check content against a schema.
 
     Args:
-        content: as `read_json` gives it.
-        schema: the type it must have, by pydantic's ordinary rules. They take "1" for a number: annotate numbers with
-            `common.number_fields.Within`, or pydantic's strict types. Keys that the schema does not name are ignored.
-        what: where the content is from, for the error; empty where the caller says it.
-    Returns: the content as that type.
-    Raises: ValueError, which begins with `what` and names the field, what was found and what is allowed.
+        content: as returned by `read_json`.
+        schema: the required type, in pydantic's lax mode. That mode accepts "1" as a number: annotate numbers with
+            `common.pydantic_ranges.InRange` or a strict type of pydantic's. Keys not in the schema are ignored.
+        what: the source of the content; error messages begin with it. "" if the caller adds it.
+    Returns: the content converted to that type.
+    Raises: ValueError, naming the field, its value and what is allowed.
     """
     try:
         return _adapter(schema).validate_python(content)
     except ValidationError as error:
-        raise ValueError(f"{what}: {first_complaint(error)}".removeprefix(": ")) from None
+        raise ValueError(f"{what}: {format_validation_error(error)}".removeprefix(": ")) from None
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Have the ValueErrors of a block begin with the file or folder they are about, unless they name it already."""
+def prefix_errors(what: str) -> Iterator[None]:
+    """Prefix the ValueErrors of a `with` block with a file or folder, unless they mention it already."""
     try:
         yield
     except ValueError as error:
@@ -98,15 +98,15 @@ def naming(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {error}") from None
 
 
-def first_complaint(error: ValidationError, reasons: Mapping[str, str] | None = None) -> str:
-    """The first complaint of pydantic in our form: the field, what was found, what is allowed.
+def format_validation_error(error: ValidationError, reasons: Mapping[str, str] | None = None) -> str:
+    """Format the first error of a validation in our form: the field, its value, what is allowed.
 
     Args:
-        error: of pydantic.
-        reasons: what is said of its types of error in other words than usual.
+        error: from pydantic.
+        reasons: error type of pydantic's -> message that replaces the usual one.
     """
     first = error.errors(include_url=False)[0]
-    field = shortened(printable(".".join(str(part) for part in first["loc"])), 80)
+    field = truncate(printable(".".join(str(part) for part in first["loc"])), 80)
     kind, found = first["type"], first.get("input")
     reason = str(first.get("ctx", {}).get("error")) if kind == "value_error" else first["msg"]
     reason = {**_REASONS, **(reasons or {})}.get(kind, reason[0].lower() + reason[1:]).replace(
@@ -117,8 +117,8 @@ def first_complaint(error: ValidationError, reasons: Mapping[str, str] | None = 
     return f"{field or 'the content'} is {_shortened(found)}: {reason}"
 
 
-def _is_deeper(content: Any, depth: int) -> bool:
-    """Whether lists and objects lie in each other more than `depth` times."""
+def _is_nested_deeper(content: Any, depth: int) -> bool:
+    """Whether lists and objects are nested more than `depth` levels deep."""
     level = [content]
     for _ in range(depth + 1):
         level = [
@@ -131,7 +131,7 @@ def _is_deeper(content: Any, depth: int) -> bool:
 
 
 def _shortened(value: Any) -> str:
-    """A value as it may stand in a sentence, whatever its size."""
+    """Format a value for an error message, cut off if it is long."""
     if isinstance(value, dict | list) and len(value) > 4:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} entries"
     text = f"{value!r}" if not isinstance(value, str) else f"{value[:80]!r}"
@@ -140,5 +140,5 @@ def _shortened(value: Any) -> str:
 
 @cache
 def _adapter(schema: type[Content]) -> TypeAdapter[Content]:
-    """Built once a schema: pydantic takes a millisecond or more for each."""
+    """Build the adapter of a schema once: it takes pydantic a millisecond or more."""
     return TypeAdapter(schema)

@@ -1,7 +1,7 @@
-"""What the files of a model folder may not ask for: code from elsewhere, files of other folders, other models.
+"""Refuse model files that would make transformers run foreign code or read files outside their folder.
 
-transformers obeys such files. Here they are refused, in one sentence, unless the caller of `from_pretrained` asks for
-the same by an argument; `SECURITY.md` says what is trusted.
+transformers follows what such files say. We raise ValueError instead, unless the caller of `from_pretrained` passed the
+corresponding argument; `SECURITY.md` says what is trusted.
 """
 
 import os
@@ -11,68 +11,70 @@ from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 
 from imagegpt.common import ranges
-from imagegpt.common.number_fields import Within
-from imagegpt.common.text import shortened
-from imagegpt.files.schemas import MAX_JSON_BYTES, naming, read_json, validate
+from imagegpt.common.pydantic_ranges import InRange
+from imagegpt.common.text import truncate
+from imagegpt.files.schemas import MAX_JSON_BYTES, prefix_errors, read_json, validate
 
-# Those that come with torch, transformers and this package; others name kernels that are fetched from the hub.
+# Implementations in torch, transformers and this package; any other name makes transformers download a kernel.
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "kernels")
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-_SMALL_BYTES = 2**20  # of a file with a few options, which transformers copies and prints more than once
+_SMALL_BYTES = 2**20  # for files with a few options, which transformers copies and prints several times
 _NO_ERRORS = ("gated_repo", "missing_entries", "connection_errors")
 
 
-def check_attention(fields: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> None:
-    """See that a `config.json` does not choose an attention that has to be fetched.
+def check_attention(fields: Mapping[str, Any], kwargs: Mapping[str, Any] | None = None) -> None:
+    """Check that a `config.json` does not select an attention implementation that would be downloaded.
 
     Args:
         fields: of the file.
-        given: the caller's arguments, which may choose any.
+        kwargs: of `from_pretrained`, which may select any.
     Raises: ValueError if it does.
     """
     for key in ("attn_implementation", "_attn_implementation"):
         chosen = fields.get(key)
-        if given and key in given:
+        if kwargs and key in kwargs:
             continue
         for name in chosen.values() if isinstance(chosen, dict) else [chosen]:
             if name is not None and name not in ATTENTIONS:
                 raise ValueError(
-                    f"{key} is {name!r:.80}, and a file may choose {', '.join(ATTENTIONS)} only: remove the key, or "
-                    "give attn_implementation to from_pretrained if you trust that code"
+                    f"{key} is {name!r:.80}, and a file may only choose {', '.join(ATTENTIONS)}: remove the key, or "
+                    "pass attn_implementation to from_pretrained if you trust that code"
                 )
 
 
-def check_config(fields: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> None:
-    """See that a `config.json` asks for no code and no file of another folder.
+def check_config(fields: Mapping[str, Any], kwargs: Mapping[str, Any] | None = None) -> None:
+    """Check that a `config.json` refers to no foreign code and to no file outside its folder.
 
     Args:
         fields: of the file.
-        given: the caller's arguments.
+        kwargs: of `from_pretrained`, which may allow foreign code.
     Raises: ValueError, naming the key, if it does.
     """
-    given = given or {}
-    check_attention(fields, given)
+    kwargs = kwargs or {}
+    check_attention(fields, kwargs)
     arguments = {
         "quantization_config": "quantization_config",
         "auto_map": "trust_remote_code",
         "trust_remote_code": "trust_remote_code",
     }
     for key, argument in arguments.items():
-        if fields.get(key) and not given.get(argument):
+        if fields.get(key) and not kwargs.get(argument):
             raise ValueError(
-                f"{key} asks for code that is not this package's: remove the key, or give {argument} to "
+                f"{key} refers to code outside this package: remove the key, or pass {argument} to "
                 "from_pretrained if you trust that code"
             )
     weights = fields.get("transformers_weights")
     if weights is not None and not _stays_inside(weights):
-        raise ValueError(f"transformers_weights is {weights!r:.80}: only files of the folder are read, remove the key")
+        raise ValueError(
+            f"transformers_weights is {weights!r:.80}: only files in the same folder are read, remove the key"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightIndex:
-    """An index of weights in several files; `metadata` is what transformers wants to find there."""
+    """The index of sharded weights; transformers requires `metadata`."""
 
     weight_map: dict[str, str]
     metadata: dict[str, Any]
@@ -80,102 +82,101 @@ class WeightIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class _AdapterConfig:
-    """What an `adapter_config.json` says, as far as others than the library peft look at it."""
+    """The fields of an `adapter_config.json` that we and transformers read; peft reads the others."""
 
     peft_type: str | None = None
     base_model_name_or_path: str | None = None
-    r: Annotated[int, Within(ranges.LORA_RANK)] | None = None
-    rank_pattern: dict[str, Annotated[int, Within(ranges.LORA_RANK)]] | None = None
+    r: Annotated[int, InRange(ranges.LORA_RANK)] | None = None
+    rank_pattern: dict[str, Annotated[int, InRange(ranges.LORA_RANK)]] | None = None
 
 
 def check_index(content: Any) -> WeightIndex:
-    """See that an index of weights in several files names files of its own folder.
+    """Check that an index of sharded weights refers only to files in its own folder.
 
     Args:
-        content: of `model.safetensors.index.json`, or `pytorch_model.bin.index.json`.
+        content: of `model.safetensors.index.json` or `pytorch_model.bin.index.json`.
     Raises: ValueError if it does not.
     """
     index = validate(content, WeightIndex, "")
     outside = [file for file in index.weight_map.values() if not _stays_inside(file)]
     if outside:
-        raise ValueError(f"weight_map names {outside[0]!r:.80}: only files of the folder are read, put it there")
+        raise ValueError(f"weight_map names {outside[0]!r:.80}: only files in the same folder are read, put it there")
     if not index.weight_map:
-        raise ValueError("weight_map names no file: get the index again")
+        raise ValueError("weight_map names no file: download the index again")
     return index
 
 
 def check_adapter(fields: dict[str, Any], has_model: bool) -> None:
-    """See that an `adapter_config.json` leads to no other model, and asks for no code.
+    """Check that an `adapter_config.json` refers to no other model and to no foreign code.
 
     Args:
         fields: of the file.
-        has_model: whether a model lies beside it.
+        has_model: whether its folder also contains a model.
     Raises: ValueError if it does.
     """
     found = validate(fields, _AdapterConfig, "")
     if not has_model:
-        base = shortened(str(found.base_model_name_or_path), 80)
+        base = truncate(str(found.base_model_name_or_path), 80)
         raise ValueError(
-            f"it is an adapter of {base!r} without a model beside it: load the model that you trust, and give this "
-            "folder to its load_adapter"
+            f"it is an adapter of {base!r}, and its folder contains no model: load a model that you trust, and pass "
+            "this folder to its load_adapter"
         )
     for key in ("megatron_config", "megatron_core", "adapters"):
-        # peft writes the name of its own choice of a library, which it imports only with a megatron_config.
+        # peft always writes "megatron.core" here, and imports it only if there is a megatron_config.
         if fields.get(key) not in (None, "megatron.core"):
-            raise ValueError(f"{key} asks for code or adapters from elsewhere: remove the key")
+            raise ValueError(f"{key} refers to code or adapters outside this folder: remove the key")
 
 
 def check_generation(fields: dict[str, Any]) -> None:
-    """See that transformers' `GenerationConfig` takes the fields of a `generation_config.json`.
+    """Check that transformers' `GenerationConfig` accepts the fields of a `generation_config.json`.
 
-    Raises: ValueError, in one sentence, if it does not.
+    Raises: ValueError if it does not.
     """
     from transformers import GenerationConfig
 
     taken = [key for key in fields if callable(getattr(GenerationConfig, key, None))]
     if taken:
-        raise ValueError(f"{taken[0]} is no option of sampling, but the name of a function: remove the key")
+        raise ValueError(f"{taken[0]} is a method of GenerationConfig, not a sampling option: remove the key")
     try:
         GenerationConfig.from_dict(dict(fields)).to_json_string()
-    except Exception as error:  # noqa: BLE001 - whatever nonsense leads transformers to
+    except Exception as error:  # noqa: BLE001 - transformers raises many types
         raise ValueError(
-            f"transformers does not take it ({first_line(error)}): get the file again, or remove it"
+            f"transformers rejects it ({first_line(error)}): download the file again, or remove it"
         ) from None
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, in one line."""
+    """Return type and first line of another library's error."""
     lines = f"{type(error).__name__}: {error}".strip().splitlines()
     return lines[0][:200].rstrip(".: ")
 
 
-def check_model_files(name: str | os.PathLike[str], given: Mapping[str, Any]) -> None:
-    """Check what `from_pretrained` is about to read, in a folder or on the hub.
+def check_model_files(name: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> None:
+    """Check the JSON files that `from_pretrained` is about to read.
 
     Args:
-        name: of the folder, or on the hub.
-        given: the arguments of `from_pretrained`.
-    Raises: ValueError, in one sentence that names the file, if one is damaged or asks for too much. Files that are
-        missing are left to the loader.
+        name: a folder, or a name on the hub.
+        kwargs: of `from_pretrained`.
+    Raises: ValueError, naming the file, if one is damaged or refused. Missing files are left to the loader.
     """
-    config = _find(name, "config.json", given)
-    _check(config, lambda fields: check_config(fields, given))
-    _check(_find(name, "adapter_config.json", given), lambda fields: check_adapter(fields, config is not None))
-    _check(_find(name, "generation_config.json", given), check_generation, max_bytes=_SMALL_BYTES)
-    if Path(name).is_dir():  # transformers looks for those on the hub in the same repository
-        for path in sorted((Path(name) / (given.get("subfolder") or "")).glob("*.index*.json")):
+    config = _find(name, "config.json", kwargs)
+    _check(config, lambda fields: check_config(fields, kwargs))
+    _check(_find(name, "adapter_config.json", kwargs), lambda fields: check_adapter(fields, config is not None))
+    _check(_find(name, "generation_config.json", kwargs), check_generation, max_bytes=_SMALL_BYTES)
+    if Path(name).is_dir():  # on the hub, transformers reads only files of the same repository
+        for path in sorted((Path(name) / (kwargs.get("subfolder") or "")).glob("*.index*.json")):
             _check(path, check_index)
 
 
-def check_processor_files(name: str | os.PathLike[str], given: Mapping[str, Any]) -> None:
-    """Check the JSON that an image processor is about to be read from.
+def check_processor_files(name: str | os.PathLike[str], kwargs: Mapping[str, Any]) -> None:
+    """Check the JSON files that an image processor is about to be loaded from.
 
     Args:
-        name: of the file or folder, or on the hub.
-        given: the arguments of `from_pretrained`.
-    Raises: ValueError, in one sentence that names the file, if it is damaged.
+        name: a file, a folder, or a name on the hub.
+        kwargs: of `from_pretrained`.
+    Raises: ValueError, naming the file, if one is damaged.
     """
-    paths = [Path(name)] if Path(name).is_file() else [_find(name, file, given) for file in _PROCESSOR_FILES]
+    paths = [Path(name)] if Path(name).is_file() else [_find(name, file, kwargs) for file in _PROCESSOR_FILES]
     for path in paths:
         _check(path, lambda fields: validate(fields.get("image_processor", {}), dict[str, Any], "image_processor"))
 
@@ -183,27 +184,27 @@ def check_processor_files(name: str | os.PathLike[str], given: Mapping[str, Any]
 def _check(path: Path | None, check: Callable[[dict[str, Any]], Any], *, max_bytes: int = MAX_JSON_BYTES) -> None:
     if path is None:
         return
-    with naming(str(path)):
+    with prefix_errors(str(path)):
         check(validate(read_json(path, max_bytes=max_bytes), dict[str, Any], ""))
 
 
-def _find(name: str | os.PathLike[str], file: str, given: Mapping[str, Any]) -> Path | None:
+def _find(name: str | os.PathLike[str], file: str, kwargs: Mapping[str, Any]) -> Path | None:
     if Path(name).is_file():
         return Path(name) if file == "config.json" else None
     if Path(name).is_dir():
-        path = Path(name) / (given.get("subfolder") or "") / file
+        path = Path(name) / (kwargs.get("subfolder") or "") / file
         return path if path.is_file() else None
     from transformers.utils.hub import cached_file
 
-    options = {key: given[key] for key in _HUB_OPTIONS if given.get(key) is not None}
+    options = {key: kwargs[key] for key in _HUB_OPTIONS if kwargs.get(key) is not None}
     quiet = {f"_raise_exceptions_for_{error}": False for error in _NO_ERRORS}
     try:
         found = cached_file(os.fspath(name), file, **options, **quiet)
-    except RuntimeError as error:  # of pathlib, for a user without a home
-        raise ValueError(f"{os.fspath(name)} cannot be looked for ({error}): give cache_dir, or set HF_HOME") from None
+    except RuntimeError as error:  # raised by pathlib for a user without a home folder
+        raise ValueError(f"{os.fspath(name)} cannot be downloaded ({error}): pass cache_dir, or set HF_HOME") from None
     return None if found is None else Path(found)
 
 
 def _stays_inside(file: Any) -> bool:
-    path = PureWindowsPath(str(file))  # which knows both kinds of slashes, and drives
+    path = PureWindowsPath(str(file))  # splits at both kinds of slashes, and recognises drives
     return not path.anchor and ".." not in path.parts

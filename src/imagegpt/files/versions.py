@@ -1,4 +1,4 @@
-"""Files that imagegpt writes for itself: the version of their format, and reading them back."""
+"""Format versions of the files that imagegpt writes for its own use."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,25 +6,25 @@ from typing import Any, TypeVar
 
 Content = TypeVar("Content")
 
-FORMAT_KEY = "format_version"  # in every JSON and YAML file of ours; what is written changes, the number goes up
+FORMAT_KEY = "format_version"  # in all our JSON and YAML files; incremented when the format changes
 
 
-def check_format(content: Mapping[str, Any], version: int, *, what: str, remedy: str) -> None:
-    """See that a file was written in the version of its format that we read.
+def check_format_version(content: Mapping[str, Any], version: int, *, what: str, remedy: str) -> None:
+    """Check the format version of a file.
 
     Args:
-        content: of the file; without `FORMAT_KEY` it is older than all versions.
-        version: the one we read and write.
-        what: the file, for the error: its path, mostly.
-        remedy: what the user can do about another version.
-    Raises: ValueError if it is another one.
+        content: of the file; without `FORMAT_KEY` it predates format versions.
+        version: the version we read and write.
+        what: the file, for the error message, usually its path.
+        remedy: what the user can do, for the error message.
+    Raises: ValueError if the file has another version.
     """
     found = content.get(FORMAT_KEY, "an older one")
     if type(found) is not int or found != version:
         raise ValueError(f"{what} has format version {found}, this imagegpt reads {version}: {remedy}")
 
 
-def read_own(
+def read_versioned_json(
     path: Path,
     schema: type[Content],
     version: int,
@@ -33,17 +33,16 @@ def read_own(
     kind: str | None = None,
     max_bytes: int | None = None,
 ) -> Content:
-    """The content of a JSON file that imagegpt wrote, or that says so.
+    """Read and validate a JSON file that imagegpt wrote.
 
     Args:
         path: of the file.
-        schema: as in `validate`.
-        version: of its format.
-        remedy: what the user can do if it is none, or of another version.
-        kind: what the file must say of itself under "kind".
-        max_bytes: of the file; None is what `read_json` allows.
-    Raises: OSError if it cannot be read; ValueError, which names the file and ends with the remedy, if it is not such a
-        file.
+        schema: see `validate`.
+        version: format version it must have.
+        remedy: what the user can do if it is invalid or has another version; ends the error message.
+        kind: value that its key "kind" must have.
+        max_bytes: maximum size; None means the default of `read_json`.
+    Raises: OSError if it cannot be read; ValueError, naming the file, if it is invalid.
     """
     from imagegpt.files.schemas import (  # pydantic takes a third of a second to import
         MAX_JSON_BYTES,
@@ -58,7 +57,7 @@ def read_own(
         raise ValueError(f"{damaged}: {remedy}") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise ValueError(f"{damaged}: {remedy}")
-    check_format(content, version, what=str(path), remedy=remedy)
+    check_format_version(content, version, what=str(path), remedy=remedy)
     try:
         return validate(content, schema, damaged)
     except ValueError as error:

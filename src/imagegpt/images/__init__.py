@@ -1,5 +1,6 @@
-"""From images to palette ids and back.
+"""Images to palette ids and back.
 
-In: image files, Pillow images, arrays and tensors. Out: ids of a palette in raster order, and 8-bit RGB images again.
-`processor.ImageGPTImageProcessor` does both; `palette.ColorPalette` is the palette by itself.
+Inside: `processor` (`ImageGPTImageProcessor`, transformers' image processor), `palette` (`ColorPalette`, with fitting
+and lookup), `reading` and `decoding` (files, Pillow images, arrays and tensors to 8-bit RGB), `masks`, and `png`. In
+come images of any kind; out go ids in raster order, (B, T), and 8-bit RGB or grey images again.
 """

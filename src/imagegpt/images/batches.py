@@ -1,4 +1,4 @@
-"""Many images become one array: bytes for the palette, or floats for whoever wants `pixel_values`; so do ids of images.
+"""Batches: images of any kind as one RGB array or as `pixel_values`, and ids of any kind as one array.
 
 Axis letters: B images, H height, W width.
 """
@@ -10,24 +10,24 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from imagegpt.images.decoding import out_of_memory
+from imagegpt.images.decoding import out_of_memory_error
 from imagegpt.images.processor_options import ProcessingOptions
-from imagegpt.images.reading import ImageLike, read_image, resize_image, single_images
+from imagegpt.images.reading import ImageLike, flatten_images, read_image, resize_image
 
 
 def read_batch(images: ImageLike | Sequence[Any], options: ProcessingOptions) -> UInt8[np.ndarray, "b h w 3"]:
-    """Images of any kind as one RGB array: read, laid on the background, oriented, resized.
+    """Read images of any kind, composite them onto the background, apply their orientation, and resize them.
 
-    Raises: FileNotFoundError for a missing file; ValueError, naming the image's place in the list, for one that cannot
-        be read or understood; ValueError for an empty list, or sizes that differ without `do_resize`.
+    Raises: FileNotFoundError for a missing file; ValueError, with the image's index, for one that cannot be read;
+        ValueError for an empty list, or sizes that differ without `do_resize`.
     """
-    if _is_ready(images, options):
+    if _needs_no_processing(images, options):
         return images
-    several = single_images(images, options.input_data_format)
-    if not several:
+    flat = flatten_images(images, options.input_data_format)
+    if not flat:
         raise ValueError("the list of images is empty: give at least one image")
     arrays = []
-    for index, image in enumerate(several):
+    for index, image in enumerate(flat):
         try:
             read = read_image(
                 image,
@@ -38,11 +38,11 @@ def read_batch(images: ImageLike | Sequence[Any], options: ProcessingOptions) ->
             if options.do_resize:
                 read = resize_image(read, options.size, options.resize_mode, options.resample)
         except MemoryError as error:
-            raise out_of_memory(f"image {index} of {len(several)}") from error
+            raise out_of_memory_error(f"image {index} of {len(flat)}") from error
         except (ValueError, FileNotFoundError) as error:
-            place = f"image {index} of {len(several)}: " if len(several) > 1 else ""
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"{place}{error}") from error
+            prefix = f"image {index} of {len(flat)}: " if len(flat) > 1 else ""
+            error_type = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise error_type(f"{prefix}{error}") from error
         arrays.append(np.asarray(read))
     if len({array.shape for array in arrays}) > 1:
         sizes = sorted({array.shape[:2] for array in arrays})
@@ -53,8 +53,10 @@ def read_batch(images: ImageLike | Sequence[Any], options: ProcessingOptions) ->
     return np.stack(arrays)
 
 
-def pixel_values(rgb: UInt8[np.ndarray, "b h w 3"], options: ProcessingOptions) -> Float32[np.ndarray, "b _ _ _"]:
-    """The bytes as floats, by a table of what becomes of each of the 256 values in each channel."""
+def compute_pixel_values(
+    rgb: UInt8[np.ndarray, "b h w 3"], options: ProcessingOptions
+) -> Float32[np.ndarray, "b _ _ _"]:
+    """Rescale and normalise, by a lookup table of the 256 values of each channel."""
     table = np.arange(256, dtype=np.float64)[:, None].repeat(3, axis=1)
     if options.do_rescale:
         table *= options.rescale_factor
@@ -65,8 +67,8 @@ def pixel_values(rgb: UInt8[np.ndarray, "b h w 3"], options: ProcessingOptions) 
     return np.stack([table[rgb[..., channel], channel] for channel in range(3)], axis=axis)
 
 
-def _is_ready(images: Any, options: ProcessingOptions) -> TypeGuard[np.ndarray]:
-    """Whether this is a batch that needs nothing done: numpy, uint8, (B, H, W, 3) of the right size."""
+def _needs_no_processing(images: Any, options: ProcessingOptions) -> TypeGuard[np.ndarray]:
+    """Whether images are a finished batch: a numpy array, uint8, (B, H, W, 3), of the requested size."""
     return (
         isinstance(images, np.ndarray)
         and images.dtype == np.uint8
@@ -77,14 +79,14 @@ def _is_ready(images: Any, options: ProcessingOptions) -> TypeGuard[np.ndarray]:
     )
 
 
-def id_rows(ids: Any, height: int, width: int, num_colors: int) -> np.ndarray:
-    """Ids of images, however they are given, as an array of a row an image.
+def to_id_array(ids: Any, height: int, width: int, num_colors: int) -> np.ndarray:
+    """Convert ids to an array with one row of H * W ids per image.
 
     Args:
-        ids: (B, T) or, for one image, (T,), an array, tensor or nested lists; a start token (id V) in front of H * W
+        ids: (B, T) or, for one image, (T,), as an array, tensor or nested lists; a start token (id V) before H * W
             pixels is dropped.
         height: of the images, in pixels.
-        width: likewise.
+        width: of the images, in pixels.
         num_colors: V.
     Raises: ValueError if T is not H * W, or the rows differ in length.
     """

@@ -1,4 +1,4 @@
-"""What a palette accepts: pixels, colours, and the two kinds of file it is stored in.
+"""Validation of a palette's inputs: pixels, colours, and the two file formats.
 
 Axis letters: V palette colours.
 """
@@ -16,7 +16,7 @@ from imagegpt.common import ranges
 from imagegpt.files.schemas import read_json, validate
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_MOST_BYTES = 4 * 2**20  # of an `.npy`; the largest palette, in float64, has 1.5 MB
+_MAX_NPY_BYTES = 4 * 2**20  # the largest palette, in float64, has 1.5 MB
 
 
 def check_pixels(rgb: Any) -> None:
@@ -26,10 +26,10 @@ def check_pixels(rgb: Any) -> None:
         raise ValueError(f"the pixels are {given}: a palette takes numpy arrays of uint8 (..., 3), RGB 0 to 255")
 
 
-def real_array(values: ArrayLike, name: str) -> Float64[np.ndarray, "..."]:
-    """The values as float64.
+def as_float64(values: ArrayLike, name: str) -> Float64[np.ndarray, "..."]:
+    """Convert real numbers to a float64 array.
 
-    Raises: ValueError, which calls them `name`, unless they are real numbers.
+    Raises: ValueError, with `name` in it, for anything else.
     """
     try:
         array = np.asarray(values)
@@ -37,47 +37,47 @@ def real_array(values: ArrayLike, name: str) -> Float64[np.ndarray, "..."]:
             raise ValueError(f"values of type {array.dtype}")
         return array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no table of numbers ({str(error)[:200]}): give rows of three") from error
+        raise ValueError(f"{name} is not an array of numbers ({str(error)[:200]}): give rows of three") from error
 
 
-def value_range(values: np.ndarray) -> str:
-    """From where to where the values run, in words."""
-    return f"from {values.min():.6g} to {values.max():.6g}" if values.size else "over nothing"
+def describe_range(values: np.ndarray) -> str:
+    """Return the minimum and maximum in words, for errors."""
+    return f"from {values.min():.6g} to {values.max():.6g}" if values.size else "over no values"
 
 
-def checked_clusters(clusters: ArrayLike) -> Float32[np.ndarray, "v 3"]:
-    """Colours on the scale -1..1 as float32.
+def validate_clusters(clusters: ArrayLike) -> Float32[np.ndarray, "v 3"]:
+    """Check colours in [-1, 1] and return them as float32.
 
     Raises: ValueError for another shape, values that are not finite or outside [-1, 1], or too few or many colours.
     """
-    values = real_array(clusters, "the palette")
+    values = as_float64(clusters, "the palette")
     if values.ndim != 2 or values.shape[1] != 3:
         raise ValueError(f"the palette has shape {values.shape}: it must be (number of colours, 3)")
-    if not ranges.COLORS.lowest <= len(values) <= ranges.COLORS.highest:
+    if not ranges.COLORS.min <= len(values) <= ranges.COLORS.max:
         raise ValueError(
-            f"the palette has {len(values)} colours: it must have {ranges.COLORS.lowest} to {ranges.COLORS.highest:,}"
+            f"the palette has {len(values)} colours: it must have {ranges.COLORS.min} to {ranges.COLORS.max:,}"
         )
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values).all(axis=1)))
         raise ValueError(f"colour {row} of the palette is {values[row].tolist()}: its values must be finite")
     if values.min() < -1 or values.max() > 1:
         raise ValueError(
-            f"the palette's values run {value_range(values)}: they must lie in -1 to 1 (rgb / 127.5 - 1); "
+            f"the palette's values range {describe_range(values)}: they must be -1 to 1 (rgb / 127.5 - 1); "
             "for RGB values use ColorPalette.from_rgb"
         )
-    return np.ascontiguousarray(values + 0.0, np.float32)  # + 0.0: -0.0 and 0.0 are one colour, one fingerprint
+    return np.ascontiguousarray(values + 0.0, np.float32)  # + 0.0 turns -0.0 into 0.0: one fingerprint
 
 
-def clusters_in_npy(path: Path) -> Any:
-    """The array in an `.npy` file; ValueError if there is none, or it would have to be unpickled."""
+def load_npy_clusters(path: Path) -> Any:
+    """Load the array of an `.npy` file; ValueError if it is damaged, or would have to be unpickled."""
     try:
         size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise ValueError(f"it has {size:,} bytes, and no palette has more than {_MOST_BYTES:,}")
+        if size > _MAX_NPY_BYTES:
+            raise ValueError(f"it has {size:,} bytes, and no palette has more than {_MAX_NPY_BYTES:,}")
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             if version not in _HEADERS:
-                raise ValueError(f"its header is of version {version}, which is for names of columns")
+                raise ValueError(f"its header has version {version}, which is for structured arrays")
             shape, _, dtype = _HEADERS[version](file)
             if dtype.hasobject:
                 raise ValueError("Object arrays would have to be unpickled, which runs code")
@@ -88,12 +88,12 @@ def clusters_in_npy(path: Path) -> Any:
             return np.load(file, allow_pickle=False)
     except (OSError, ValueError, TypeError, RecursionError, SyntaxError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-        raise ValueError(f"{path} is no readable .npy palette ({reason}): save it again") from error
+        raise ValueError(f"{path} is not a readable .npy palette ({reason}): save it again") from error
 
 
-def clusters_in_json(path: Path) -> Any:
-    """The "clusters" of a `preprocessor_config.json`; ValueError if there are none."""
+def load_json_clusters(path: Path) -> Any:
+    """Load "clusters" from a `preprocessor_config.json`; ValueError if there are none."""
     clusters = validate(read_json(path), dict[str, Any], str(path)).get("clusters")
     if clusters is None:
-        raise ValueError(f'{path} has no "clusters": it does not hold a palette')
+        raise ValueError(f'{path} has no "clusters": it does not contain a palette')
     return clusters

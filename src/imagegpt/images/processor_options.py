@@ -1,7 +1,6 @@
-"""The options of the image processor: what each may be, and which contradict each other.
+"""`ProcessingOptions`: the options of the image processor and their validation.
 
-The processor takes the same options in its constructor, from `preprocessor_config.json` and in each call; all three go
-through `ProcessingOptions`.
+The constructor, `preprocessor_config.json` and each call accept the same options; all are validated here.
 """
 
 import dataclasses
@@ -21,9 +20,9 @@ INPUT_FORMATS = ("channels_first", "channels_last", "none")
 OUTPUT_FORMATS = ("channels_first", "channels_last")
 TENSOR_TYPES = ("pt", "np")
 
-# What transformers' configurations may also say, and the only values under which we do the same as it does.
+# Options of transformers' configurations that we do not have, and the values that match our behaviour.
 _FIXED: dict[str, tuple[Any, ...]] = {"do_center_crop": (None, False), "do_pad": (None, False)}
-# Its notes to itself and to its other backend, which change nothing here.
+# Keys of transformers' configurations that have no effect here.
 _IGNORED = {
     "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "crop_size", "pad_size",
     "default_to_square", "disable_grouping", "image_seq_length",
@@ -31,7 +30,7 @@ _IGNORED = {
 
 
 class ImageGPTImageProcessorKwargs(ImagesKwargs, total=False):
-    """The options that a call, or `from_pretrained`, may override, beside those every image processor has."""
+    """Options that a call or `from_pretrained` may override, in addition to those of every image processor."""
 
     clusters: Any
     palette: Any
@@ -42,9 +41,9 @@ class ImageGPTImageProcessorKwargs(ImagesKwargs, total=False):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessingOptions:
-    """Every option of the processor but its palette, checked and in one form; see `ImageGPTImageProcessor`.
+    """All options of the processor except the palette, validated and normalised; see `ImageGPTImageProcessor`.
 
-    Raises: ValueError for a value that is not allowed, or options that contradict each other.
+    Raises: ValueError for invalid values and contradictions.
     """
 
     size: Any = 32  # becomes {"height": ..., "width": ...}
@@ -78,7 +77,7 @@ class ProcessingOptions:
             _check_choice("input_data_format", self.input_data_format, INPUT_FORMATS)
         if self.return_tensors is not None:
             _check_choice("return_tensors", self.return_tensors, TENSOR_TYPES)
-        self._set("size", size_dict(self.size))
+        self._set("size", get_size_dict(self.size))
         self._set("resample", int(self.resample))
         self._set("background", _color(self.background))
         self._set("rescale_factor", ranges.RESCALE_FACTOR.check("rescale_factor", self.rescale_factor))
@@ -101,12 +100,11 @@ class ProcessingOptions:
             raise ValueError("do_rescale is False and do_normalize is True: normalise rescaled values, or neither")
         if not self.do_color_quantize:
             return
-        halves = (0.5, 0.5, 0.5)
-        for name, usual in (("image_mean", halves), ("image_std", halves)):
-            if getattr(self, name) != usual:
-                raise _not_the_palettes(name, getattr(self, name), usual)
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) != (0.5, 0.5, 0.5):
+                raise _palette_scale_error(name, getattr(self, name), "(0.5, 0.5, 0.5)")
         if not math.isclose(self.rescale_factor, 1 / 255, rel_tol=1e-6):
-            raise _not_the_palettes("rescale_factor", self.rescale_factor, "1/255")
+            raise _palette_scale_error("rescale_factor", self.rescale_factor, "1/255")
 
     def _check_device(self) -> None:
         if self.device is None:
@@ -116,7 +114,7 @@ class ProcessingOptions:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError, OverflowError):
             raise ValueError(
-                f"there is no device {str(self.device)!r:.80} here: give cpu, or a GPU that is there"
+                f"there is no device {str(self.device)!r:.80} here: give cpu, or a GPU of this machine"
             ) from None
         if self.return_tensors != "pt" and device.type != "cpu":
             raise ValueError(
@@ -128,8 +126,8 @@ class ProcessingOptions:
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ProcessingOptions))
 
 
-def check_foreign_options(options: dict[str, Any]) -> None:
-    """See that what is no option of ours is one of transformers', with a value that changes nothing.
+def check_other_options(options: dict[str, Any]) -> None:
+    """Check that options we do not have are transformers', with values that match our behaviour.
 
     Raises: ValueError, naming the option.
     """
@@ -140,10 +138,10 @@ def check_foreign_options(options: dict[str, Any]) -> None:
             raise ValueError(f"there is no option {key!r:.80}: see the arguments of ImageGPTImageProcessor")
 
 
-def size_dict(size: Any) -> dict[str, int]:
-    """An int, (height, width) or a mapping of both as {"height": ..., "width": ...}.
+def get_size_dict(size: Any) -> dict[str, int]:
+    """Convert an int, (height, width) or a mapping to {"height": ..., "width": ...}.
 
-    Raises: ValueError unless both are within `ranges.SIDE`.
+    Raises: ValueError unless both are in `ranges.IMAGE_SIDE`.
     """
     sides = size
     if isinstance(size, int | np.integer):
@@ -151,17 +149,17 @@ def size_dict(size: Any) -> dict[str, int]:
     elif hasattr(size, "get"):  # a dict, or transformers' SizeDict
         named = dict(size)
         sides = (named["height"], named["width"]) if set(named) == {"height", "width"} else ()
-    if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(map(ranges.SIDE.holds, sides))):
+    if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(side in ranges.IMAGE_SIDE for side in sides)):
         raise ValueError(
-            f"size is {size!r:.80}: each side must be {ranges.SIDE}, give them as 32, (32, 48) or "
+            f"size is {size!r:.80}: each side must be {ranges.IMAGE_SIDE}, give them as 32, (32, 48) or "
             '{"height": 32, "width": 48}'
         )
     return {"height": int(sides[0]), "width": int(sides[1])}
 
 
-def _not_the_palettes(name: str, value: Any, usual: Any) -> ValueError:
+def _palette_scale_error(name: str, value: Any, required: str) -> ValueError:
     return ValueError(
-        f"{name} is {value} and do_color_quantize is True: the palette is made for {usual}, leave it out, or set "
+        f"{name} is {value} and do_color_quantize is True: the palette requires {required}, leave it out, or set "
         "do_color_quantize to False"
     )
 
@@ -181,7 +179,7 @@ def _color(color: Any) -> tuple[int, int, int]:
     return rgb[0], rgb[1], rgb[2]
 
 
-def _three_numbers(name: str, value: Any, allowed: ranges.Real) -> tuple[float, float, float]:
+def _three_numbers(name: str, value: Any, allowed: ranges.FloatRange) -> tuple[float, float, float]:
     values = [value] * 3 if np.ndim(value) == 0 else list(value)
     if len(values) != 3:
         raise ValueError(f"{name} is {value!r:.80}: give one number, or three, one per colour")

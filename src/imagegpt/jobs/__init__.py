@@ -1,11 +1,13 @@
-"""Many images: a run into a folder that may be killed at any moment, goes on where it was, and spreads over processes.
+"""Long jobs on many items: resumable at any moment, and shared by any number of processes.
 
-Images are drawn in fixed blocks, block i being images i * batch_size to (i + 1) * batch_size - 1, always whole. So the
-file of image k depends on the weights, the seed, the rules, the block size and k alone: not on how many images are
-asked for, on kills, or on the number of processes, of which process r draws the blocks i with i % processes == r.
+In: images or a model, and a folder. Out: the folder, filled with files that do not depend on how often the job was
+killed, by how many processes it was done, or who made which part of it; and a result object.
 
-    folder/run.json              the settings, written first; `RunSettings`
-    folder/0003/00031234.png     one PNG an image, 10,000 a folder; or
-    folder/00031232.npz          one shard a block, called after its first image; or
-    folder/00031232.arrow        the same for the library `datasets`
+    plan        what a job is: items, shards, and how to make and check one shard
+    manifest    the settings in the job's folder
+    markers     the finished shards, and claims on the unfinished ones
+    ranks       which of several processes this is: torchrun, Slurm, job arrays
+    engine      doing a job
+    executors   starting processes: on this machine or on Ray
+    encode, sample, complete    the jobs
 """

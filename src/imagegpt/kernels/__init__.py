@@ -1,5 +1,8 @@
-"""Kernels in C++ for a CPU: a whole step of sampling (`step`), and what training needs (`training`).
+"""C++ kernels for the CPU: a decoding step for sampling (`step`), and attention with its gradients for training.
 
-Their sources are in the folder cpp. They are compiled by the machine's own C++ compiler when they are first wanted,
-which takes some seconds, and kept on disk (`building`). Where there is no compiler everything runs without them.
+Inside: the C++ sources (`cpp/`), one module of ctypes bindings for each library (`step`, `attention`), and the compiler
+driver (`compiler`). The machine's own C++ compiler builds a library when it is first needed, which takes some seconds;
+the result is cached on disk. Without a compiler everything runs in torch.
+
+In and out: tensors. Nothing here knows of models.
 """

@@ -1,9 +1,10 @@
-"""Compiling C++ libraries with the machine's own compiler, once, and finding them again.
+"""Compile C++ libraries with the machine's own compiler, and cache the results.
 
-A library is kept in the user's cache folder beside the SHA-256 of its contents. What was damaged is compiled again;
-what somebody else could have written is never loaded.
+The cache is a folder of the user's, with the SHA-256 of each library beside it. A damaged library is compiled again;
+one that another user could have written is never loaded.
 """
 
+import functools
 import hashlib
 import os
 import platform
@@ -17,45 +18,45 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from imagegpt.files.atomic import fsync
 from imagegpt.files.paths import cache_folder
-from imagegpt.kernels.cpu import processor
 
 _SOURCES = Path(__file__).with_name("cpp")
 _FLAGS = ("-O3", "-std=gnu++17", "-ffp-contract=fast", "-shared", "-fPIC")
 _TIMEOUT_S = 300
-_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """A shared library: the C++ file of its name in the folder cpp, and numbers for the preprocessor."""
+    """A shared library: the source file `cpp/NAME.cpp` and its preprocessor definitions."""
 
     name: str
     defines: tuple[tuple[str, int], ...] = ()
 
 
 def find_or_build(library: Library, folder: Path | None = None) -> Path:
-    """A library's file, compiled if it is not there yet, which takes some seconds.
+    """Return the path of a compiled library; compile it first if it is not cached, which takes some seconds.
 
     Args:
-        library: which.
-        folder: where it is kept; None is the folder kernels in `files.cache_folder()`.
-    Raises: OSError or RuntimeError if it cannot be compiled; PermissionError if others may write there.
+        library: to find or build.
+        folder: the cache; None is `kernels` in `files.cache_folder()`.
+    Raises: OSError or RuntimeError if compiling fails; PermissionError if other users can write to the folder.
     """
     folder = cache_folder() / "kernels" if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"{library.name}-{_key(library)}.so"
     _check_owner(folder)
-    if _is_whole(path):
+    if _is_intact(path):
         return path
-    with FileLock(path.with_suffix(".lock")):  # of several processes one compiles, the others wait
-        if not _is_whole(path):
+    with FileLock(path.with_suffix(".lock")):  # one of several processes compiles, the others wait
+        if not _is_intact(path):
             _build(library, path)
     return path
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a library is there as it was written."""
+def _is_intact(path: Path) -> bool:
+    """Whether a library exists and matches its checksum."""
     try:
         _check_owner(path)
         return path.with_suffix(".sha256").read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -64,19 +65,19 @@ def _is_whole(path: Path) -> bool:
 
 
 def _check_owner(path: Path) -> None:
-    """See that nobody but this user and root may have written here, as ssh does for its keys."""
+    """Check that only this user and root can have written here, as ssh does for its keys."""
     if not hasattr(os, "getuid"):
         return
-    found = path.stat()
-    if found.st_uid not in (0, os.getuid()) or found.st_mode & _OTHERS_MAY_WRITE:
+    status = path.stat()
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & _WRITABLE_BY_OTHERS:
         raise PermissionError(
-            f"{path} belongs to somebody else or may be written by others, so that what it holds is not run: "
+            f"{path} belongs to another user or is writable by others, so its code is not run: "
             "make it yours (chmod go-w), or set XDG_CACHE_HOME to another folder"
         )
 
 
 def _build(library: Library, path: Path) -> None:
-    """Compile into a file, which is there whole or not at all; its checksum comes last."""
+    """Compile a library and write it atomically, then its checksum."""
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp.so")
     source = _SOURCES / f"{library.name}.cpp"
     command = [_compiler(), *_flags(library), str(source), "-o", str(temporary)]
@@ -87,10 +88,10 @@ def _build(library: Library, path: Path) -> None:
             raise RuntimeError(f"{command[0]} cannot compile the kernels ({lines[0] or f'status {done.returncode}'})")
         temporary.chmod(0o700)
         checksum = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        _sync(temporary)
+        fsync(temporary)  # before the rename, so that a crash never leaves an incomplete library
         temporary.replace(path)
         temporary.write_text(checksum)
-        _sync(temporary)
+        fsync(temporary)
         temporary.replace(path.with_suffix(".sha256"))
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{command[0]} did not compile the kernels within {_TIMEOUT_S} s") from None
@@ -98,14 +99,8 @@ def _build(library: Library, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file is on the disk, so that its name never stands for half of it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _compiler() -> str:
-    """The C++ compiler of this machine.
+    """Find a C++ compiler.
 
     Raises: RuntimeError if there is none.
     """
@@ -116,7 +111,7 @@ def _compiler() -> str:
 
 
 def _flags(library: Library) -> list[str]:
-    # On arm64 -mcpu=native means the same, and Apple's clang knows that only.
+    # On arm64 -mcpu=native does the same, and is all that Apple's clang accepts.
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
     return [native, *_FLAGS, *_openmp_flags(), *(f"-D{name}={value}" for name, value in library.defines)]
 
@@ -126,15 +121,27 @@ def _openmp_flags() -> list[str]:
         return ["-fopenmp"]
     import torch
 
-    # Apple's clang comes without omp.h and libomp; torch's wheels bring both. Their libomp says it is at home in
-    # /opt/llvm-openmp, where it is not: our libraries load because torch has loaded it, and macOS compares that name.
-    place = Path(torch.__file__).parent
-    places = [f"-I{place / 'include'}", f"-L{place / 'lib'}", f"-Wl,-rpath,{place / 'lib'}"]
-    return ["-Xpreprocessor", "-fopenmp", *places, "-lomp"]
+    # Apple's clang has neither omp.h nor libomp, but torch's wheels contain both. The install name of their libomp is
+    # in /opt/llvm-openmp, which does not exist: our libraries load because torch has loaded a library of that name.
+    folder = Path(torch.__file__).parent
+    paths = [f"-I{folder / 'include'}", f"-L{folder / 'lib'}", f"-Wl,-rpath,{folder / 'lib'}"]
+    return ["-Xpreprocessor", "-fopenmp", *paths, "-lomp"]
 
 
 def _key(library: Library) -> str:
-    """What a compiled library depends on."""
-    facts = "\n".join([processor(), os.environ.get("CXX", ""), *_flags(library)])
+    """Hash everything that a compiled library depends on."""
+    environment = "\n".join([cpu_signature(), os.environ.get("CXX", ""), *_flags(library)])
     sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir())]
-    return hashlib.sha256(b"\n".join([facts.encode(), *sources])).hexdigest()[:24]
+    return hashlib.sha256(b"\n".join([environment.encode(), *sources])).hexdigest()[:24]
+
+
+@functools.cache
+def cpu_signature() -> str:
+    """A string that changes when code compiled here may not run: architecture, system, C library and CPU features."""
+    flags = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), flags)
+    except OSError:
+        pass
+    return f"{platform.machine()} {platform.system()} {' '.join(platform.libc_ver())} {flags}"

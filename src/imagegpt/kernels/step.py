@@ -1,7 +1,7 @@
-"""A step of sampling as one call into C++: the structures it takes, and the library that has it.
+"""Bindings for `cpp/step.cpp`, which computes a decoding step in one call.
 
-Everything here is memory addresses. Whoever fills the structures (`imagegpt.sampling.backends.cpp`) checks shapes and
-types, and keeps the tensors alive that they point to.
+The structures mirror those in C++ and contain memory addresses. The caller (`imagegpt.sampling.backends.cpp`) checks
+shapes and dtypes, and keeps the tensors alive.
 """
 
 import ctypes
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from imagegpt.kernels.compiler import Library, find_or_build
 
-PREFIX_MULTIPLE = 4  # of positions in a prefix
-TILE = 32  # outputs of a product that are computed together, and the multiple to which vectors are padded
+PREFIX_MULTIPLE = 4  # the length of a cached prefix is a multiple of this
+TILE = 32  # outputs of a linear layer computed together; vectors are padded to a multiple of this
 HEAD_WIDTH_MULTIPLE = 16
-WIDEST_HEAD = 256
-SCALE_BYTES = 4  # behind each vector of int8 in a cache
-_NO_MEMORY = 1
+MAX_HEAD_WIDTH = 256
+SCALE_BYTES = 4  # after each int8 vector in the cache
+_OUT_OF_MEMORY = 1
 
 
-class Kind(IntEnum):
-    """How numbers are stored."""
+class DType(IntEnum):
+    """The dtype of weights and cache, as `PRECISION` in C++."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -29,7 +29,7 @@ class Kind(IntEnum):
 
 
 class LinearStruct(Structure):
-    """A product with a weight in tiles; `scale` and `bias` are null or padded to whole tiles."""
+    """A linear layer whose weight is tiled; `scale` and `bias` are null or padded to whole tiles."""
 
     _fields_ = (
         ("weight", c_void_p),
@@ -37,22 +37,22 @@ class LinearStruct(Structure):
         ("bias", c_void_p),
         ("inputs", c_int64),
         ("outputs", c_int64),
-        ("kind", c_int64),
+        ("dtype", c_int64),
     )
 
 
 class BlockStruct(Structure):
-    """A block of the model; the gains of norms are padded to whole tiles."""
+    """A transformer block; the norm weights are padded to whole tiles."""
 
     _fields_ = (
         ("norm_1", c_void_p),
         ("norm_2", c_void_p),
         ("qkv", LinearStruct),
-        ("attention_out", LinearStruct),
-        ("widen", LinearStruct),
-        ("narrow", LinearStruct),
-        ("heads", c_int64),
-        ("score_factor", c_float),
+        ("attention_proj", LinearStruct),
+        ("mlp_fc", LinearStruct),
+        ("mlp_proj", LinearStruct),
+        ("num_heads", c_int64),
+        ("attention_scale", c_float),
     )
 
 
@@ -69,19 +69,19 @@ class ModelStruct(Structure):
         ("token_embeddings", c_void_p),
         ("position_embeddings", c_void_p),
         ("blocks", POINTER(BlockStruct)),
-        ("last_norm", c_void_p),
+        ("final_norm", c_void_p),
         ("head", LinearStruct),
     )
 
 
 class CacheStruct(Structure):
-    """What an image has cached: `room` positions of its own, behind those of a prefix that others may share."""
+    """The KV cache of an image: a prefix that other images may share, then `capacity` positions of its own."""
 
-    _fields_ = (("own", c_void_p), ("room", c_int64), ("prefix", c_void_p), ("prefix_length", c_int64))
+    _fields_ = (("own", c_void_p), ("capacity", c_int64), ("prefix", c_void_p), ("prefix_length", c_int64))
 
 
 class CallStruct(Structure):
-    """A step of some images."""
+    """The arguments of a step."""
 
     _fields_ = (
         ("tokens", c_void_p),
@@ -95,47 +95,47 @@ class CallStruct(Structure):
 
 
 class StepLibrary:
-    """The compiled step of one precision and head width.
+    """The compiled step for one dtype and head width.
 
     Args:
-        kind: of weights and cache.
+        dtype: of weights and cache.
         head_width: of the model's heads.
-        folder: where it is kept; None is the user's cache folder.
+        folder: the cache of compiled libraries; None is the user's cache folder.
     Raises: OSError or RuntimeError if it cannot be compiled or loaded.
     """
 
-    def __init__(self, kind: Kind, head_width: int, folder: Path | None = None) -> None:
-        library = ctypes.CDLL(str(find_or_build(step_library(kind, head_width), folder)))
+    def __init__(self, dtype: DType, head_width: int, folder: Path | None = None) -> None:
+        library = ctypes.CDLL(str(find_or_build(step_library(dtype, head_width), folder)))
         self._step = library.imagegpt_step
         self._step.argtypes = [POINTER(ModelStruct), POINTER(CallStruct)]
-        self.redraw = library.imagegpt_redraw  # see `imagegpt.sampling.drafting`
-        self.redraw.argtypes = [*[c_void_p] * 4, *[c_int64] * 3, c_void_p]
-        self.redraw.restype = None
+        self.redraft = library.imagegpt_redraft  # see `imagegpt.sampling.drafting`
+        self.redraft.argtypes = [*[c_void_p] * 4, *[c_int64] * 3, c_void_p]
+        self.redraft.restype = None
 
     def step(self, model: ModelStruct, call: CallStruct) -> None:
-        """Compute the logits of a call and write its keys and values.
+        """Compute logits, and write keys and values into the cache.
 
-        Raises: MemoryError if there is no memory for what is in between; IndexError for a token or position that the
-            model or the caches do not have.
+        Raises: MemoryError if the activations do not fit into memory; IndexError for a token or position outside the
+            model or the cache.
         """
         status = self._step(model, call)
-        if status == _NO_MEMORY:
-            raise MemoryError(f"there is no memory for a step of {call.images} images and {call.queries} positions")
+        if status == _OUT_OF_MEMORY:
+            raise MemoryError(f"not enough memory for a step of {call.images} images and {call.queries} positions")
         if status:
-            raise IndexError(f"a token is not below {model.num_tokens}, or a position has no place in the cache")
+            raise IndexError(f"a token is outside 0 to {model.num_tokens - 1}, or a position is outside the cache")
 
 
 def padded_head_width(width: int) -> int:
-    """The width at which heads are stored."""
+    """The width of heads in the cache."""
     return -(-width // HEAD_WIDTH_MULTIPLE) * HEAD_WIDTH_MULTIPLE
 
 
-def step_library(kind: Kind, head_width: int) -> Library:
-    """What `StepLibrary` is compiled from."""
-    return Library(name="step", defines=(("PRECISION", int(kind)), ("HEAD_WIDTH", padded_head_width(head_width))))
+def step_library(dtype: DType, head_width: int) -> Library:
+    """The source and definitions of a `StepLibrary`."""
+    return Library(name="step", defines=(("PRECISION", int(dtype)), ("HEAD_WIDTH", padded_head_width(head_width))))
 
 
 @functools.cache
-def loaded_step(kind: Kind, head_width: int) -> StepLibrary:
-    """The library in the user's cache folder, which a process loads once."""
-    return StepLibrary(kind, head_width)
+def load_step_library(dtype: DType, head_width: int) -> StepLibrary:
+    """Load the library from the user's cache folder, once per process."""
+    return StepLibrary(dtype, head_width)

@@ -1,16 +1,16 @@
-"""What a model costs: parameters, bytes, floating-point operations; pure functions of the configuration.
+"""The cost of a model: parameters, bytes and FLOPs, as pure functions of the configuration.
 
-Letters: C width, I inner width of the MLP, L blocks, A width of all heads of a block together (C, less where heads were
-pruned), V colours, T positions. A multiplication and an addition count as two operations; norms, activations, softmax
-and embeddings, together below one percent at the paper's sizes, are not counted. Cross-attention is counted among the
-parameters only: how often it runs depends on the encoder.
+Letters: C width, I inner width of the MLP, L blocks, A total width of a block's heads (C, or less after pruning), V
+colours, T positions. A multiply-add counts as two FLOPs. Norms, activations, softmax and embeddings are not counted:
+together they are below one percent at the paper's sizes. Cross-attention counts towards the parameters only, because
+its FLOPs depend on the encoder.
 """
 
 from imagegpt.config import ImageGPTConfig
 
 
 def num_parameters(config: ImageGPTConfig) -> int:
-    """Parameters: blocks, final norm C, embeddings (V + 1) C and T C, and those of the head, by `config.head`."""
+    """Return the number of parameters: blocks, final norm C, embeddings (V + 1) C and T C, and `config.head`'s."""
     blocks = sum(_block_parameters(config, layer) for layer in range(config.n_layer))
     embeddings = (config.vocab_size + config.n_positions) * config.n_embd
     outputs = {"pixels": config.num_colors, "classes": config.num_labels, "none": 0}[config.head]
@@ -18,7 +18,7 @@ def num_parameters(config: ImageGPTConfig) -> int:
 
 
 def weight_bytes(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
-    """Bytes of the weights in memory; the norms' gains stay in float32 under half precision.
+    """Return the bytes of the weights in memory; the norms' gains stay in float32 under half precision.
 
     Args:
         config: of the model.
@@ -30,47 +30,47 @@ def weight_bytes(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
 
 
 def cache_bytes_per_pixel(config: ImageGPTConfig, bytes_per_number: int = 4, bytes_per_vector: int = 0) -> int:
-    """Bytes of keys and values a pixel leaves in the cache: 2 A numbers in each block, in vectors of C / heads.
+    """Return the bytes of keys and values cached per pixel: 2 A numbers in each block, in vectors of C / heads.
 
     Args:
         config: of the model.
         bytes_per_number: 4 for float32, 2 for bfloat16 and float16, 1 for int8.
-        bytes_per_vector: of what stands behind each vector, such as the scale of int8.
+        bytes_per_vector: stored with each vector, such as int8's scale.
     """
     num_vectors = 2 * sum(len(config.kept_heads(layer)) for layer in range(config.n_layer))
     return num_vectors * (config.n_embd // config.n_head * bytes_per_number + bytes_per_vector)
 
 
 def forward_flops(config: ImageGPTConfig, num_positions: int | None = None) -> int:
-    """Operations of one forward pass of one image, all positions at once.
+    """Return the FLOPs of a forward pass over one image, all positions in parallel.
 
     Args:
         config: of the model.
-        num_positions: T; None means all the model has.
-    Returns: T (2 x weights that multiply) + 4 T^2 A per block: scores and mixed values, counted for all pairs of
-        positions as the kernels compute them, the masked ones too.
+        num_positions: T; None means `config.n_positions`.
+    Returns: 2 T x the weights in matrix products, and 4 T^2 A per block for scores and mixed values. All pairs of
+        positions count, masked ones too, because the kernels compute them.
     """
     length = config.n_positions if num_positions is None else num_positions
     width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
-    return length * 2 * _multiplying_weights(config) + 4 * length * length * width
+    return length * 2 * _matmul_weights(config) + 4 * length * length * width
 
 
 def step_flops(config: ImageGPTConfig, position: int) -> int:
-    """Operations of drawing one pixel of one image with a cache.
+    """Return the FLOPs of sampling one pixel of one image with a cache.
 
     Args:
         config: of the model.
-        position: its index, 0 to T - 1; it attends to itself and all before it.
+        position: 0 to T - 1; it attends to itself and to all earlier positions.
     """
     width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
-    return 2 * _multiplying_weights(config) + 4 * (position + 1) * width
+    return 2 * _matmul_weights(config) + 4 * (position + 1) * width
 
 
 def image_flops(config: ImageGPTConfig) -> int:
-    """Operations of drawing one whole image pixel by pixel: the sum of `step_flops` over all positions."""
+    """Return the FLOPs of sampling one whole image pixel by pixel: the sum of `step_flops` over all positions."""
     length = config.n_positions
     width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
-    return length * 2 * _multiplying_weights(config) + 2 * length * (length + 1) * width
+    return length * 2 * _matmul_weights(config) + 2 * length * (length + 1) * width
 
 
 def _attention_width(config: ImageGPTConfig, layer_idx: int) -> int:
@@ -78,7 +78,7 @@ def _attention_width(config: ImageGPTConfig, layer_idx: int) -> int:
 
 
 def _matrices(config: ImageGPTConfig, layer_idx: int) -> list[tuple[int, int]]:
-    """(in, out) of a block's projections: queries, keys and values; attention's output; the MLP's two."""
+    """Return (in, out) of a block's projections: queries, keys and values; attention output; the MLP's two."""
     width, attention = config.n_embd, _attention_width(config, layer_idx)
     return [(width, 3 * attention), (attention, width), (width, config.inner_size), (config.inner_size, width)]
 
@@ -93,7 +93,7 @@ def _block_parameters(config: ImageGPTConfig, layer_idx: int) -> int:
     return sum(rows * out for rows, out in matrices) + biases + num_norms * width
 
 
-def _multiplying_weights(config: ImageGPTConfig) -> int:
-    """Weights every position is multiplied by: the projections, and the output matrix if pixels are predicted."""
+def _matmul_weights(config: ImageGPTConfig) -> int:
+    """Return the weights each position is multiplied by: projections, and the output matrix of a generative model."""
     blocks = sum(rows * out for layer in range(config.n_layer) for rows, out in _matrices(config, layer))
     return blocks + (config.n_embd * config.num_colors if config.head == "pixels" else 0)

@@ -1,4 +1,4 @@
-"""Training and evaluation mode."""
+"""Evaluation mode for the length of a `with` block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into its own afterwards.
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and restore the mode of each of its modules afterwards.
 
-    `model.train()` would wake the dropout of parts that were put into evaluation mode to be left alone.
+    `model.train()` would also turn on dropout in modules that the caller had frozen with `module.eval()`.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

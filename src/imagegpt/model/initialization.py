@@ -1,4 +1,4 @@
-"""How fresh weights are drawn: transformers' scheme or that of OpenAI's training code.
+"""Initialisation of new weights: the scheme of transformers, or that of OpenAI's training code.
 
     weight                     "transformers"          "openai"
     token embedding, sos       initializer_range       initializer_range
@@ -9,15 +9,16 @@
     logits, classifier         initializer_range       0
     gains 1, biases 0
 
-Standard deviations of normal distributions; C is the width, L the number of blocks. With the default range of 0.02
-the right column is the original `src/model.py`. Its logits start at 0, so the loss of a fresh model is ln(colours).
+All are standard deviations of normal distributions around 0; C is the width, L the number of blocks. With the default
+range of 0.02 the right column is the original `src/model.py`. Its logits start at 0, so the loss of a new model is
+ln(colours).
 """
 
 import math
 
 import torch
 from torch import nn
-from transformers import initialization as init  # leaves alone what was loaded from a checkpoint
+from transformers import initialization as init  # skips weights loaded from a checkpoint
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.layers import ImageGPTAttention, ImageGPTLayerNorm, ImageGPTMLP, Projection
@@ -25,7 +26,7 @@ from imagegpt.model.layers import ImageGPTAttention, ImageGPTLayerNorm, ImageGPT
 
 @torch.no_grad()
 def initialize_module(module: nn.Module, config: ImageGPTConfig) -> None:
-    """Draw the weights of one module; parents are visited after their children and may overrule them."""
+    """Initialise the weights of one module; parents come after their children and may override them."""
     if isinstance(module, ImageGPTLayerNorm):
         init.ones_(module.weight)
     elif isinstance(module, (Projection, nn.Linear, nn.Embedding)):
@@ -37,7 +38,7 @@ def initialize_module(module: nn.Module, config: ImageGPTConfig) -> None:
     elif isinstance(module, ImageGPTMLP) and config.init_scheme == "transformers":
         init.normal_(module.c_proj.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
     elif config.init_scheme == "openai":
-        _initialize_embeddings_and_heads_like_openai(module, config)
+        _initialize_embeddings_and_heads(module, config)
 
 
 def _initialize_attention(attention: ImageGPTAttention, config: ImageGPTConfig) -> None:
@@ -50,8 +51,8 @@ def _initialize_attention(attention: ImageGPTAttention, config: ImageGPTConfig) 
     init.normal_(attention.c_proj.weight, std=(config.n_embd * config.n_layer) ** -0.5)
 
 
-def _initialize_embeddings_and_heads_like_openai(module: nn.Module, config: ImageGPTConfig) -> None:
-    # Recognised by their names in the models, since an embedding does not know what it embeds.
+def _initialize_embeddings_and_heads(module: nn.Module, config: ImageGPTConfig) -> None:
+    # By their names in the parent: an nn.Embedding does not know whether it embeds tokens or positions.
     if isinstance(wpe := getattr(module, "wpe", None), nn.Embedding):
         init.normal_(wpe.weight, std=config.initializer_range / 2)
     for name in ("lm_head", "score"):

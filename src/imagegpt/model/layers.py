@@ -1,8 +1,8 @@
 """The arithmetic of ImageGPT: norm, projection, attention, MLP, block.
 
 From "Generative Pretraining from Pixels" (Chen et al., 2020); weights are named and laid out as in transformers.
-A GPT-2 block with two differences: the norm only scales (no mean is subtracted, there is no bias), and the activation
-is x * sigmoid(1.702 x). Dropout aside, a block computes
+A GPT-2 block with two differences: the norm only scales (it subtracts no mean and adds no bias), and the activation is
+x * sigmoid(1.702 x). Without dropout, a block computes
 
     h = h + attention(norm_1(h))
     h = h + mlp(norm_2(h))
@@ -10,6 +10,7 @@ is x * sigmoid(1.702 x). Dropout aside, a block computes
 Axes: B images, T positions of the queries, S positions of the keys, H heads, D head width, C channels.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -31,9 +32,9 @@ _SIGMOID_FACTOR = 1.702  # of the original code's activation
 class ImageGPTLayerNorm(nn.Module):
     """Divide by the root mean square over the channels, then scale: x * rsqrt(mean(x^2) + eps) * weight.
 
-    Source: the original code, whose docstring speaks of centring; it does not centre, and `nn.LayerNorm` would load
-    these weights, run, and be wrong. Sums of squares are in float32 (in float16, 300^2 overflows), and so is the weight
-    of a norm made in half precision, as transformers loads it; `model.half()` casts all, as torch's does.
+    Source: the original code. Its docstring claims to centre the input, but the code does not: `nn.LayerNorm` would
+    load these weights, run, and be wrong. Squares are summed in float32 (in float16, 300^2 overflows). The weight of a
+    norm created in half precision is float32 too, as when transformers loads one; `model.half()` casts it, as usual.
     """
 
     def __init__(self, hidden_size: int, eps: float = 1e-5) -> None:
@@ -42,20 +43,20 @@ class ImageGPTLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=at_least_float32(torch.get_default_dtype())))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise (..., C); the result has the input's dtype."""
-        wide = at_least_float32(hidden_states.dtype)
-        x, weight = hidden_states.to(wide), self.weight.to(wide)
+        """Normalise (..., C) in at least float32; the output has the input's dtype."""
+        compute_dtype = at_least_float32(hidden_states.dtype)
+        x, weight = hidden_states.to(compute_dtype), self.weight.to(compute_dtype)
         return functional.rms_norm(x, weight.shape, weight, self.eps).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
-        """Size and epsilon, for `print(model)`."""
+        """Return size and epsilon, for `print(model)`."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 class Projection(Conv1D):
-    """An affine map x @ weight + bias, the weight stored (in, out) as OpenAI stored it, the bias optional.
+    """x @ weight + bias, with the weight stored as (in, out) like OpenAI's, and an optional bias.
 
-    A subclass of transformers' `Conv1D`, so that peft, quantisers and the like know how the weight lies.
+    A subclass of transformers' `Conv1D`, so that peft and quantisers recognise the weight's layout.
     """
 
     bias: nn.Parameter | None
@@ -67,12 +68,12 @@ class Projection(Conv1D):
 
     @property
     def in_features(self) -> int:
-        """Inputs, by the name `nn.Linear` gives them."""
+        """The number of inputs, named as in `nn.Linear`."""
         return self.nx
 
     @property
     def out_features(self) -> int:
-        """Outputs, by the name `nn.Linear` gives them."""
+        """The number of outputs, named as in `nn.Linear`."""
         return self.nf
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,14 +89,14 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to each element; any shape."""
-        # As silu(1.702 x) / 1.702, which takes one pass where the formula takes three. In float16 1.702 x would be
-        # infinite from 38,497 on, and its gradient not a number.
-        wide = x.float() if x.dtype == torch.float16 else x
-        return functional.silu(wide * _SIGMOID_FACTOR).mul_(1 / _SIGMOID_FACTOR).to(x.dtype)
+        # Computed as silu(1.702 x) / 1.702: one pass over memory instead of three. In float16, 1.702 x would overflow
+        # from x = 38,497 on, and its gradient would be nan.
+        y = x.float() if x.dtype == torch.float16 else x
+        return functional.silu(y * _SIGMOID_FACTOR).mul_(1 / _SIGMOID_FACTOR).to(x.dtype)
 
 
 class ImageGPTAttention(nn.Module):
-    """Multi-head attention over the pixels so far, or over an encoder's output (`is_cross_attention`)."""
+    """Multi-head self-attention, causal unless `config.is_causal` is False, or attention over an encoder's output."""
 
     def __init__(self, config: ImageGPTConfig, is_cross_attention: bool = False, layer_idx: int = 0) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class ImageGPTAttention(nn.Module):
         self.is_causal = config.is_causal and not is_cross_attention  # read by transformers' backends
         self.reorder_and_upcast_attn = config.reorder_and_upcast_attn
         self.head_dim = config.n_embd // config.n_head
-        # Original indices of the heads that are left: pruning removes some, and a head mask names them all.
+        # Original indices of the heads that pruning has left. A head mask has a factor for every original head.
         self.kept_heads = list(range(config.n_head)) if is_cross_attention else config.kept_heads(layer_idx)
         self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -134,27 +135,27 @@ class ImageGPTAttention(nn.Module):
 
         Args:
             hidden_states: (B, T, C), normed.
-            past_key_values: keys and values seen before; the new ones are added to it.
-            attention_mask: in the form the backend wants.
-            head_mask: (n_head,), by the heads' original indices.
+            past_key_values: keys and values of earlier positions; the new ones are appended.
+            attention_mask: in the backend's form.
+            head_mask: (n_head,), indexed by the original heads.
             encoder_hidden_states: (B, S, C), for cross-attention.
-            attn_implementation: the backend, by name or as a function like `eager_attention_forward`; None means the
+            attn_implementation: the backend, by name or as a function like `eager_attention_forward`; defaults to the
                 config's.
             kwargs: passed to the backend.
-        Returns: the output, and the weights (B, H, T, S) where the backend gives them.
+        Returns: the output (B, T, C), and the attention weights (B, H, T, S) if the backend returns them, else None.
         """
         if self.is_cross_attention:
             query = self._split_heads(self.q_attn(hidden_states))
             key, value = self._encoder_keys_and_values(cast(Tensor, encoder_hidden_states), past_key_values)
         else:
-            query, key, value = (self._split_heads(part) for part in self.c_attn(hidden_states).chunk(3, dim=-1))
+            query, key, value = (self._split_heads(x) for x in self.c_attn(hidden_states).chunk(3, dim=-1))
             if past_key_values is not None:
-                paired = isinstance(past_key_values, EncoderDecoderCache)
-                cache = past_key_values.self_attention_cache if paired else past_key_values
+                has_encoder = isinstance(past_key_values, EncoderDecoderCache)
+                cache = past_key_values.self_attention_cache if has_encoder else past_key_values
                 key, value = cache.update(key, value, self.layer_idx)
         if head_mask is not None:
             kwargs["head_mask"] = head_mask[self.kept_heads]
-        kwargs["is_causal"] = self.is_causal  # the caller's may be the self-attention's
+        kwargs["is_causal"] = self.is_causal  # the caller's value is for the self-attention
 
         attention: Any = attn_implementation or self.config._attn_implementation
         if isinstance(attention, str):
@@ -175,24 +176,24 @@ class ImageGPTAttention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, H * D) -> (B, H, T, D)
 
     def _encoder_keys_and_values(self, encoder_hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of the encoder's output: computed for the first pixel, taken from the cache after that.
+        """Return keys and values of the encoder's output, computed once and then read from the cache.
 
-        Only an `EncoderDecoderCache` has a place for them. In any other cache they would be appended to the block's
-        own keys, so there they are computed anew.
+        Only an `EncoderDecoderCache` stores them separately. Any other cache would append them to the block's own keys,
+        so with it they are recomputed at each step.
         """
-        paired = cache if isinstance(cache, EncoderDecoderCache) else None
-        if paired is not None and paired.is_updated.get(self.layer_idx):
-            layer = cast(Any, paired.cross_attention_cache.layers[self.layer_idx])
+        encoder_cache = cache if isinstance(cache, EncoderDecoderCache) else None
+        if encoder_cache is not None and encoder_cache.is_updated.get(self.layer_idx):
+            layer = cast(Any, encoder_cache.cross_attention_cache.layers[self.layer_idx])
             return layer.keys, layer.values
-        key, value = (self._split_heads(part) for part in self.c_attn(encoder_hidden_states).chunk(2, dim=-1))
-        if paired is not None:
-            key, value = paired.cross_attention_cache.update(key, value, self.layer_idx)
-            paired.is_updated[self.layer_idx] = True
+        key, value = (self._split_heads(x) for x in self.c_attn(encoder_hidden_states).chunk(2, dim=-1))
+        if encoder_cache is not None:
+            key, value = encoder_cache.cross_attention_cache.update(key, value, self.layer_idx)
+            encoder_cache.is_updated[self.layer_idx] = True
         return key, value
 
 
 class ImageGPTMLP(nn.Module):
-    """Widen, apply the activation, narrow."""
+    """c_proj(act(c_fc(x))): two projections with the activation in between, `config.inner_size` channels wide."""
 
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__()
@@ -207,7 +208,7 @@ class ImageGPTMLP(nn.Module):
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):
-    """Attention and MLP, each on the normed stream and added to it; cross-attention between them if configured."""
+    """Attention and MLP, each on the normed residual stream and added to it; optionally cross-attention in between."""
 
     def __init__(self, config: ImageGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -219,6 +220,12 @@ class ImageGPTBlock(GradientCheckpointingLayer):
             self.ln_cross_attn = ImageGPTLayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = ImageGPTMLP(config)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call `forward`, with gradient checkpointing if it is enabled and gradients are computed."""
+        # Before 5.24 transformers checkpoints without gradients too, and drops the cache.
+        call = super().__call__ if torch.is_grad_enabled() else partial(nn.Module.__call__, self)
+        return call(*args, **kwargs)
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -229,16 +236,10 @@ class ImageGPTBlock(GradientCheckpointingLayer):
         encoder_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Carry the stream (B, T, C) through the block; arguments as in `ImageGPTAttention`."""
-        attended, _ = self.attn(self.ln_1(hidden_states), past_key_values, attention_mask, head_mask, **kwargs)
-        hidden_states = hidden_states + attended
+        """Apply the block to the residual stream (B, T, C); arguments as in `ImageGPTAttention`."""
+        h = hidden_states
+        h = h + self.attn(self.ln_1(h), past_key_values, attention_mask, head_mask, **kwargs)[0]
         if encoder_hidden_states is not None:
-            attended, _ = self.crossattention(
-                self.ln_cross_attn(hidden_states),
-                past_key_values,
-                encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-                **kwargs,
-            )
-            hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.ln_2(hidden_states))
+            kwargs = {**kwargs, "encoder_hidden_states": encoder_hidden_states}
+            h = h + self.crossattention(self.ln_cross_attn(h), past_key_values, encoder_attention_mask, **kwargs)[0]
+        return h + self.mlp(self.ln_2(h))

@@ -1,9 +1,10 @@
-"""Which pixel each position has to predict, and the loss of what it predicts.
+"""The loss of pixel predictions: which pixel each position predicts, and the cross-entropy in nats.
 
 Axes: B images, T positions, P positions whose logits are kept, C channels, V colours.
 """
 
 import operator
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,19 +12,33 @@ from torch import Tensor
 from torch.nn import functional
 
 from imagegpt.common.precision import at_least_float32
-from imagegpt.model import input_checks as door
-from imagegpt.model.tracing import has_values
-
-IGNORED = -100  # the label of a pixel that is not to be predicted
+from imagegpt.model.input_checks import IGNORE_INDEX, check_targets, validate_labels
+from imagegpt.model.tracing import can_read_values
 
 
-def up_to(longest: int, x: Any, dim: int = 1) -> Any:
-    """`x` without its last entry along `dim` where it is one longer than `longest`: a whole image's last pixel."""
-    return x.narrow(dim, 0, longest) if isinstance(x, Tensor) and x.ndim > 1 and x.shape[dim] == longest + 1 else x
+def drop_final_pixel(inputs: Mapping[str, Any], num_positions: int) -> dict[str, Any]:
+    """Shorten inputs that are one position too long for the model: the last pixel of an image is only predicted.
+
+    Args:
+        inputs: of `ImageGPTModel`, by name.
+        num_positions: of the model.
+    Returns: the inputs, those of another length unchanged.
+    """
+    names = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+    mask = _drop_last(inputs["attention_mask"], num_positions, dim=-1)
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        mask = _drop_last(mask, num_positions, dim=-2)
+    return {**inputs, **{name: _drop_last(inputs[name], num_positions) for name in names}, "attention_mask": mask}
 
 
-def kept_positions(logits_to_keep: Any, num_positions: int) -> slice | Tensor:
-    """The positions whose logits are wanted, as an index.
+def _drop_last(x: Any, max_length: int, dim: int = 1) -> Any:
+    """Drop the last entry along `dim` if there is exactly one too many."""
+    is_longer = isinstance(x, Tensor) and x.ndim > 1 and x.shape[dim] == max_length + 1
+    return x.narrow(dim, 0, max_length) if is_longer else x
+
+
+def resolve_logits_to_keep(logits_to_keep: Any, num_positions: int) -> slice | Tensor:
+    """Return an index of the positions whose logits to compute.
 
     Args:
         logits_to_keep: how many of the last positions, 0 for all; or a tensor (P,) of indices, or (T,) of booleans.
@@ -36,9 +51,9 @@ def kept_positions(logits_to_keep: Any, num_positions: int) -> slice | Tensor:
         if logits_to_keep.ndim != 1 or not (is_index or (is_mask and len(logits_to_keep) == num_positions)):
             raise ValueError(
                 f"logits_to_keep is {logits_to_keep.dtype} of the shape {tuple(logits_to_keep.shape)}: give a number, "
-                f"the indices of positions in one dimension, or a boolean for each of {num_positions}"
+                f"a 1-D tensor of indices, or {num_positions} booleans"
             )
-        if is_index and has_values(logits_to_keep):
+        if is_index and can_read_values(logits_to_keep):
             low, high = int(logits_to_keep.min()), int(logits_to_keep.max())
             if low < -num_positions or high >= num_positions:
                 raise ValueError(
@@ -59,51 +74,60 @@ def kept_positions(logits_to_keep: Any, num_positions: int) -> slice | Tensor:
 
 
 def pixel_targets(
-    labels: Tensor | None, shift_labels: Tensor | None, num_positions: int, kept: slice | Tensor, *, is_causal: bool
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    shape: tuple[int, int],
+    slice_indices: slice | Tensor,
+    *,
+    is_causal: bool,
 ) -> Tensor:
-    """The colour that each kept position has to predict, (B, P), -100 where there is none.
+    """Return the colour that each kept position should predict, (B, P), -100 to ignore it.
 
     Args:
         labels: (B, T) or (B, T + 1); position t of a causal model predicts label t + 1, of a bidirectional one label t.
-        shift_labels: (B, T), label t + 1 at place t; `labels` do not count then.
-        num_positions: T.
-        kept: the positions, from `kept_positions`.
+        shift_labels: (B, T), label t + 1 at index t; replaces `labels`.
+        shape: (B, T).
+        slice_indices: the kept positions, from `resolve_logits_to_keep`.
         is_causal: whether the model is.
-    Raises: ValueError for another shape or type, for `shift_labels` of a bidirectional model, and if no position that
-        is kept has a label.
+    Raises: ValueError for another shape or type, for `shift_labels` of a bidirectional model, and if no kept position
+        has a label.
     """
+    num_images, num_positions = shape
     if shift_labels is not None and not is_causal:
         raise ValueError(
             "shift_labels was given to a bidirectional model (is_causal=False), which predicts each position's own "
             "pixel: give labels"
         )
-    given = cast(Tensor, labels if shift_labels is None else up_to(num_positions, shift_labels))
-    targets = given
+    if shift_labels is None:
+        given = targets = validate_labels(cast(Tensor, labels), num_images, "labels")
+    else:
+        given = targets = _drop_last(validate_labels(shift_labels, num_images, "shift_labels"), num_positions)
     if shift_labels is None and is_causal:
-        # The last position predicts a pixel that is a label only if the image's last pixel was not fed.
-        targets = functional.pad(given[:, 1:], (0, 1 if given.shape[1] == num_positions else 0), value=IGNORED)
+        # The last position has a label only if the image's last pixel was not an input.
+        targets = functional.pad(given[:, 1:], (0, 1 if given.shape[1] == num_positions else 0), value=IGNORE_INDEX)
     if targets.shape[1] != num_positions:
-        raise ValueError(f"{given.shape[1]} labels were given for {num_positions} positions: give one a position")
-    targets = targets[:, kept]
-    if has_values(given) and bool((targets == IGNORED).all()) and not bool((given == IGNORED).all()):
+        raise ValueError(f"{given.shape[1]} labels were given for {num_positions} positions: give one per position")
+    targets = targets[:, slice_indices]
+    is_unlabelled = can_read_values(given) and bool((targets == IGNORE_INDEX).all())
+    if is_unlabelled and not bool((given == IGNORE_INDEX).all()):
         raise ValueError(
-            "labels say nothing of the pixels that the kept positions predict, each of which is the next one: give "
-            "more positions, or more labels"
+            "no position in logits_to_keep has a label for the next pixel, which it predicts: keep more positions, or "
+            "give more labels"
         )
     return targets
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Mean negative log-likelihood in nats.
+    """Return the mean negative log-likelihood in nats.
 
     Args:
         logits: (B, P, V).
-        targets: (B, P), -100 for what is left out.
-        num_items_in_batch: by which the sum is divided; None is the number of targets.
-    Raises: ValueError if a target is no colour.
+        targets: (B, P), -100 to ignore.
+        num_items_in_batch: divisor of the summed loss; None divides by the number of targets.
+    Raises: ValueError if a target is not a colour.
     """
-    door.check_colors(targets, logits.shape[-1])
-    # Half precision would lose the small differences of large sums.
+    check_targets(targets, logits.shape[-1])
+    # Half precision would lose small differences between large sums.
     flat = logits.flatten(0, 1).to(at_least_float32(logits.dtype))
     reduction = "mean" if num_items_in_batch is None else "sum"
     loss = functional.cross_entropy(flat, targets.flatten().to(flat.device), reduction=reduction)

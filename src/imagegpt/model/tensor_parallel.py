@@ -1,13 +1,13 @@
-"""Tensor parallelism: each device holds some heads of every attention and some columns of every MLP.
+"""Tensor parallelism: every device holds some heads of each attention and some columns of each MLP.
 
-transformers' own styles ("colwise", "rowwise") are for `nn.Linear`, whose weight lies (out, in), and know nothing of
-queries, keys and values packed into one matrix. The three styles here are theirs for `Projection`, (in, out). They are
-used by `from_pretrained(..., tp_plan="auto")` under `torchrun`, through `ImageGPTConfig.base_model_tp_plan`.
+transformers' styles ("colwise", "rowwise") are for `nn.Linear`, whose weight is (out, in), and do not support queries,
+keys and values packed into one matrix. The three styles here are the same for `Projection`, (in, out). They are used by
+`from_pretrained(..., tp_plan="auto")` under `torchrun`, through `ImageGPTConfig.base_model_tp_plan`.
 
-    queries, keys, values   (C, 3 C)   by columns, each third for itself    no communication
-    attention's output      (C, C)     by rows                              one all-reduce
-    MLP in                  (C, 4 C)   by columns                           no communication
-    MLP out                 (4 C, C)   by rows                              one all-reduce
+    queries, keys, values   (C, 3 C)   colwise, each third separately   no communication
+    attention's output      (C, C)     rowwise                          one all-reduce
+    MLP in                  (C, 4 C)   colwise                          no communication
+    MLP out                 (4 C, C)   rowwise                          one all-reduce
 """
 
 from typing import Any
@@ -19,42 +19,44 @@ from transformers.distributed import tensor_parallel
 from transformers.distributed.tensor_parallel import ColwiseParallel, PackedColwiseParallel, RowwiseParallel
 
 
-def _place(module: nn.Module, name: str, mesh: Any, placement: Any) -> None:
+def _distribute_parameter(module: nn.Module, name: str, mesh: Any, placement: Any) -> None:
     parameter = module._parameters.get(name)
     if parameter is not None:
-        split = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
-        module._parameters[name] = nn.Parameter(split, requires_grad=parameter.requires_grad)
+        shard = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+        module._parameters[name] = nn.Parameter(shard, requires_grad=parameter.requires_grad)
 
 
-class ProjectionByColumns(ColwiseParallel):
+class ColwiseProjectionParallel(ColwiseParallel):
     """Each device computes some of the outputs."""
 
     def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
-        """Split the weight (in, out) and the bias (out,) along the outputs."""
-        _place(module, param, mesh, Shard(-1))
+        """Shard the weight (in, out) and the bias (out,) along the outputs."""
+        _distribute_parameter(module, param, mesh, Shard(-1))
 
 
-class PackedProjectionByColumns(PackedColwiseParallel):
-    """Each device computes some of the outputs of each of several matrices that lie side by side."""
+class PackedColwiseProjectionParallel(PackedColwiseParallel):
+    """Each device computes some of the outputs of every matrix packed into one weight."""
 
     def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
-        """Split the weight (in, parts * out) and the bias along the outputs of every part."""
+        """Shard the weight (in, n * out) and the bias along the outputs of each of n packed matrices."""
         parameter = module._parameters.get(param)
         if parameter is not None:
-            _place(module, param, mesh, _StridedShard(dim=parameter.ndim - 1, split_factor=self.split_factor))
+            _distribute_parameter(
+                module, param, mesh, _StridedShard(dim=parameter.ndim - 1, split_factor=self.split_factor)
+            )
 
 
-class ProjectionByRows(RowwiseParallel):
-    """Each device takes some of the inputs; the sums are added up, the bias once."""
+class RowwiseProjectionParallel(RowwiseParallel):
+    """Each device multiplies some of the inputs; an all-reduce adds the results, and the bias once."""
 
     def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
-        """Split the weight (in, out) along the inputs; keep the bias whole."""
-        _place(module, param, mesh, Replicate() if param == "bias" else Shard(0))
+        """Shard the weight (in, out) along the inputs; replicate the bias."""
+        _distribute_parameter(module, param, mesh, Replicate() if param == "bias" else Shard(0))
 
 
 def register_parallel_styles() -> None:
-    """Make the styles known to transformers by the names that `ImageGPTConfig.base_model_tp_plan` uses."""
+    """Register the styles with transformers under the names in `ImageGPTConfig.base_model_tp_plan`."""
     styles: Any = tensor_parallel.ALL_PARALLEL_STYLES  # type: ignore[reportPrivateImportUsage]
-    styles.register("imagegpt_columns", ProjectionByColumns())
-    styles.register("imagegpt_qkv_columns", PackedProjectionByColumns(split_factor=3))
-    styles.register("imagegpt_rows", ProjectionByRows())
+    styles.register("imagegpt_colwise", ColwiseProjectionParallel())
+    styles.register("imagegpt_packed_colwise", PackedColwiseProjectionParallel(split_factor=3))
+    styles.register("imagegpt_rowwise", RowwiseProjectionParallel())

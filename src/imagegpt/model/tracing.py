@@ -1,14 +1,14 @@
-"""Whether tensors have values to look at, or stand for values while torch records or transforms what is computed."""
+"""Detection of tracing: is torch computing, or recording operations on tensors whose values cannot be read?"""
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
-def is_traced() -> bool:
-    """Whether operations are being recorded or transformed: `torch.compile`, `torch.export`, `torch.func`, any mode.
+def is_tracing() -> bool:
+    """Whether operations are traced or transformed by `torch.compile`, `torch.export`, `torch.func` or a dispatch mode.
 
-    Modes are `FakeTensorMode`, the one by which `make_fx` records, and counters such as `FlopCounterMode`.
+    Dispatch modes are `FakeTensorMode`, that of `make_fx`, and counters such as `FlopCounterMode`.
     """
     return (
         torch.compiler.is_compiling()
@@ -17,11 +17,11 @@ def is_traced() -> bool:
     )
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether a tensor is torch's own: not fake, sharded, quantised or the like."""
+def is_plain_tensor(x: Tensor) -> bool:
+    """Whether a tensor is an ordinary one: not fake, sharded, quantised or another subclass."""
     return type(x) in (Tensor, nn.Parameter)
 
 
-def has_values(x: Tensor) -> bool:
-    """Whether looking at a tensor's values costs nothing and breaks no graph: on a GPU it would wait for the device."""
-    return not is_traced() and is_plain(x) and x.device.type == "cpu" and x.numel() > 0
+def can_read_values(x: Tensor) -> bool:
+    """Whether reading a tensor's values is free and breaks no graph; on a GPU it would wait for the device."""
+    return not is_tracing() and is_plain_tensor(x) and x.device.type == "cpu" and x.numel() > 0

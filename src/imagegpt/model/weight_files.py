@@ -1,7 +1,7 @@
-"""Files of weights: which of them a folder has, and which tensors they hold, without reading the numbers.
+"""Weight files of a model folder: finding them, listing their tensors without reading the values, validating them.
 
-Whoever builds a model from a folder looks here first: what is damaged is one sentence, and what a configuration asks
-for can be compared with what is there.
+Loaders call this before they build a model: damaged files become one-sentence errors, and the size in the configuration
+can be compared with the size of the files.
 """
 
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from imagegpt.files.schemas import naming, read_json
+from imagegpt.files.schemas import prefix_errors, read_json
 from imagegpt.files.untrusted import check_index
 
 WEIGHT_FILES = (  # in the order in which transformers looks for them
@@ -24,23 +24,23 @@ WEIGHT_FILES = (  # in the order in which transformers looks for them
 )
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
-_MOST_PICKLED = 4 * 2**20  # bytes; the largest model's tensors take 0.1 MB
+_MAX_PICKLE_BYTES = 4 * 2**20  # the tensor list of the largest model takes 0.1 MB
 
-_SAFETENSORS_BITS = {"BOOL": 8}  # the other names have their bits behind the first letters: F32, F8_E4M3
-_FLOATS = ("float16", "bfloat16", "float32", "float64", "F8_E4M3", "F8_E5M2", "float8_e4m3fn", "float8_e5m2")
-# transformers 4 stored the causal mask of each block, as whole numbers.
+_SAFETENSORS_BITS = {"BOOL": 8}  # all other names contain their number of bits: F32, F8_E4M3
+_FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64", "F8_E4M3", "F8_E5M2", "float8_e4m3fn", "float8_e5m2")
+# transformers 4 stored the causal mask of each block, as integers.
 STORED_MASKS = r"\.(attn|crossattention)\.(bias|masked_bias)$"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListedTensor:
-    """A tensor of a checkpoint.
+class TensorInfo:
+    """Metadata of a tensor in a checkpoint.
 
     Attributes:
         name: in the checkpoint.
-        shape: of it.
-        dtype: as numpy or torch call it; "text" and such for what is no number.
-        nbytes: of its numbers.
+        shape: () for a scalar.
+        dtype: its name in numpy or torch; "not numeric" for strings and the like.
+        nbytes: size of its values.
     """
 
     name: str
@@ -49,88 +49,88 @@ class ListedTensor:
     nbytes: int
 
 
-def files_of_weights(folder: Path) -> list[Path]:
-    """The files from which transformers would load a model; none if it finds none.
+def find_weight_files(folder: Path) -> list[Path]:
+    """Return the files from which transformers would load a model, possibly none.
 
-    Raises: ValueError or FileNotFoundError if an index is damaged, or names a file that is not there.
+    Raises: ValueError if an index is damaged; FileNotFoundError if it names a missing file.
     """
     found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None or found.suffix != ".json":
         return [] if found is None else [found]
-    with naming(str(found)):
+    with prefix_errors(str(found)):
         named = {folder / file for file in check_index(read_json(found)).weight_map.values()}
     missing = sorted(path for path in named if not path.is_file())
     if missing:
-        raise FileNotFoundError(f"{found} names {missing[0].name}, which is not there: get it, too")
+        raise FileNotFoundError(f"{found} names {missing[0].name}, which is missing: get it too")
     return sorted(named)
 
 
-def list_tensors_of(path: Path) -> list[ListedTensor]:
-    """The tensors in a file of weights.
+def read_tensor_infos(path: Path) -> list[TensorInfo]:
+    """Read the metadata of all tensors in a weight file.
 
-    Raises: ValueError, in one sentence, if it is damaged or holds more than weights.
+    Raises: ValueError, in one sentence, if it is damaged or contains anything but weights.
     """
-    return _of_safetensors(path) if path.suffix == ".safetensors" else _of_pickle(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def check_weights(paths: list[Path]) -> None:
-    """See that files of weights can be read, and hold numbers that a model may have.
+    """Check that weight files are readable and contain floating-point tensors.
 
     Raises: ValueError, in one sentence, if not.
     """
     for path in paths:
-        for one in list_tensors_of(path):
-            if one.dtype not in _FLOATS and not re.search(STORED_MASKS, one.name):
+        for tensor in read_tensor_infos(path):
+            if tensor.dtype not in _FLOAT_DTYPES and not re.search(STORED_MASKS, tensor.name):
                 raise ValueError(
-                    f"{path}: {one.name:.80} is of type {one.dtype}, and weights are floating-point numbers: get the "
-                    "file again"
+                    f"{path}: {tensor.name:.80} is of type {tensor.dtype}, but weights must be floating-point numbers: "
+                    "get the file again"
                 )
 
 
-def _of_safetensors(path: Path) -> list[ListedTensor]:
-    listed = []
+def _read_safetensors(path: Path) -> list[TensorInfo]:
+    infos = []
     try:
-        with safe_open(path, framework="pt") as file:  # which compares all sizes with the file's
+        with safe_open(path, framework="pt") as file:  # also compares all sizes with the file's
             if (file.metadata() or {}).get("format", "pt") not in ("pt", "np"):
-                raise ValueError(f"{path} holds weights for {file.metadata()['format']!r:.40}, not for PyTorch")
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
-                part = file.get_slice(name)
-                shape, kind = tuple(part.get_shape()), part.get_dtype()
-                nbytes = math.prod(shape) * _bits(kind) // 8
-                listed.append(ListedTensor(name=name, shape=shape, dtype=_spelled(kind), nbytes=nbytes))
+                raise ValueError(f"{path} contains weights for {file.metadata()['format']!r:.40}, not for PyTorch")
+            for name in file.keys():  # noqa: SIM118 - `file` is not a mapping
+                view = file.get_slice(name)
+                shape, dtype = tuple(view.get_shape()), view.get_dtype()
+                nbytes = math.prod(shape) * _num_bits(dtype) // 8
+                infos.append(TensorInfo(name=name, shape=shape, dtype=_torch_dtype_name(dtype), nbytes=nbytes))
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short ({_shortened(error)}): get the file again") from None
-    return listed
+        raise ValueError(f"{path} is damaged or cut short ({_one_line(error)}): get the file again") from None
+    return infos
 
 
-def _bits(kind: str) -> int:
-    return _SAFETENSORS_BITS.get(kind) or int(re.sub(r"^[A-Z]+(\d+).*$", r"\1", kind))
+def _num_bits(safetensors_dtype: str) -> int:
+    return _SAFETENSORS_BITS.get(safetensors_dtype) or int(re.sub(r"^[A-Z]+(\d+).*$", r"\1", safetensors_dtype))
 
 
-def _spelled(kind: str) -> str:
-    letters = kind.rstrip("0123456789")
+def _torch_dtype_name(safetensors_dtype: str) -> str:
+    letters = safetensors_dtype.rstrip("0123456789")
     names = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
-    return names.get(letters, kind) + kind[len(letters) :] if letters in names else kind
+    return names[letters] + safetensors_dtype[len(letters) :] if letters in names else safetensors_dtype
 
 
-def _of_pickle(path: Path) -> list[ListedTensor]:
-    """Of a file of `torch.save`, mapped into memory where it is of today's format, so that no number is read."""
+def _read_pickle(path: Path) -> list[TensorInfo]:
+    """Read a `torch.save` file, memory-mapped if it has the current zip format, so that no values are read."""
     try:
         _check_pickle(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - torch and pickle raise whatever the damage leads to
+    except Exception as error:  # noqa: BLE001 - torch and pickle raise anything on damaged files
         raise ValueError(
-            f"{path} is damaged, or holds more than weights ({_shortened(error)}): get the file again"
+            f"{path} is damaged, or contains more than weights ({_one_line(error)}): get the file again"
         ) from None
     tensors = list(content.items() if isinstance(content, dict) else [(type(content).__name__, content)])
     for name, tensor in tensors:
-        is_plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
-        if not (isinstance(name, str) and is_plain):
-            raise ValueError(f"{path} holds more than weights ({name!r:.80}): get the file again")
+        is_weight = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not (isinstance(name, str) and is_weight):
+            raise ValueError(f"{path} contains more than weights ({name!r:.80}): get the file again")
     return [
-        ListedTensor(
+        TensorInfo(
             name=name,
             shape=tuple(tensor.shape),
             dtype=str(tensor.dtype).removeprefix("torch."),
@@ -141,15 +141,15 @@ def _of_pickle(path: Path) -> list[ListedTensor]:
 
 
 def _check_pickle(path: Path) -> None:
-    """See that the list of tensors, which is all that is unpickled, has a plausible length.
+    """Check that the pickled list of tensors, the only part that is unpickled, is not absurdly long.
 
-    Raises: ValueError if not: torch searches its own error, which may repeat all of it, with a slow expression.
+    Raises: ValueError if it is: torch's error may quote all of it, and torch then searches that text with a slow regex.
     """
     if not _is_zip(path):
         return
     with zipfile.ZipFile(path) as archive:
-        largest = max((one.file_size for one in archive.infolist() if one.filename.endswith(".pkl")), default=0)
-    if largest > _MOST_PICKLED:
+        largest = max((info.file_size for info in archive.infolist() if info.filename.endswith(".pkl")), default=0)
+    if largest > _MAX_PICKLE_BYTES:
         raise ValueError(f"its list of tensors has {largest:,} bytes")
 
 
@@ -158,5 +158,5 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _shortened(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

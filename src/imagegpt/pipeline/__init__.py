@@ -1,4 +1,4 @@
-"""`ImageGPTPipeline`: a model and its image processor at work together, in a few verbs.
+"""`ImageGPTPipeline`: a model and its image processor, with methods to sample, complete and fill images.
 
-In: images and options. Out: images, likelihoods, features, classes.
+In: images and options. Out: images.
 """

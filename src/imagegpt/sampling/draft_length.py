@@ -1,129 +1,121 @@
-"""How many pixels to feed in a pass of parallel decoding: found out by the clock."""
+"""How many pixels parallel decoding feeds per pass: tuned by measuring throughput while sampling."""
 
 import math
-from dataclasses import dataclass
 
 _LENGTHS = (1, 4, 8, 16, 32, 64)
-_FIRST_LENGTH = 16
-_TRIAL = 8  # passes of a length in a row: drafts get as good as runs of that length make them
-_SETTLING = 2  # of these, which live on drafts that runs of another length made, and are not counted
-_FIRST_PATIENCE, _LAST_PATIENCE = 16, 256  # passes between trials of neighbouring lengths, which double
-_MEMORY, _TRIAL_MEMORY = 0.97, 0.7  # what a pass counts after one more, and after another trial of its length
-_SURE = 2.0  # standard errors by which a length has to be faster
+_INITIAL_LENGTH = 16
+_TRIAL_PASSES = 8  # consecutive passes of a trial: the quality of drafts depends on the length of the passes before
+_WARMUP_PASSES = 2  # of these, not measured: their drafts come from passes of another length
+_MIN_INTERVAL, _MAX_INTERVAL = 16, 256  # passes between trials of the neighbouring lengths; the interval doubles
+_DECAY, _TRIAL_DECAY = 0.97, 0.7  # weight of earlier passes after one more, and after another trial of their length
+_NUM_STANDARD_ERRORS = 2.0  # by which a length must be faster to replace the best
 
 
-@dataclass
-class _Speed:
-    """Fading sums over the passes of one length."""
+class _Throughput:
+    """The throughput of one length, from exponentially decayed sums over its passes."""
 
-    passes: float = 0.0
-    accepted: float = 0.0
-    accepted_squared: float = 0.0
-    seconds: float = 0.0
-    seconds_squared: float = 0.0
+    def __init__(self) -> None:
+        self._sums = [0.0] * 5  # of 1, accepted pixels, their squares, seconds, their squares
 
     def add(self, accepted: float, seconds: float) -> None:
-        """Take a pass into account."""
-        self.fade(_MEMORY)
-        self.passes += 1
-        self.accepted += accepted
-        self.accepted_squared += accepted**2
-        self.seconds += seconds
-        self.seconds_squared += seconds**2
+        """Add a pass."""
+        values = (1, accepted, accepted**2, seconds, seconds**2)
+        self._sums = [_DECAY * total + value for total, value in zip(self._sums, values, strict=True)]
 
-    def fade(self, memory: float) -> None:
-        """Make the passes so far count less."""
-        self.passes *= memory
-        self.accepted *= memory
-        self.accepted_squared *= memory
-        self.seconds *= memory
-        self.seconds_squared *= memory
+    def decay(self, factor: float) -> None:
+        """Multiply the weight of the passes so far."""
+        self._sums = [factor * total for total in self._sums]
+
+    @property
+    def was_measured(self) -> bool:
+        """Whether there was a pass."""
+        return self._sums[0] > 0
 
     @property
     def pixels_per_second(self) -> float:
-        """What counts."""
-        return self.accepted / self.seconds if self.seconds else 0.0
+        """Accepted pixels per second, 0 before the first pass."""
+        _, accepted, _, seconds, _ = self._sums
+        return accepted / seconds if seconds else 0.0
 
     @property
-    def error(self) -> float:
-        """The standard error of pixels per second."""
-        variances = [
-            max(0.0, squared / total**2 - 1 / self.passes)
-            for total, squared in ((self.accepted, self.accepted_squared), (self.seconds, self.seconds_squared))
-            if total
-        ]
-        return self.pixels_per_second * math.sqrt(sum(variances))
+    def standard_error(self) -> float:
+        """The standard error of `pixels_per_second`."""
+        passes, accepted, accepted_squared, seconds, seconds_squared = self._sums
+        if not seconds:
+            return 0.0
+        relative_variances = accepted_squared / accepted**2 - 1 / passes, seconds_squared / seconds**2 - 1 / passes
+        return self.pixels_per_second * math.sqrt(sum(max(0.0, variance) for variance in relative_variances))
 
-    def is_faster_than(self, other: "_Speed") -> bool:
-        """Whether that can hardly be chance."""
-        error = math.hypot(self.error, other.error)
-        return bool(self.passes) and self.pixels_per_second - other.pixels_per_second > _SURE * error
+    def is_faster_than(self, other: "_Throughput") -> bool:
+        """Whether this is faster by a significant margin."""
+        error = math.hypot(self.standard_error, other.standard_error)
+        return self.was_measured and self.pixels_per_second - other.pixels_per_second > _NUM_STANDARD_ERRORS * error
 
 
-class DraftLength:
-    """Chooses how many pixels to feed in a pass, by the clock: the length that gives most pixels a second.
+class DraftLengthTuner:
+    """Chooses the number of positions per pass that samples the most pixels per second.
 
-    It climbs: a length is used until one of its neighbours, which are tried from time to time, has proved to be faster.
-    How many drafts are right differs much from pass to pass, so proof needs passes, more of them the nearer the two.
-    The images do not depend on it.
+    This is hill climbing: the tuner uses the best length so far, tries its neighbours from time to time, and moves when
+    one of them is significantly faster. The number of accepted drafts varies a lot between passes, so significance
+    takes many passes, the more the closer the two lengths are. The images do not depend on the length.
 
     Args:
-        most: pixels of an image.
+        max_length: pixels of an image.
     """
 
-    def __init__(self, most: int) -> None:
-        self.lengths = [length for length in _LENGTHS if length <= most]
-        self.best = min(_FIRST_LENGTH, self.lengths[-1])
-        self._speeds = {length: _Speed() for length in self.lengths}
-        self._length, self._left, self._unsettled = self.best, _TRIAL, _SETTLING
-        self._patience, self._upwards = _FIRST_PATIENCE, True
+    def __init__(self, max_length: int) -> None:
+        self.lengths = [length for length in _LENGTHS if length <= max_length]
+        self.best = min(_INITIAL_LENGTH, self.lengths[-1])
+        self._throughputs = {length: _Throughput() for length in self.lengths}
+        self._length, self._passes_left, self._warmup_left = self.best, _TRIAL_PASSES, _WARMUP_PASSES
+        self._interval, self._try_longer = _MIN_INTERVAL, True
 
     def choose(self) -> int:
-        """The length of the next pass."""
-        if not self._left:
-            self._begin(*self._next())
-        self._left -= 1
+        """Return the length of the next pass."""
+        if not self._passes_left:
+            self._start(*self._next())
+        self._passes_left -= 1
         return self._length
 
     def observe(self, length: int, accepted: float, seconds: float) -> None:
-        """What a pass of some length gave.
+        """Record a pass.
 
         Args:
             length: positions fed.
-            accepted: pixels of an image, on average.
-            seconds: it took.
+            accepted: pixels accepted per image, on average.
+            seconds: its duration.
         """
-        if self._unsettled:
-            self._unsettled -= 1
+        if self._warmup_left:
+            self._warmup_left -= 1
             return
-        self._speeds[length].add(accepted, seconds)
-        if self._left:
+        self._throughputs[length].add(accepted, seconds)
+        if self._passes_left:
             return
         for neighbour in self._neighbours():
-            if self._speeds[neighbour].is_faster_than(self._speeds[self.best]):
-                self.best, self._patience = neighbour, _FIRST_PATIENCE
+            if self._throughputs[neighbour].is_faster_than(self._throughputs[self.best]):
+                self.best, self._interval = neighbour, _MIN_INTERVAL
                 return
 
     def _next(self) -> tuple[int, int]:
-        """Which length comes next, and for how many passes."""
+        """The length to use next, and for how many passes."""
         neighbours = self._neighbours()
         for neighbour in neighbours:
-            if not self._speeds[neighbour].passes:
-                return neighbour, _TRIAL
+            if not self._throughputs[neighbour].was_measured:
+                return neighbour, _TRIAL_PASSES
         if not neighbours or self._length != self.best:
-            passes = self._patience
-            self._patience = min(2 * self._patience, _LAST_PATIENCE)
+            passes = self._interval
+            self._interval = min(2 * self._interval, _MAX_INTERVAL)
             return self.best, passes
-        self._upwards = not self._upwards
-        return neighbours[-1 if self._upwards else 0], _TRIAL
+        self._try_longer = not self._try_longer
+        return neighbours[-1 if self._try_longer else 0], _TRIAL_PASSES
 
-    def _begin(self, length: int, passes: int) -> None:
+    def _start(self, length: int, passes: int) -> None:
         if length != self._length:
-            self._unsettled = _SETTLING
-            self._speeds[length].fade(_TRIAL_MEMORY if length != self.best else 1.0)
-        self._length, self._left = length, passes
+            self._warmup_left = _WARMUP_PASSES
+            self._throughputs[length].decay(_TRIAL_DECAY if length != self.best else 1.0)
+        self._length, self._passes_left = length, passes
 
     def _neighbours(self) -> list[int]:
-        """Of the best, the shorter one first: it costs less to try."""
+        """The lengths next to the best, the shorter one first because it is cheaper to try."""
         index = self.lengths.index(self.best)
         return [length for length in self.lengths[max(0, index - 1) : index + 2] if length != self.best]

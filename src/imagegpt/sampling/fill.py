@@ -1,9 +1,9 @@
-"""Filling hidden pixels with a bidirectional (BERT) model, which sees all pixels that are known.
+"""Filling hidden pixels with a bidirectional (BERT) model, which attends to all known pixels.
 
-The model gives each hidden pixel a distribution by itself, so pixels that are drawn in one pass know nothing of each
-other. Hence a schedule: first a few pixels, then more, each pass seeing what the earlier ones drew (Chang et al., 2022,
-"MaskGIT", whose cosine it is, with an order drawn at random); then some of them are hidden again and drawn anew, again
-and again, which is Gibbs sampling of blocks.
+The model predicts each hidden pixel independently, so pixels sampled in the same pass do not depend on each other.
+Hence a schedule: a few pixels first, then more and more, each pass conditioned on the ones before (Chang et al., 2022,
+"MaskGIT", whose cosine schedule this is, in a random order); then passes that hide a random fraction again and resample
+it, which is blocked Gibbs sampling.
 
 Axes: B images, T pixels, V colours.
 """
@@ -17,39 +17,41 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from imagegpt.common import ranges
-from imagegpt.model.eval_mode import evaluating
+from imagegpt.model.eval_mode import eval_mode
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling.rules import SamplingRules, draw, gumbel_noise, image_seed, seed_tensor
+from imagegpt.sampling.noise import gumbel_noise, image_seed, seed_tensor
+from imagegpt.sampling.rules import SamplingRules, sample_colors
 
-_AT_ONCE = 32  # images in a pass
-_ORDER_COLOR = 1  # the order of pixels is by the noise of a model with a single colour
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class FillSchedule:
-    """In how many passes hidden pixels are filled.
+    """The number of passes that fill the hidden pixels.
 
     Args:
-        passes: until all are; 1 draws them all at once.
-        refills: passes after that, in each of which some are hidden and drawn again.
-        share: of the pixels that were hidden, in each refill.
+        passes: until all pixels are known; 1 samples them all at once.
+        refills: further passes, each of which resamples some of them.
+        refill_fraction: of the hidden pixels, resampled by each refill.
     Raises: ValueError for numbers outside their ranges.
     """
 
     passes: int = 16
     refills: int = 16
-    share: float = 0.15
+    refill_fraction: float = 0.15
 
     def __post_init__(self) -> None:
-        given = (("passes", ranges.PASSES), ("refills", ranges.REFILLS), ("share", ranges.REFILL_SHARE))
-        for name, allowed in given:
+        fields = (
+            ("passes", ranges.PASSES), ("refills", ranges.REFILLS), ("refill_fraction", ranges.REFILL_FRACTION)
+        )  # fmt: skip
+        for name, allowed in fields:
             object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
 
-    def known_after(self, number: int, num_hidden: int) -> int:
-        """How many of the hidden pixels are known after pass 0, 1, ...: few at first, then more and more."""
-        if number + 1 >= self.passes:
+    def num_known_after(self, pass_index: int, num_hidden: int) -> int:
+        """How many of the hidden pixels are known after this pass (0 for the first): few at first, then more."""
+        if pass_index + 1 >= self.passes:
             return num_hidden
-        return num_hidden - math.ceil(num_hidden * math.cos(0.5 * math.pi * (number + 1) / self.passes))
+        return num_hidden - math.ceil(num_hidden * math.cos(0.5 * math.pi * (pass_index + 1) / self.passes))
 
 
 @torch.inference_mode()
@@ -63,97 +65,97 @@ def fill(
     schedule: FillSchedule | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Int64[Tensor, "b t"]:
-    """Draw hidden pixels.
+    """Sample hidden pixels.
 
     Args:
         model: bidirectional; dropout is off during the call.
-        ids: whole images; what stands where pixels are hidden does not matter.
-        hidden: which are.
-        seeds: of each image; what is drawn depends on its seed, its known pixels and the schedule alone.
-        rules: how colours are drawn; None is the full distribution.
-        schedule: in how many passes; None is the default.
-        progress: called with passes done, and passes in all.
-    Returns: the images, known pixels as they were.
+        ids: whole images; the values of hidden pixels are ignored.
+        hidden: True for the pixels to sample.
+        seeds: one per image; the result depends on its seed, its known pixels, the rules and the schedule alone.
+        rules: None is the model's own distribution.
+        schedule: None is the default.
+        progress: called with the number of passes done and in total.
+    Returns: the images, with the known pixels unchanged.
     Raises: ValueError if the model is causal, or shapes, ids or the number of seeds do not fit.
     """
-    _check(model, ids, hidden, seeds)
+    _check_inputs(model, ids, hidden, seeds)
     rules, schedule = rules or SamplingRules(), schedule or FillSchedule()
-    parts = [slice(start, start + _AT_ONCE) for start in range(0, len(ids), _AT_ONCE)]
-    total, done = len(parts) * (schedule.passes + schedule.refills), 0
+    batches = [slice(start, start + _BATCH_SIZE) for start in range(0, len(ids), _BATCH_SIZE)]
+    total, done = len(batches) * (schedule.passes + schedule.refills), 0
     progress(done, total)
     out = ids.masked_fill(hidden, 0)
-    with evaluating(model):
-        for part in parts:
-            for number, (unknown, drawn) in enumerate(_turns(hidden[part], seeds[part], schedule)):
-                of_turn = [image_seed(seed, number) for seed in seeds[part]]
-                out[part] = _redrawn(model, out[part], unknown, drawn, of_turn, rules)
+    with eval_mode(model):
+        for batch in batches:
+            for pass_index, (unknown, target) in enumerate(_plan_passes(hidden[batch], seeds[batch], schedule)):
+                pass_seeds = [image_seed(seed, pass_index) for seed in seeds[batch]]
+                out[batch] = _run_pass(model, out[batch], unknown, target, pass_seeds, rules)
                 done += 1
                 progress(done, total)
     return out
 
 
-def _turns(
+def _plan_passes(
     hidden: Bool[Tensor, "b t"], seeds: Sequence[int], schedule: FillSchedule
 ) -> Iterator[tuple[Bool[Tensor, "b t"], Bool[Tensor, "b t"]]]:
-    """For each pass, which pixels the model does not see, and which of them become known."""
+    """Yield two masks for each pass: the pixels masked in the model's input, and those of them to sample."""
     counts = hidden.sum(dim=1).tolist()
-    rank = _ranks(hidden, seeds, 0)
+    rank = _random_ranks(hidden, seeds, 0)
     known = torch.zeros_like(rank[:, :1])
-    for number in range(schedule.passes):
-        after = torch.tensor([[schedule.known_after(number, count)] for count in counts], device=hidden.device)
+    for pass_index in range(schedule.passes):
+        after = torch.tensor([[schedule.num_known_after(pass_index, count)] for count in counts], device=hidden.device)
         yield hidden & (rank >= known), hidden & (rank >= known) & (rank < after)
         known = after
-    for number in range(schedule.refills):
-        some = torch.tensor([[math.ceil(schedule.share * count)] for count in counts], device=hidden.device)
-        again = hidden & (_ranks(hidden, seeds, 1 + number) < some)
-        yield again, again
+    for refill in range(schedule.refills):
+        sizes = torch.tensor([[math.ceil(schedule.refill_fraction * n)] for n in counts], device=hidden.device)
+        resampled = hidden & (_random_ranks(hidden, seeds, 1 + refill) < sizes)
+        yield resampled, resampled
 
 
-def _ranks(hidden: Bool[Tensor, "b t"], seeds: Sequence[int], number: int) -> Int64[Tensor, "b t"]:
-    """A random order of each image's hidden pixels, 0 for the first; the others come after them."""
-    order_seeds = seed_tensor([image_seed(image_seed(seed, number), 1) for seed in seeds], hidden.device)
+def _random_ranks(hidden: Bool[Tensor, "b t"], seeds: Sequence[int], index: int) -> Int64[Tensor, "b t"]:
+    """Rank each image's hidden pixels in a random order, from 0; the other pixels rank behind them."""
+    order_seeds = seed_tensor([image_seed(image_seed(seed, index), 1) for seed in seeds], hidden.device)
     pixels = torch.arange(hidden.shape[1], device=hidden.device)
-    keys = gumbel_noise(order_seeds, pixels, _ORDER_COLOR)[..., 0].masked_fill(~hidden, math.inf)
+    keys = gumbel_noise(order_seeds, pixels, 1)[..., 0].masked_fill(~hidden, math.inf)
     return keys.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
 
 
-def _redrawn(
+def _run_pass(
     model: ImageGPTForCausalImageModeling,
     ids: Int64[Tensor, "b t"],
     unknown: Bool[Tensor, "b t"],
-    drawn: Bool[Tensor, "b t"],
+    target: Bool[Tensor, "b t"],
     seeds: Sequence[int],
     rules: SamplingRules,
 ) -> Int64[Tensor, "b t"]:
-    """One pass: draw some of the pixels that are not known."""
-    if not drawn.any():
+    """Sample the target pixels in one forward pass."""
+    if not target.any():
         return ids
     embeddings = model.transformer.wte(ids).masked_fill(unknown.unsqueeze(-1), 0)
     logits = model(inputs_embeds=embeddings, use_cache=False).logits.float()
     if not torch.isfinite(logits).all():
-        raise ValueError("the model's logits are not finite: its weights are damaged, or need float32")
+        raise ValueError("the model's logits are not finite: its weights are damaged, or need float32 precision")
     noise = None
     if not rules.is_greedy:
         pixels = torch.arange(ids.shape[1], device=ids.device)
         noise = gumbel_noise(seed_tensor(seeds, ids.device), pixels, logits.shape[-1]).flatten(0, 1)
-    colors = draw(logits.flatten(0, 1), noise, rules).view(ids.shape)
-    return torch.where(drawn, colors, ids)
+    colors = sample_colors(logits.flatten(0, 1), noise, rules).view(ids.shape)
+    return torch.where(target, colors, ids)
 
 
-def _check(model: ImageGPTForCausalImageModeling, ids: Tensor, hidden: Tensor, seeds: Sequence[int]) -> None:
+def _check_inputs(model: ImageGPTForCausalImageModeling, ids: Tensor, hidden: Tensor, seeds: Sequence[int]) -> None:
     config = model.config
     if config.is_causal:
         raise ValueError(
-            "this model is causal (is_causal=True) and sees only the pixels before one: it completes images, and only "
-            "a bidirectional (BERT) one fills them"
+            "this model is causal (is_causal=True), so each pixel sees only those before it: complete images with it, "
+            "or give a bidirectional (BERT) model to fill them"
         )
     if ids.ndim != 2 or ids.shape[1] != config.n_positions or hidden.shape != ids.shape or hidden.dtype != torch.bool:
         raise ValueError(
             f"the ids have the shape {tuple(ids.shape)} and the mask {tuple(hidden.shape)} ({hidden.dtype}): both must "
-            f"be (images, {config.n_positions}), the mask of booleans"
+            f"be (images, {config.n_positions}), and the mask boolean"
         )
     if len(seeds) != len(ids):
-        raise ValueError(f"there are {len(seeds)} seeds for {len(ids)} images: give one for each")
+        raise ValueError(f"there are {len(seeds)} seeds for {len(ids)} images: give one seed per image")
     known = ids[~hidden]
     if known.numel() and not (int(known.min()) >= 0 and int(known.max()) < config.num_colors):
         raise ValueError(f"the ids of known pixels must lie in 0 to {config.num_colors - 1}")

@@ -1,7 +1,7 @@
-"""A model made ready for sampling: its `Projection` modules swapped for packed ones, everything else in float32.
+"""Models prepared for sampling: `Projection` modules are replaced by `PackedLinear`, everything else is in float32.
 
-Two layouts. "rows": a contiguous row for each output, which torch's products take. "tiles": the order in which the C++
-step reads weights, see `kernels/cpp/linear.h`.
+There are two layouts of packed weights. "rows": a contiguous row for each output, for torch. "tiles": the order in
+which the C++ step reads weights, see `kernels/cpp/linear.h`.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imagegpt.kernels.step import TILE, Kind
+from imagegpt.kernels.step import TILE
 from imagegpt.model.layers import Projection
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.weight_formats import WeightFormat
@@ -22,15 +22,14 @@ Layout = Literal["rows", "tiles"]
 
 
 class PackedLinear(nn.Module):
-    """An affine map for inference only, in place of a `Projection`.
+    """An inference-only replacement for a `Projection`.
 
-    It is saved and loaded by the names and in the layout of the `Projection`. Its parameters are those of the
-    projection, and take no gradient.
+    Its state dict has the names and layout of the `Projection`. Its parameters require no gradient.
 
     Args:
-        projection: the one to stand in for, packed already or not; its bias is shared, its weight copied.
-        weight_format: how the weight is stored.
-        layout: in which order.
+        projection: the module to replace, packed already or not. Its bias is shared, its weight copied.
+        weight_format: of the stored weight.
+        layout: of the stored weight.
     """
 
     weight: nn.Parameter
@@ -41,10 +40,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = projection.in_features, projection.out_features
         self.format, self.layout = weight_format, layout
-        given = projection.dense_weight() if isinstance(projection, PackedLinear) else projection.weight.detach()
-        was_exact = not isinstance(projection, PackedLinear) or projection.is_exact
-        self.is_exact = was_exact and given.dtype == weight_format.dtype
-        self._pack(given)
+        is_plain = isinstance(projection, Projection)
+        weight = projection.weight.detach() if is_plain else projection.dense_weight()
+        self.is_lossless = (is_plain or projection.is_lossless) and weight.dtype == weight_format.dtype
+        self._pack(weight)
         bias = projection.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
 
@@ -58,29 +57,29 @@ class PackedLinear(nn.Module):
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def dense_weight(self) -> Float[Tensor, "i o"]:
-        """The weight as a `Projection` stores it, (in, out); what it stands for in float32 if it has factors."""
+        """The weight as a `Projection` stores it, (in, out); in float32 if it has scales."""
         return self.format.unpack(self._rows(), self.scale).t().contiguous()
 
     def extra_repr(self) -> str:
-        """Sizes, precision and layout, for `print(model)`."""
+        """Sizes, format and layout, for `print(model)`."""
         return f"{self.in_features}, {self.out_features}, {self.format.name}, {self.layout}"
 
     def _pack(self, weight: Float[Tensor, "i o"]) -> None:
         rows, scale = self.format.pack(weight.t())
-        self.weight = nn.Parameter(tiled(rows) if self.layout == "tiles" else rows, requires_grad=False)
+        self.weight = nn.Parameter(tile_weight(rows) if self.layout == "tiles" else rows, requires_grad=False)
         self.register_buffer("scale", scale, persistent=False)
 
     def _rows(self) -> Tensor:
         weight = self.weight.detach()
-        return weight if self.layout == "rows" else untiled(weight, self.out_features, self.in_features)
+        return weight if self.layout == "rows" else untile_weight(weight, self.out_features, self.in_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # Called by `to()`, `half()` and the like: another device is fine, another dtype would leave what was packed.
+        # Called by `to()`, `half()` and similar: another device is fine, another dtype would break the packed weight.
         probe = fn(torch.empty(0, device=self.weight.device))
         if probe.dtype != torch.float32:
             raise TypeError(
-                f"a model prepared for sampling in {self.format.name} cannot become {probe.dtype}: load it again, or "
-                "choose its precision when it is prepared"
+                f"a model prepared for sampling in {self.format.name} cannot be converted to {probe.dtype}: load it "
+                "again, or choose its precision when preparing it"
             )
         if probe.device.type != "cpu" and self.layout == "tiles":
             self.weight, self.layout = nn.Parameter(self._rows(), requires_grad=False), "rows"
@@ -94,29 +93,30 @@ class PackedLinear(nn.Module):
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
 
-    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride] - called with all of them in order
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride] - called with positional arguments
         self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: Any
     ) -> None:
         missing, unexpected, errors = lists
         for name, shape in (("weight", (self.in_features, self.out_features)), ("bias", (self.out_features,))):
-            given = state_dict.get(prefix + name)
+            tensor = state_dict.get(prefix + name)
             if name == "bias" and self.bias is None:
-                if given is not None and strict:
+                if tensor is not None and strict:
                     unexpected.append(prefix + name)
-            elif given is None:
+            elif tensor is None:
                 missing.append(prefix + name)
-            elif tuple(given.shape) != shape:
-                errors.append(f"{prefix}{name} has the shape {tuple(given.shape)}: it must be {shape}")
+            elif tuple(tensor.shape) != shape:
+                errors.append(f"{prefix}{name} has the shape {tuple(tensor.shape)}: it must be {shape}")
             elif name == "weight":
-                self._pack(given.to(self.weight.device))
+                self._pack(tensor.to(self.weight.device))
             else:
-                cast(Tensor, self.bias).data.copy_(given)
+                cast(Tensor, self.bias).data.copy_(tensor)
 
 
-def tiled(rows: Float[Tensor, "o i"]) -> Tensor:
-    """A stored weight in the order in which the C++ step reads it, padded with zeros.
+def tile_weight(rows: Float[Tensor, "o i"]) -> Tensor:
+    """Reorder a stored weight for the C++ step, padded with zeros.
 
-    Returns: (tiles, I, TILE) of float32; (tiles, I / 2, TILE, 2) of narrower types, two inputs of an output together.
+    Returns: (tiles, I, TILE) for float32; (tiles, I / 2, TILE, 2) for narrower types, with two inputs of each output
+        side by side.
     """
     num_outputs, width = rows.shape
     num_tiles = -(-num_outputs // TILE)
@@ -128,79 +128,62 @@ def tiled(rows: Float[Tensor, "o i"]) -> Tensor:
     return padded.view(num_tiles, TILE, -1, 2).transpose(1, 2).contiguous()
 
 
-def untiled(weight: Tensor, num_outputs: int, width: int) -> Float[Tensor, "o i"]:
-    """The weight that was tiled."""
+def untile_weight(weight: Tensor, num_outputs: int, width: int) -> Float[Tensor, "o i"]:
+    """Undo `tile_weight`."""
     return weight.transpose(1, 2).reshape(weight.shape[0] * TILE, -1)[:num_outputs, :width].contiguous()
 
 
-def prepare(
+def prepare_model(
     model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, layout: Layout, *, in_place: bool
 ) -> ImageGPTForCausalImageModeling:
-    """A model with its projections packed and everything else in float32.
+    """Pack the projections of a model and convert everything else to float32.
 
     Args:
         model: in any dtype.
-        weight_format: of the projections; None leaves all as it is.
+        weight_format: of the projections; None keeps all weights unchanged.
         layout: of the packed weights.
-        in_place: swap them in the model itself, one after the other, so that there are never two sets of weights;
-            otherwise the model given stays as it is, and what becomes of it later does not matter here.
+        in_place: replace the projections of the model itself, one by one, so that there are never two sets of weights
+            in memory. Otherwise the model is copied, and later changes to it have no effect on the copy.
     Returns: a model in evaluation mode.
     """
     if weight_format is None:
         return (model if in_place else copy.deepcopy(model)).eval()
-    if not in_place:  # projections are in the memo and so are shared, not copied, until they are swapped
+    if not in_place:  # with projections in the memo, the copy shares them until they are replaced
         model = copy.deepcopy(model, {id(one): one for one in model.modules() if isinstance(one, Projection)})
+    wanted = weight_format.name, layout
     for name, module in list(model.named_modules()):
-        if isinstance(module, Projection) or (
-            isinstance(module, PackedLinear) and _differs(module, weight_format, layout)
-        ):
-            _replace(model, name, PackedLinear(module, weight_format, layout))
-    for name, parameter in list(model.named_parameters()):
-        if parameter.dtype in (torch.float16, torch.bfloat16, torch.float64) and not _is_packed(model, name):
-            _replace(model, name, nn.Parameter(parameter.detach().float(), requires_grad=parameter.requires_grad))
+        is_packed = isinstance(module, PackedLinear) and (module.format.name, module.layout) == wanted
+        if isinstance(module, Projection | PackedLinear) and not is_packed:
+            model.set_submodule(name, PackedLinear(module, weight_format, layout))
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            is_float = parameter.dtype in (torch.float16, torch.bfloat16, torch.float64)
+            if is_float and not isinstance(module, PackedLinear):
+                setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=parameter.requires_grad))
     if in_place:
         _return_freed_memory()
     return model.eval()
 
 
-def is_exact(model: nn.Module) -> bool:
-    """Whether the weights are what they were before the model was prepared."""
-    return all(module.is_exact for module in model.modules() if isinstance(module, PackedLinear))
+def is_lossless(model: nn.Module) -> bool:
+    """Whether preparing the model rounded none of its weights."""
+    return all(module.is_lossless for module in model.modules() if isinstance(module, PackedLinear))
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all weights, as they are stored."""
+    """Size of all stored weights."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def prepared_bytes(model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, layout: Layout) -> int:
-    """What `stored_bytes` will be once a model is prepared: a copy without numbers (device "meta") is, and tells."""
+    """The `stored_bytes` of the model once prepared, computed on a copy on the meta device."""
     if weight_format is None:
         return stored_bytes(model)
-    empty = {id(one): nn.Parameter(one.detach().to("meta"), requires_grad=False) for one in model.parameters()}
-    return stored_bytes(prepare(copy.deepcopy(model, empty), weight_format, layout, in_place=True))
-
-
-def kind_of(linear: PackedLinear) -> Kind:
-    """How the C++ step knows the stored weight."""
-    assert linear.format.kind is not None
-    return linear.format.kind
-
-
-def _differs(module: PackedLinear, weight_format: WeightFormat, layout: Layout) -> bool:
-    return module.format.name != weight_format.name or module.layout != layout
-
-
-def _is_packed(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name.rpartition(".")[0]), PackedLinear)
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    return stored_bytes(prepare_model(copy.deepcopy(model, empty), weight_format, layout, in_place=True))
 
 
 def _return_freed_memory() -> None:
-    """Give what was freed back to the system: glibc would keep 30 MB of iGPT-S for itself."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # where there is no glibc
+    """Return freed memory to the system: glibc would hold on to 30 MB for iGPT-S."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _replace(model: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, part)

@@ -1,6 +1,6 @@
-"""The sampler: prompts in, whole images out. A thin user of `plan` and `session`.
+"""The sampler: prompts in, whole images out. A thin layer over `plan` and `session`.
 
-Axes: B images, P pixels of the prompts, T pixels of the images, W pixels of a row.
+Axes: B images, P pixels of the prompts, T pixels of the images, W pixels per row of an image.
 """
 
 import math
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from imagegpt.common import ranges
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.sampling.noise import seed_tensor
 from imagegpt.sampling.plan import BackendOption, ExecutionPlan
-from imagegpt.sampling.prompts import Prompts, check_room, checked_length, checked_prompts
-from imagegpt.sampling.rules import SamplingRules, seed_tensor
+from imagegpt.sampling.prompts import Prompts, check_batch_memory, resolve_num_pixels, validate_prompts
+from imagegpt.sampling.rules import SamplingRules
 from imagegpt.sampling.session import Session, Statistics
 from imagegpt.sampling.weight_formats import PrecisionOption
 
@@ -24,11 +25,11 @@ OnProgress = Callable[[int], None]
 
 
 class FinishedRow(NamedTuple):
-    """A row of some images, as `Sampler.stream` gives it.
+    """One row of a batch of images, from `Sampler.stream`.
 
     Args:
-        images: which, as indices of seeds.
-        row: which row, from the top.
+        images: the images of the batch, as indices of seeds.
+        row: index of the row, from the top.
         ids: (images, W) colours.
     """
 
@@ -37,12 +38,12 @@ class FinishedRow(NamedTuple):
     ids: Int64[Tensor, "b w"]
 
 
-class Generation(NamedTuple):
-    """What `Sampler.run` gives.
+class SamplerOutput(NamedTuple):
+    """The result of `Sampler.run`.
 
     Args:
         ids: (images, T) colours, prompts included.
-        statistics: of how they were drawn.
+        statistics: see `Statistics`.
     """
 
     ids: Int64[Tensor, "b t"]
@@ -50,27 +51,26 @@ class Generation(NamedTuple):
 
 
 class Sampler:
-    """Draws images from a model. It may be used by several threads at once, and keeps nothing between calls.
+    """Samples images from a model. Thread-safe, and without state between calls.
 
     An image depends on its prompt, its seed, the rules and the weights; not on the other images of the batch, nor on
-    how it is decoded. With our kernels on a CPU that holds to the last bit. In torch's operations the logits of other
-    batch sizes may differ in their last bits (matrix products sum in another order), which changes a pixel only if its
-    two best candidates are that close: about one in a million in float32.
+    the decoder. With our CPU kernels this holds bit for bit. In torch, the logits of other batch sizes may differ in
+    their last bits (matrix products sum in another order), which changes a pixel only if its two best candidates are
+    that close: about one pixel in a million in float32.
 
     Args:
-        model: a causal model of ours. It is copied as it is now, without dropout; see `in_place`.
+        model: a causal model of ours. The sampler copies it, without dropout, unless `in_place`.
         precision: of the projections' weights, and of keys and values: "float32", "bfloat16" or "int8" (keys and values
-            in bfloat16 where our kernels cannot be used); all sums and everything else are in float32. "auto" is
-            bfloat16 where the device multiplies it, else float32, see `common.precision`; None is the model's own
-            dtype.
-        decoder: "sequential" draws pixel after pixel, "parallel" drafts several and keeps those that are right. The
-            images are the same; see `imagegpt.sampling.parallel`.
-        backend: what computes, see `ExecutionPlan`; "auto" is the fastest that can.
-        max_memory: bytes that weights, keys and values may take; images that do not fit at once are drawn in turns.
+            in bfloat16 where our kernels are not used). All sums and everything else are in float32. "auto" is bfloat16
+            where the device is fast at it, else float32, see `common.precision`; None is the model's own dtype.
+        decoder: "sequential" samples one pixel after the other; "parallel" drafts several and accepts those that are
+            right. The images are the same; see `imagegpt.sampling.parallel`.
+        backend: computes the steps, see `ExecutionPlan`; "auto" is the fastest that supports the model.
+        max_memory: bytes for weights, keys and values; images that do not fit at once are sampled in several batches.
         in_place: change the model itself instead of copying it, so that its weights are in memory once. It still
-            computes logits (in the precision chosen), but can no longer be trained.
+            computes logits (in the chosen precision), but can no longer be trained.
     Raises: TypeError for a model without the generative head; ValueError for one that is bidirectional or has
-        cross-attention, and so cannot draw pixels in order, and for options that do not exist.
+        cross-attention, and so cannot sample pixels in order, and for unknown options.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Sampler:
         self.plan = ExecutionPlan.choose(
             model, precision=precision, decoder=decoder, backend=backend, max_memory=max_memory, in_place=in_place
         )
-        self._draws_in_turns = max_memory is not None
+        self._has_memory_limit = max_memory is not None
 
     @property
     def model(self) -> ImageGPTForCausalImageModeling:
-        """The model as it is run."""
+        """The prepared model."""
         return self.plan.model
 
     def generate(
@@ -102,17 +102,17 @@ class Sampler:
         num_pixels: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Int64[Tensor, "b t"]:
-        """Draw images, or the rest of them.
+        """Sample images, or complete prompts.
 
         Args:
-            prompts: the first pixels of each image, colour ids without the start token; a tensor, or one tensor an
-                image if they differ in length. None starts from nothing.
-            seeds: one seed an image, 0 to 2^64 - 1, see `image_seed`.
-            rules: how pixels are drawn; None is the model's own distribution.
-            num_pixels: T, of the images, prompt included; None means all that the model has positions for.
-            on_progress: called now and then with the number of pixels drawn so far, of all images.
-        Returns: whole images, prompts included, on the model's device. A prompt of T pixels comes back as it is.
-        Raises: ValueError for prompts, seeds or lengths that do not fit the model or each other, or logits that are not
+            prompts: the first pixels of each image, colour ids without the start token; a tensor, or one tensor per
+                image if their lengths differ. None samples whole images.
+            seeds: one per image, 0 to 2^64 - 1, see `image_seed`.
+            rules: None is the model's own distribution.
+            num_pixels: T, prompt included; None is all that the model has positions for.
+            on_progress: called now and then with the number of pixels sampled so far, over all images.
+        Returns: whole images, prompts included, on the model's device. A prompt of T pixels is returned unchanged.
+        Raises: ValueError for prompts, seeds or sizes that do not fit the model or each other, or logits that are not
             finite.
         """
         return self.run(prompts, seeds=seeds, rules=rules, num_pixels=num_pixels, on_progress=on_progress).ids
@@ -125,21 +125,21 @@ class Sampler:
         rules: SamplingRules | None = None,
         num_pixels: int | None = None,
         on_progress: OnProgress | None = None,
-    ) -> Generation:
-        """As `generate`, and tells how the images were drawn."""
-        num_pixels = checked_length(num_pixels, self.model.config)
-        checked = checked_prompts(prompts, len(seeds), num_pixels, self.model.config)
-        # Made outside inference mode, so that the caller may do with it what he likes, training included.
+    ) -> SamplerOutput:
+        """As `generate`, with decoding statistics."""
+        num_pixels = resolve_num_pixels(num_pixels, self.model.config)
+        checked = validate_prompts(prompts, len(seeds), num_pixels, self.model.config)
+        # Allocated outside inference mode, so that the caller can train on it.
         ids = torch.empty(len(seeds), num_pixels, dtype=torch.int64, device=self.plan.device)
-        drawn_before, statistics = 0, Statistics()
-        for images, session in self._drawn(checked, seeds, rules or SamplingRules(), num_pixels):
+        pixels_before, statistics = 0, Statistics()
+        for images, session in self._sample_batches(checked, seeds, rules or SamplingRules(), num_pixels):
             if on_progress is not None and session.statistics.num_pixels:
-                on_progress(drawn_before + session.statistics.num_pixels)
+                on_progress(pixels_before + session.statistics.num_pixels)
             if not session.unfinished():
                 ids[images.start : images.stop] = session.tokens[:, 1:]
-                drawn_before += session.statistics.num_pixels
+                pixels_before += session.statistics.num_pixels
                 statistics += session.statistics
-        return Generation(ids, statistics)
+        return SamplerOutput(ids, statistics)
 
     def stream(
         self,
@@ -150,53 +150,56 @@ class Sampler:
         num_pixels: int | None = None,
         row_length: int | None = None,
     ) -> Iterator[FinishedRow]:
-        """Draw images and give their rows as they are finished, from the top.
+        """Sample images and yield their rows as they are finished, from the top.
 
         Args:
-            prompts: as for `generate`, as are seeds, rules and num_pixels.
-            seeds: likewise.
-            rules: likewise.
-            num_pixels: likewise.
-            row_length: W; None is the side of the square that the model's images are.
-        Yields: each row, given ones included, once all images that are drawn together have it.
-        Raises: ValueError as `generate`, and if the images are no whole number of rows.
+            prompts: as for `generate`.
+            seeds: as for `generate`.
+            rules: as for `generate`.
+            num_pixels: as for `generate`.
+            row_length: W; None is the side of the model's square images.
+        Yields: each row, prompt rows included, once all images of its batch have it.
+        Raises: ValueError as `generate`, and if T is not a multiple of W.
         """
-        num_pixels = checked_length(num_pixels, self.model.config)
+        num_pixels = resolve_num_pixels(num_pixels, self.model.config)
         side = math.isqrt(self.model.config.n_positions)
         row_length = side if row_length is None else ranges.PIXELS.check("row_length", row_length)
         if num_pixels % row_length:
-            raise ValueError(f"{num_pixels} pixels are no whole number of rows of {row_length}: give row_length")
-        checked = checked_prompts(prompts, len(seeds), num_pixels, self.model.config)
-        return self._rows(checked, seeds, rules or SamplingRules(), num_pixels, row_length)
+            raise ValueError(f"{num_pixels} pixels are not a whole number of rows of {row_length}: give row_length")
+        checked = validate_prompts(prompts, len(seeds), num_pixels, self.model.config)
+        return self._stream_rows(checked, seeds, rules or SamplingRules(), num_pixels, row_length)
 
-    def _rows(
+    def _stream_rows(
         self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int, row_length: int
     ) -> Iterator[FinishedRow]:
-        given, of = 0, range(0)  # rows of these images
-        for images, session in self._drawn(prompts, seeds, rules, num_pixels):
-            given, of = given if images == of else 0, images
-            done = min(session.positions) // row_length
-            for row in range(given, done):
+        num_yielded, batch = 0, range(0)  # rows yielded of this batch
+        for images, session in self._sample_batches(prompts, seeds, rules, num_pixels):
+            num_yielded, batch = num_yielded if images == batch else 0, images
+            num_finished = min(session.positions) // row_length
+            for row in range(num_yielded, num_finished):
                 ids = session.tokens[:, 1 + row * row_length : 1 + (row + 1) * row_length].clone()
                 yield FinishedRow(images, row, ids)
-            given = done
+            num_yielded = num_finished
 
-    def _drawn(
+    def _sample_batches(
         self, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int
     ) -> Iterator[tuple[range, Session]]:
-        """Draw images in batches that fit; gives each batch and its session after every step."""
-        seed_tensor(seeds)  # refuses what is no seed before anything is drawn
-        waiting = _split(range(len(seeds)), self.plan.batch_size if self._draws_in_turns else len(seeds))
-        check_room(len(waiting[0]) if waiting else 0, self.plan.bytes_per_image, torch.device(self.plan.device))
-        while waiting:
-            images = waiting.pop(0)
+        """Sample images in batches that fit into memory; yield each batch and its session after every step."""
+        seed_tensor(seeds)  # checks all seeds before any sampling
+        size = max(1, self.plan.batch_size if self._has_memory_limit else len(seeds))
+        batches = [range(len(seeds))[start : start + size] for start in range(0, len(seeds), size)]
+        check_batch_memory(len(batches[0]) if batches else 0, self.plan.bytes_per_image, torch.device(self.plan.device))
+        while batches:
+            images = batches.pop(0)
             try:
-                session = self._admitted(images, prompts, seeds, rules, num_pixels)
-            except RuntimeError as error:  # what torch.OutOfMemoryError is, too
+                session = self.plan.open_session(len(images), num_pixels)
+                for image in images:
+                    session.admit(prompts[image], seeds[image], rules)
+            except RuntimeError as error:  # the base class of torch.OutOfMemoryError
                 if not _is_out_of_memory(error) or len(images) == 1:
                     raise
                 half = len(images) // 2
-                waiting[:0] = [images[:half], images[half:]]
+                batches[:0] = [images[:half], images[half:]]
                 continue
             yield images, session
             while session.unfinished():
@@ -205,19 +208,6 @@ class Sampler:
                     for row in range(len(images)):
                         session.release(row)
                 yield images, session
-
-    def _admitted(
-        self, images: range, prompts: list[Tensor], seeds: Sequence[int], rules: SamplingRules, num_pixels: int
-    ) -> Session:
-        session = self.plan.open(len(images), num_pixels)
-        for image in images:
-            session.admit(prompts[image], seeds[image], rules)
-        return session
-
-
-def _split(images: range, most: int) -> list[range]:
-    size = max(1, most)
-    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,11 +1,12 @@
-"""Images that are being sampled: rows, each with its own prompt, seed, rules and position, that come and go.
+"""A session: images being sampled together. Each is a row with its own prompt, seed, rules and position.
 
-All state is in tensors on the model's device. What a row becomes depends on its own prompt, seed and rules only.
+All state lives in tensors on the model's device. The pixels of a row depend on its own prompt, seed and rules only, so
+that rows can be admitted and released at any time (continuous batching).
 
     position    0    1    2  ...  T-1   T
-    tokens     sos  x_0  x_1 ...  ...  x_{T-1}     what is fed at a position, of each row
+    tokens     sos  x_0  x_1 ...  ...  x_{T-1}     the model's input at each position, for each row
 
-Axes: R rows, B rows that are fed, P pixels of a prompt, T pixels of the images, n positions fed at once, V colours.
+Axes: R rows, B rows of one call, P pixels of a prompt, T pixels of the images, n positions per call, V colours.
 """
 
 import heapq
@@ -20,235 +21,222 @@ from torch import Tensor
 
 from imagegpt.common import ranges
 from imagegpt.sampling.backends.base import StepBackend
-from imagegpt.sampling.rules import SamplingRules, gumbel_noise, score, seed_tensor
+from imagegpt.sampling.noise import gumbel_noise, seed_tensor
+from imagegpt.sampling.rules import SamplingRules, gumbel_scores
 
-# Numbers of noise computed at once, for 80 bytes each meanwhile: enough to hide the cost of a call, which on a GPU is
-# 177 launches.
+# Noise values computed per call, which takes 80 bytes of temporary memory for each: enough to hide the overhead of a
+# call, which on a GPU is 177 kernel launches.
 _NOISE_CHUNK_ON_CPU, _NOISE_CHUNK = 1 << 16, 1 << 22
 
 
 class LogitsNotFiniteError(ValueError):
-    """The model's logits are not numbers."""
+    """The model's logits contain NaN or infinity."""
 
 
 @dataclass
 class Statistics:
-    """What drawing took.
+    """Decoding statistics.
 
     Args:
-        num_pixels: drawn, of all images.
-        num_passes: over an image that was not finished, of all images.
-        lengths: how many passes over all rows were made with how many positions.
+        num_pixels: pixels sampled, over all images.
+        num_passes: forward passes, counted once for each unfinished image.
+        passes_by_length: passes over the batch, by the number of positions fed.
     """
 
     num_pixels: int = 0
     num_passes: int = 0
-    lengths: dict[int, int] = field(default_factory=dict)
+    passes_by_length: dict[int, int] = field(default_factory=dict)
 
-    def add(self, accepted: int, active: int, length: int) -> None:
-        """Count a pass that drew `accepted` pixels of `active` images."""
-        self.num_pixels += accepted
-        self.num_passes += active
-        self.lengths[length] = self.lengths.get(length, 0) + 1
+    def add(self, num_accepted: int, num_images: int, length: int) -> None:
+        """Record a pass that accepted `num_accepted` pixels in `num_images` images."""
+        self.num_pixels += num_accepted
+        self.num_passes += num_images
+        self.passes_by_length[length] = self.passes_by_length.get(length, 0) + 1
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        lengths = {n: self.lengths.get(n, 0) + other.lengths.get(n, 0) for n in (*self.lengths, *other.lengths)}
-        return Statistics(self.num_pixels + other.num_pixels, self.num_passes + other.num_passes, lengths)
+        mine, theirs = self.passes_by_length, other.passes_by_length
+        passes_by_length = {length: mine.get(length, 0) + theirs.get(length, 0) for length in (*mine, *theirs)}
+        return Statistics(self.num_pixels + other.num_pixels, self.num_passes + other.num_passes, passes_by_length)
 
     @property
     def pixels_per_pass(self) -> float:
-        """Pixels drawn of an image in a pass, on average."""
+        """Pixels accepted per image and pass, on average."""
         return self.num_pixels / self.num_passes if self.num_passes else 0.0
 
 
 class Decoder(ABC):
-    """Draws pixels of rows. One decoder serves one session, and may keep in mind what it has seen."""
+    """Samples pixels of rows. A decoder serves one session and may keep state."""
 
     @abstractmethod
     def advance(self, session: "Session", rows: list[int]) -> None:
-        """Draw at least the next pixel of each of these rows, and move their positions on."""
-
-
-class SequentialDecoder(Decoder):
-    """One pixel after the other."""
-
-    def advance(self, session: "Session", rows: list[int]) -> None:
-        """See `Decoder`."""
-        positions = on_device([[session.positions[row]] for row in rows], session.tokens.device)
-        tokens = session.tokens[session.index(rows)].gather(1, positions)
-        session.put(rows, session.scores(rows, tokens, positions).argmax(dim=-1), positions)
-        for row in rows:
-            session.positions[row] += 1
-        session.statistics.add(len(rows), len(rows), 1)
+        """Sample at least the next pixel of each row, and advance the rows' positions."""
 
 
 class Session:
-    """Rows that are sampled together. It is not safe to use one from several threads at once; use one session each.
+    """Rows that are sampled together. Not thread-safe: use one session per thread.
 
     Args:
         backend: computes the steps.
+        decoder: samples the next pixels.
         capacity: R.
         num_pixels: T.
         device: of the backend.
-        decoder: draws the next pixels; None draws one at a time.
 
     Attributes:
-        statistics: of what was drawn so far.
+        statistics: of all pixels sampled so far.
         num_pixels: T.
-        positions: of each row, the next position to feed, which is also the number of its pixels that are there.
+        positions: of each row, the next position to feed, which equals the number of pixels it has.
         tokens: (R, T + 1), see above.
     """
 
     def __init__(
         self,
         backend: StepBackend,
+        decoder: Decoder,
         capacity: int,
         num_pixels: int,
         device: torch.device | str,
-        decoder: "Decoder | None" = None,
     ) -> None:
         self.num_pixels, self.backend = num_pixels, backend
         self.statistics = Statistics()
-        self._decoder = SequentialDecoder() if decoder is None else decoder
+        self._decoder = decoder
         self.positions: list[int] = [0] * capacity
         self.tokens: Int64[Tensor, "r t1"] = torch.zeros(capacity, num_pixels + 1, dtype=torch.int64, device=device)
         self.tokens[:, 0] = backend.num_colors
         self._rules: list[SamplingRules | None] = [None] * capacity
-        self._free = list(range(capacity))  # a heap: the first free row is taken first
-        self._noise: Float32[Tensor, "r t v"] | None = None  # made when a row needs some
-        self._without_noise: dict[int, int] = {}  # rows and their seeds
-        self._sums: Float32[Tensor, " r"] = torch.zeros(capacity, device=device)  # finite unless a logit was not
+        self._free_rows = list(range(capacity))  # a heap: the lowest free row comes first
+        self._noise: Float32[Tensor, "r t v"] | None = None  # allocated when a row first needs it
+        self._seeds_without_noise: dict[int, int] = {}  # by row
+        self._logit_sums: Float32[Tensor, " r"] = torch.zeros(capacity, device=device)  # NaN or inf if a logit was
 
     @torch.inference_mode()
     def admit(self, prompt: Int64[Tensor, " p"], seed: int, rules: SamplingRules) -> int:
-        """Begin an image.
+        """Start an image.
 
         Args:
             prompt: its first pixels, at most T.
             seed: 0 to 2^64 - 1.
-            rules: how its pixels are drawn.
+            rules: see `SamplingRules`.
         Returns: its row.
         Raises: ValueError if all rows are taken, or the prompt is too long.
         """
-        if not self._free:
+        if not self._free_rows:
             raise ValueError(f"all {len(self._rules)} rows are taken: release one, or open a larger session")
         if len(prompt) > self.num_pixels:
             raise ValueError(
-                f"the prompt has {len(prompt)} pixels, the images are to have {self.num_pixels}: shorten it"
+                f"the prompt has {len(prompt)} pixels, but the images have only {self.num_pixels}: shorten the prompt"
             )
-        seed, row = ranges.SEED.check("seed", seed), self._free[0]
+        seed, row = ranges.SEED.check("seed", seed), self._free_rows[0]
         if len(prompt) < self.num_pixels:
             with without_autocast(self.tokens.device):
                 self.backend.admit(row, prompt.to("cpu", torch.int64))
         self.tokens[row, 1 : len(prompt) + 1] = prompt.to(self.tokens.device)
         if not rules.is_greedy:
-            self._without_noise[row] = seed
-        self._sums[row] = 0
+            self._seeds_without_noise[row] = seed
+        self._logit_sums[row] = 0
         self.positions[row] = len(prompt)
-        self._rules[heapq.heappop(self._free)] = rules
+        self._rules[heapq.heappop(self._free_rows)] = rules
         return row
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Draw the next pixel, or pixels, of each row that is not finished."""
-        self._fill_with_noise()
+        """Sample the next pixel, or pixels, of each unfinished row."""
+        self._generate_noise()
         if rows := self.unfinished():
             self._decoder.advance(self, rows)
 
     def unfinished(self) -> list[int]:
-        """The rows that have pixels left to draw."""
+        """The rows with pixels left to sample."""
         taken = (row for row, rules in enumerate(self._rules) if rules is not None)
         return [row for row in taken if self.positions[row] < self.num_pixels]
 
-    def scores(
+    def compute_scores(
         self, rows: Sequence[int], tokens: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"]
     ) -> Float32[Tensor, "b n v"]:
-        """Feed tokens and get the scores of the pixels at their positions: the colour with the largest is drawn."""
+        """Run the model on tokens at these positions; return the scores of the pixels there, see `gumbel_scores`."""
         longest = max(self.positions[row] for row in rows) + tokens.shape[1]
         with without_autocast(tokens.device):
             logits = self.backend.step(tokens, positions, rows, min(longest, self.num_pixels))
-        index = self.index(rows)
-        self._sums[index] += logits.sum(dim=(1, 2))  # looked at once, at the end: looking waits for the device
-        return self._scored(logits, rows, index, positions)
+        index, noise = self.row_index(rows), None
+        self._logit_sums[index] += logits.sum(dim=(1, 2))  # checked in `release`: a check here would wait for the GPU
+        if self._noise is not None:
+            row_noise = self._noise[index]
+            noise = row_noise[torch.arange(len(rows), device=tokens.device).unsqueeze(1), positions]
+        return self._apply_rules(logits, noise, rows)
 
-    def put(self, rows: Sequence[int], pixels: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"]) -> None:
-        """Put pixels where they belong; the positions of the rows are for the decoder to move on."""
-        index = self.index(rows)
-        images = index if isinstance(index, Tensor) else torch.arange(index.start, index.stop, device=pixels.device)
-        self.tokens[images.unsqueeze(1), positions + 1] = pixels
+    def write_pixels(self, rows: Sequence[int], pixels: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"]) -> None:
+        """Store sampled pixels. The decoder advances the positions of the rows."""
+        index = self.row_index(rows)
+        row_index = torch.arange(index.start, index.stop, device=pixels.device) if isinstance(index, slice) else index
+        self.tokens[row_index.unsqueeze(1), positions + 1] = pixels
 
     def pixels(self, row: int) -> Int64[Tensor, " t"]:
-        """The pixels of a row, of which those from its position on are not drawn yet."""
+        """The pixels of a row; those from its position on are not final."""
         return self.tokens[row, 1:]
 
     def release(self, row: int) -> None:
-        """End a row, so that another image can have its place.
+        """Free a row for another image.
 
-        Raises: LogitsNotFiniteError if the logits of one of its pixels were not finite; ValueError if it holds none.
+        Raises: LogitsNotFiniteError if a logit of the image was NaN or infinite; ValueError if the row is free already.
         """
         if self._rules[row] is None:
-            raise ValueError(f"row {row} holds no image: release rows that `admit` gave, once")
+            raise ValueError(f"row {row} holds no image: release each row that `admit` returned once")
         self.backend.release(row)
-        self._without_noise.pop(row, None)
+        self._seeds_without_noise.pop(row, None)
         self._rules[row] = None
-        heapq.heappush(self._free, row)
-        if not torch.isfinite(self._sums[row]):
-            raise LogitsNotFiniteError("the model's logits are not finite: its weights are damaged, or need float32")
+        heapq.heappush(self._free_rows, row)
+        if not torch.isfinite(self._logit_sums[row]):
+            raise LogitsNotFiniteError(
+                "the model's logits are not finite: its weights are damaged, or need float32 precision"
+            )
 
-    def index(self, rows: Sequence[int]) -> slice | Tensor:
-        """Rows as an index, a slice where they are neighbours, which copies nothing."""
+    def row_index(self, rows: Sequence[int]) -> slice | Tensor:
+        """Rows as an index: a slice, which copies nothing, if they are consecutive."""
         if list(rows) == list(range(rows[0], rows[0] + len(rows))):
             return slice(rows[0], rows[0] + len(rows))
-        return on_device(rows, self.tokens.device)
+        return index_tensor(rows, self.tokens.device)
 
-    def _scored(
-        self, logits: Float32[Tensor, "b n v"], rows: Sequence[int], index: slice | Tensor, positions: Tensor
+    def _apply_rules(
+        self, logits: Float32[Tensor, "b n v"], noise: Float32[Tensor, "b n v"] | None, rows: Sequence[int]
     ) -> Float32[Tensor, "b n v"]:
-        """Logits by the rules of each row, with its noise."""
-        different = {self._rules[row] for row in rows}
-        if len(different) == 1:
-            return self._scored_alike(logits, index, positions, self._rules[rows[0]])
+        """Turn logits into scores by each row's rules."""
+        distinct = {rules for rules in (self._rules[row] for row in rows) if rules is not None}
+        if len(distinct) == 1:
+            return _scores(logits, noise, *distinct)
         scores = torch.empty_like(logits)
-        for rules in different:
-            those = [place for place, row in enumerate(rows) if self._rules[row] == rules]
-            at = on_device(those, logits.device)
-            of_rules = self.index([rows[place] for place in those])
-            scores[at] = self._scored_alike(logits[at], of_rules, positions[at], rules)
+        for rules in distinct:
+            places = [place for place, row in enumerate(rows) if self._rules[row] == rules]
+            index = index_tensor(places, logits.device)
+            scores[index] = _scores(logits[index], None if noise is None else noise[index], rules)
         return scores
 
-    def _scored_alike(
-        self, logits: Tensor, index: slice | Tensor, positions: Tensor, rules: SamplingRules | None
-    ) -> Tensor:
-        assert rules is not None
-        noise = None
-        if not rules.is_greedy:
-            assert self._noise is not None
-            own = self._noise[index]
-            noise = own[torch.arange(len(own), device=own.device).unsqueeze(1), positions].flatten(0, 1)
-        return score(logits.flatten(0, 1), noise, rules).view(logits.shape)
-
-    def _fill_with_noise(self) -> None:
-        """Compute the noise of the rows that have none yet, some numbers at a time."""
-        rows, device = list(self._without_noise), self.tokens.device
+    def _generate_noise(self) -> None:
+        """Compute the noise of newly admitted rows, in chunks."""
+        rows, device = list(self._seeds_without_noise), self.tokens.device
         if not rows:
             return
         if self._noise is None:
             shape = len(self._rules), self.num_pixels, self.backend.num_colors
             self._noise = torch.empty(shape, device=device)
-        seeds, index = seed_tensor(list(self._without_noise.values()), device), self.index(rows)
-        most = _NOISE_CHUNK_ON_CPU if device.type == "cpu" else _NOISE_CHUNK
-        chunk = max(1, most // (len(rows) * self.backend.num_colors))
+        seeds, index = seed_tensor(list(self._seeds_without_noise.values()), device), index_tensor(rows, device)
+        max_values = _NOISE_CHUNK_ON_CPU if device.type == "cpu" else _NOISE_CHUNK
+        chunk = max(1, max_values // (len(rows) * self.backend.num_colors))
         for first in range(min(self.positions[row] for row in rows), self.num_pixels, chunk):
             pixels = torch.arange(first, min(first + chunk, self.num_pixels))
             self._noise[index, first : first + chunk] = gumbel_noise(seeds, pixels, self.backend.num_colors)
-        self._without_noise.clear()
+        self._seeds_without_noise.clear()
 
 
-def on_device(numbers: Sequence[Any], device: torch.device) -> Int64[Tensor, "..."]:
-    """Whole numbers as a tensor, without waiting for what a GPU still has to do."""
+def _scores(logits: Tensor, noise: Tensor | None, rules: SamplingRules) -> Tensor:
+    flat_noise = None if noise is None else noise.flatten(0, 1)
+    return gumbel_scores(logits.flatten(0, 1), flat_noise, rules).view(logits.shape)
+
+
+def index_tensor(numbers: Sequence[Any], device: torch.device) -> Int64[Tensor, "..."]:
+    """Convert integers to a tensor without waiting for pending GPU work."""
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def without_autocast(device: torch.device) -> torch.autocast:
-    """Keeps the caller's autocast out: a step's precision is the plan's."""
+    """Disable the caller's autocast: the plan decides the precision of a step."""
     return torch.autocast(device.type, enabled=False)

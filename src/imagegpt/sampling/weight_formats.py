@@ -1,58 +1,59 @@
-"""How the weights of projections are stored for sampling: float32, bfloat16 or int8.
+"""Storage formats of projection weights for sampling: float32, bfloat16 or int8.
 
-Sampling reads every weight once a pixel and does next to nothing with it, so what counts is how many bytes there are. A
-format says what is stored, what it stands for, and how to multiply with it in torch's operations. To add one, derive
-from `WeightFormat` and call `register_format`.
+Sampling reads every weight once per pixel and does little arithmetic with it, so the size of the weights decides the
+speed. A format defines what is stored, how to convert it back, and how to multiply with it in torch. To add one,
+subclass `WeightFormat` and register an instance in `WEIGHT_FORMATS`.
 
 Axes: M rows of inputs, I inputs, O outputs.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from imagegpt.common.precision import choose_precision, multiplies_bfloat16
-from imagegpt.kernels.step import Kind
+from imagegpt.common.precision import choose_precision, has_fast_bfloat16
+from imagegpt.common.registry import Registry
+from imagegpt.kernels.step import DType
 
 Precision = Literal["float32", "bfloat16", "int8"]
 PrecisionOption = Literal["auto"] | Precision
 
-_INT8_RANGE = 127
+_INT8_MAX = 127
 
 
 class WeightFormat(ABC):
-    """How a weight is stored.
+    """A storage format.
 
     Attributes:
-        name: what a user calls the precision.
+        name: the value of the `precision` option that selects it.
         dtype: of the stored numbers.
-        cache_dtype: in which `TorchStep` keeps keys and values.
-        kind: by which the C++ step knows it, or None if it does not.
+        cache_dtype: of keys and values in `TorchBackend`.
+        kernel_dtype: its name in the C++ step, or None if there is no kernel.
     """
 
     name: ClassVar[str]
     dtype: ClassVar[torch.dtype]
     cache_dtype: ClassVar[torch.dtype]
-    kind: ClassVar[Kind | None] = None
+    kernel_dtype: ClassVar[DType | None] = None
 
     @abstractmethod
     def pack(self, rows: Float[Tensor, "o i"]) -> tuple[Shaped[Tensor, "o i"], Float[Tensor, " o"] | None]:
-        """The stored weight, a new tensor, and the factor of each output, if there is one."""
+        """Convert a weight: return what is stored, in a new tensor, and the scale of each output, if there is one."""
 
     @abstractmethod
     def matmul(self, x: Float[Tensor, "m i"], weight: Shaped[Tensor, "o i"]) -> Float[Tensor, "m o"]:
-        """Products with a stored weight, without the factors."""
+        """Multiply inputs by a stored weight, without the scales."""
 
     def unpack(self, weight: Shaped[Tensor, "o i"], scale: Float[Tensor, " o"] | None) -> Float[Tensor, "o i"]:
-        """What a stored weight stands for."""
+        """Convert a stored weight back."""
         return weight if scale is None else weight.float() * scale.unsqueeze(1)
 
 
-class _Float(WeightFormat):
+class _FloatFormat(WeightFormat):
     def pack(self, rows: Tensor) -> tuple[Tensor, None]:
         return rows.to(self.dtype).clone(memory_format=torch.contiguous_format), None
 
@@ -60,67 +61,56 @@ class _Float(WeightFormat):
         return functional.linear(x.to(weight.dtype), weight)
 
 
-class Float32(_Float):
-    """As the model was trained."""
+class Float32(_FloatFormat):
+    """Full precision."""
 
-    name, dtype, cache_dtype, kind = "float32", torch.float32, torch.float32, Kind.FLOAT32
+    name, dtype, cache_dtype, kernel_dtype = "float32", torch.float32, torch.float32, DType.FLOAT32
 
 
-class BFloat16(_Float):
+class BFloat16(_FloatFormat):
     """Half the bytes, 8 bits of precision."""
 
-    name, dtype, cache_dtype, kind = "bfloat16", torch.bfloat16, torch.bfloat16, Kind.BFLOAT16
+    name, dtype, cache_dtype, kernel_dtype = "bfloat16", torch.bfloat16, torch.bfloat16, DType.BFLOAT16
 
 
 class Int8(WeightFormat):
-    """A quarter of the bytes: one factor an output, chosen so that its largest weight becomes 127."""
+    """A quarter of the bytes: symmetric, with one scale per output that maps its largest weight to 127."""
 
-    name, dtype, cache_dtype, kind = "int8", torch.int8, torch.bfloat16, Kind.INT8
+    name, dtype, cache_dtype, kernel_dtype = "int8", torch.int8, torch.bfloat16, DType.INT8
 
     def pack(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `WeightFormat`."""
         wide = rows.float()
-        scale = wide.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _INT8_RANGE
+        scale = wide.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _INT8_MAX
         return (wide / scale.unsqueeze(1)).round().to(torch.int8).contiguous(), scale
 
     def matmul(self, x: Tensor, weight: Tensor) -> Tensor:
         """See `WeightFormat`."""
-        dtype = torch.bfloat16 if multiplies_bfloat16(x.device) else torch.float32
+        dtype = torch.bfloat16 if has_fast_bfloat16(x.device) else torch.float32
         return functional.linear(x.to(dtype), weight.to(dtype))
 
 
-_FORMATS: dict[str, WeightFormat] = {one.name: one for one in (Float32(), BFloat16(), Int8())}
-
-
-def register_format(weight_format: WeightFormat) -> None:
-    """Make a format known by its name.
-
-    Raises: ValueError if there is another of that name.
-    """
-    if weight_format.name in _FORMATS:
-        raise ValueError(f"there is a precision {weight_format.name!r} already: choose another name")
-    _FORMATS[weight_format.name] = weight_format
+WEIGHT_FORMATS: Registry[WeightFormat] = Registry("precision", "imagegpt.weight_formats")
+for _format in (Float32(), BFloat16(), Int8()):
+    WEIGHT_FORMATS.register(_format.name)(_format)
 
 
 def choose_format(precision: str | None, device: torch.device, dtype: torch.dtype) -> WeightFormat | None:
     """The format for a precision.
 
     Args:
-        precision: a name; "auto" is what the device computes fastest, None the model's own dtype.
+        precision: a name; "auto" is the fastest on the device, None the model's own dtype.
         device: of the model.
-        dtype: likewise.
-    Returns: a format, or None for a dtype that has none: such weights stay as they are.
-    Raises: ValueError for a precision that nobody registered.
+        dtype: of the model.
+    Returns: a format, or None if the model's dtype has none: its weights are then used unchanged.
+    Raises: ValueError for an unknown precision.
     """
-    if precision is None:
-        return _FORMATS.get(str(dtype).removeprefix("torch."))
     if precision == "auto":
         precision = choose_precision("auto", device).precision
-    if precision not in _FORMATS:
-        raise ValueError(
-            f"precision is {precision!r}: choose one of auto, {', '.join(_FORMATS)}, or None for the model's"
-        )
-    return _FORMATS[precision]
-
-
-assert set(get_args(Precision)) == set(_FORMATS)
+    names = WEIGHT_FORMATS.names()
+    if precision is None:
+        name = str(dtype).removeprefix("torch.")
+        return WEIGHT_FORMATS.get(name) if name in names else None
+    if precision not in names:
+        raise ValueError(f"precision is {precision!r}: choose one of auto, {', '.join(names)}, or None for the model's")
+    return WEIGHT_FORMATS.get(precision)

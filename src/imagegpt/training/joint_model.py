@@ -3,19 +3,23 @@
 Axis letters: B images, T positions, V colours, K classes.
 """
 
+from typing import ClassVar
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 
-class GeneratorAndClassifier(nn.Module):
+class ImageGPTWithBothHeads(nn.Module):
     """The body of a model, its head for pixels, and a head for classes.
 
     Args:
         generator: a model; its weights are used, not copied.
-        classifier: made for the same configuration; its head is used, not copied.
+        classifier: of the same configuration; its head is used, not copied.
     """
+
+    saved_class: ClassVar[type] = ImageGPTForImageClassification  # checkpoints leave out the pixel head
 
     def __init__(self, generator: ImageGPTForCausalImageModeling, classifier: ImageGPTForImageClassification) -> None:
         super().__init__()
@@ -27,11 +31,11 @@ class GeneratorAndClassifier(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "b t"] | None = None, *, inputs_embeds: Float[Tensor, "b t c"] | None = None
     ) -> tuple[Float[Tensor, "b t v"], Float[Tensor, "b k"]]:
-        """Logits of the pixels and of the classes.
+        """Return the logits of the pixels and of the classes.
 
         Args:
             tokens: for a causal model, the start token and all pixels but the last, or all pixels.
-            inputs_embeds: for a bidirectional model, embeddings of all pixels, those of hidden ones 0.
+            inputs_embeds: for a bidirectional model, embeddings of all pixels, zero where masked.
         """
         features = self.transformer(tokens, inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
         return self.lm_head(features), self.score(features.mean(dim=1))

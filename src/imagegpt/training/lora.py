@@ -1,7 +1,7 @@
-"""Fine-tuning with few weights: LoRA by the library peft, merged into the model when it is saved.
+"""Fine-tuning few weights: LoRA by the library peft, merged into the model when it is saved.
 
-Source: "LoRA: Low-Rank Adaptation of Large Language Models" (Hu et al., 2021). Beside each projection x W stands
-x A B * 2, A being (in, rank) and B (rank, out), of which B begins at zero; W stands still.
+Source: "LoRA: Low-Rank Adaptation of Large Language Models" (Hu et al., 2021). Each projection x W becomes
+x W + 2 x A B, with A (in, rank) and B (rank, out), which is initially zero; W is frozen.
 """
 
 from importlib.util import find_spec
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from peft import LoraModel
 
 _PROJECTIONS = ["c_attn", "q_attn", "c_proj", "c_fc"]
-_NAME = "default"  # under which peft knows them
+_NAME = "default"  # of the adapters in peft
 _SCALE = 2  # peft's lora_alpha over the rank
 
 
 def check_adapters() -> None:
-    """See that adapters can be made here.
+    """Check that peft is installed.
 
     Raises: ValueError if the library is missing.
     """
@@ -27,10 +27,10 @@ def check_adapters() -> None:
 
 
 def add_adapters(transformer: nn.Module, rank: int) -> "LoraModel":
-    """Put adapters beside all projections of a body, in place, and freeze everything else in it.
+    """Add adapters to all projections of a transformer, in place, and freeze all its other weights.
 
     Args:
-        transformer: of a model; its `config` says how many heads were pruned and such, and is left as it is.
+        transformer: of a model; its `config` is not changed.
         rank: of the adapters.
     Raises: ValueError if the rank is larger than the model's width.
     Returns: peft's handle; its `merge_and_unload` adds the adapters to the weights and removes them.
@@ -41,13 +41,13 @@ def add_adapters(transformer: nn.Module, rank: int) -> "LoraModel":
     if rank > width:
         raise ValueError(
             f"model.lora_rank is {rank} and the model is {width} wide: adapters of a larger rank have more "
-            f"weights than what they stand beside, choose {width} or less"
+            f"weights than the projections themselves, choose {width} or less"
         )
     config = LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules=_PROJECTIONS, fan_in_fan_out=True)
     return LoraModel(transformer, config, _NAME)
 
 
 def adapter_rank(transformer: Any) -> int:
-    """The rank of a body's adapters, 0 if it has none."""
+    """Return the rank of a transformer's adapters, 0 if it has none."""
     configs = getattr(transformer, "peft_config", None)
     return configs[_NAME].r if configs else 0

@@ -1,85 +1,63 @@
-"""A training run from a recipe to a folder that is a model, with everything that was seen on the way.
+"""A training run: from a recipe to a folder that holds a model, with everything that was recorded on the way.
 
     OUT/config.json, model.safetensors, preprocessor_config.json   the best model so far
-    OUT/README.md                                                  its card, when the run is done
-    OUT/recipe.yaml                                                what is done: every default and choice spelt out
-    OUT/data.json                                                  which images it learns from, validates and tests with
-    OUT/broken-images.txt                                          images that were left out, if there are any
-    OUT/log.jsonl, curve.png                                       losses, a line a step, and a picture of them
-    OUT/samples/step-00000500.png                                  what the model drew
-    OUT/checkpoints/step-00000500/                                 what the run can go on from
+    OUT/README.md                                                  the model card, when the run is completed
+    OUT/recipe.yaml                                                the recipe, with every default
+    OUT/data.json                                                  identifies the images of each split
+    OUT/broken-images.txt                                          images that were skipped, if there are any
+    OUT/log.jsonl, curve.png                                       losses, a line per step, and a picture of them
+    OUT/samples/step-00000500.png                                  samples of the model
+    OUT/checkpoints/step-00000500/                                 for resuming
 
-The same recipe and data in the same folder resume the run; others are refused. Only what defines a run has to be the
-same: `folder` says which fields may change, and `training.num_steps` may grow. Only one process at a time, or one group
-of them, trains in a folder.
+The same recipe and data in the same folder resume the run; others are refused. Only what defines a run must be the
+same: `run_folder` says which fields may change, and `training.num_steps` may grow. Only one process, or one group of
+processes, may train in a folder at a time.
 """
 
-import dataclasses
-import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.data.broken_images import BROKEN_FILE, write_list
+from imagegpt.data.dataloader import BatchLayout, TrainingBatches
+from imagegpt.data.datasets import TokenDataset
+from imagegpt.data.loading import open_data
 from imagegpt.files.atomic import atomic_write
-from imagegpt.files.locks import lock_folder, remove_if_unused
-from imagegpt.model.eval_mode import evaluating
+from imagegpt.files.locks import lock_folder, remove_if_empty
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.training import rng
-from imagegpt.training.callbacks import Trackers, check_trackers, draw_curve, draw_samples, failing_quietly, read_log
+from imagegpt.training.callbacks import save_samples, warn_on_failure
 from imagegpt.training.checkpoint import Checkpoints
-from imagegpt.training.dataloader import Images, Share, Steps, check_labels, in_stretches
-from imagegpt.training.datasets import open_data
-from imagegpt.training.distributed import World
-from imagegpt.training.factory import build_loss, rebuilt, save_model
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.factory import build_model, rebuild_model, save_model
 from imagegpt.training.memory_estimate import check_training
-from imagegpt.training.objectives import Batch, Loss
-from imagegpt.training.parallelism import autocast, whole_weights
+from imagegpt.training.parallelism import full_state_dict, is_sharded
 from imagegpt.training.recipe import Recipe
 from imagegpt.training.run_folder import RECIPE_FILE, check_data, check_folder, remove_leftovers, remove_run
-from imagegpt.training.run_precision import precision_in_file, with_precision
-from imagegpt.training.run_state import Metrics, Progress
-from imagegpt.training.trainer import Outcome, Step, Trainer
+from imagegpt.training.run_precision import precision_in_file, resolve_precision
+from imagegpt.training.trackers import Trackers, check_trackers
+from imagegpt.training.trainer import Status, StepReport, Trainer
+from imagegpt.training.trainer_state import Metrics, TrainerState
+from imagegpt.training.training_log import TrainingLog
+from imagegpt.training.validation import mean_metrics
 
 LOG_FILE, CURVE_FILE = "log.jsonl", "curve.png"
-_SCORED_AT_ONCE = 64
-_MASKED_LIKE_STEP = 0  # the masks of validation images are those of one step, so that they are always the same
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """What is told after each step.
-
-    Attributes:
-        step: see `trainer.Step`.
-        num_steps: of the whole run.
-        best: the best validation so far.
-    """
-
-    step: Step
-    num_steps: int
-    best: Metrics
 
 
 class Run:
     """A run in a folder.
 
     Args:
-        recipe: what to do.
-        out: the folder; made if it is not there. A run of the same recipe and data in it is resumed.
-        world: the processes that do it.
-        force: start over if the folder holds a run, of whatever recipe. Files that no run wrote stay, with a warning.
+        recipe: what to train, on what, and how.
+        out: the folder; created if it does not exist. A run of the same recipe and data in it is resumed.
+        context: the processes of the run.
+        force: start over if the folder holds a run, of any recipe. Files that no run wrote remain, with a warning.
         on_step: called in the main process after each step.
-        should_stop: asked after each step.
+        should_stop: polled after each step.
     Raises: ValueError or OSError, in one sentence, if something does not fit together or another process trains in the
         folder, before anything is written.
     """
@@ -88,159 +66,142 @@ class Run:
         self,
         recipe: Recipe,
         out: Path,
-        world: World,
+        context: DistributedContext,
         *,
         force: bool = False,
-        on_step: Callable[[Told], None] = lambda _: None,
+        on_step: Callable[[StepReport], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         recorded = None if force else precision_in_file(out / RECIPE_FILE)
-        recipe, self.precision = with_precision(recipe, recorded, world)
-        self.recipe, self.out, self._world, self._tell = recipe, out, world, on_step
+        recipe, self.precision = resolve_precision(recipe, recorded, context)
+        self.recipe, self.out, self.context, self._on_step = recipe, out, context, on_step
         self._is_locked = False
         training = recipe.training
-        self._share = Share(
-            batch_size=training.batch_size, rank=world.rank, world_size=world.size, micro_batch=training.micro_batch
+        self._layout = BatchLayout(
+            batch_size=training.batch_size,
+            rank=context.rank,
+            world_size=context.world_size,
+            micro_batch_size=training.micro_batch_size,
         )
         check_folder(out, recipe, force=force)
-        check_trackers(recipe.watch.trackers)
-        self.data = open_data(recipe.data, recipe.watch.validation_images)
+        check_trackers(recipe.monitoring.trackers)
+        self.data = open_data(recipe.data, recipe.monitoring.validation_images)
         if not force:
             check_data(out, self.data.record)
-        self._loss: Loss = build_loss(recipe, self.data)
-        check_training(self._loss.model, self.config, recipe, world)
-        hides = recipe.objective.hides_pixels
-        self._mask_probability = recipe.objective.mask_probability if hides else None
-        with self.locked():
+        receives_shards = is_sharded(training, context) and not context.is_main
+        self._module = build_model(recipe, self.data, on_meta=receives_shards)
+        check_training(self._module.model, self.config, recipe, context)
+        with self.lock():
             self._claim_folder(force)
             self._prepare(should_stop)
 
     def _prepare(self, should_stop: Callable[[], bool]) -> None:
-        """Build what trains, and resume it if there is a checkpoint."""
-        recipe, out, world, training = self.recipe, self.out, self._world, self.recipe.training
-        self._checkpoints = Checkpoints(out / "checkpoints", world, recipe.watch.keep_checkpoints)
+        """Create the trainer, and resume from a checkpoint if there is one."""
+        recipe, out, context = self.recipe, self.out, self.context
+        mask_probability, max_mask_probability = recipe.objective.masking or (None, None)
+        batches = TrainingBatches(
+            self.data.train,
+            self._layout,
+            recipe.training.seed,
+            mask_probability,
+            max_mask_probability,
+            needs_labels=recipe.objective.needs_labels,
+        )
         self._trainer = Trainer(
-            self._loss,
+            self._module,
             recipe,
-            world,
-            Steps(
-                self.data.train,
-                self._share,
-                training.seed,
-                self._mask_probability,
-                recipe.objective.mask_up_to,
-                labelled=recipe.objective.needs_labels,
-            ),
-            validate=lambda: self.score(self.data.watched),
-            checkpoints=self._checkpoints,
-            on_validation=self._on_validation,
-            on_step=self._on_step,
+            context,
+            batches,
+            validate=lambda: self.score(self.data.monitored_validation),
+            checkpoints=Checkpoints(out / "checkpoints", context, recipe.monitoring.keep_checkpoints),
+            on_validation=self._save_best_and_samples,
+            on_step=self._log_step,
             should_stop=should_stop,
         )
         self.resumed = self._trainer.resume()
-        self._trackers = Trackers(recipe.watch.trackers if world.is_main else (), out, recipe)
-        self._forget_what_comes_again()
+        if context.is_main:
+            self._trackers = Trackers(recipe.monitoring.trackers, out, recipe)
+            self._log = TrainingLog(out / LOG_FILE, self.step)
 
     @property
     def step(self) -> int:
-        """Steps done."""
-        return self._trainer.progress.step
+        """Number of completed steps."""
+        return self._trainer.state.step
 
     @property
-    def progress(self) -> Progress:
-        """What the run has come to."""
-        return self._trainer.progress
+    def state(self) -> TrainerState:
+        """Steps, best validation and so on."""
+        return self._trainer.state
 
     @property
     def config(self) -> ImageGPTConfig:
-        """Of the model."""
-        return cast(Any, self._loss.model).config
+        """Configuration of the model."""
+        return cast(Any, self._module.model).config
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
-        return self._world.device
+        """The device of this process."""
+        return self.context.device
 
-    def train(self) -> Outcome:
-        """Train to the end, or until it is stopped.
+    def train(self) -> Status:
+        """Train until the last step, or until the run is stopped.
 
         Raises: FloatingPointError if loss, gradients or weights are no longer finite; ValueError if another process
             trains in the folder, or another run was started in it since this one was prepared.
         """
         try:
-            with self.locked():
-                if (self.out / RECIPE_FILE).read_bytes() != self.recipe.resolved().encode():
-                    raise ValueError(f"another run was started in {self.out} meanwhile: choose another place")
-                return self._trainer.run()
+            with self.lock():
+                if (self.out / RECIPE_FILE).read_bytes() != self.recipe.to_yaml().encode():
+                    raise ValueError(f"another run was started in {self.out} meanwhile: choose another path")
+                return self._trainer.train()
         finally:
-            self._trackers.close()
+            if self.context.is_main:
+                self._trackers.close()
 
-    @torch.no_grad()
-    def score(self, images: Images) -> Metrics:
-        """The objective over images, in evaluation mode and the recipe's precision, from all processes."""
-        model, device = self._loss.model, self._world.device
-        sums: dict[str, Tensor] = {}
-        with evaluating(model):
-            for ids, labels, start, counted in in_stretches(
-                images, _SCORED_AT_ONCE, self._world.rank, self._world.size
-            ):
-                if self.recipe.objective.needs_labels:
-                    check_labels(None if labels is None else labels.numpy())
-                masked = None
-                if self._mask_probability is not None:
-                    places, seed = np.arange(start, start + len(ids)), self.recipe.training.seed
-                    hidden = rng.masks(seed, _MASKED_LIKE_STEP, places, ids.shape[1], self._mask_probability)
-                    masked = torch.from_numpy(hidden)
-                with autocast(device, self.recipe.training.precision):
-                    parts = self._loss(Batch(ids=ids, labels=labels, masked=masked).to(device))
-                for name, value in {**parts, "images": torch.ones((), device=device)}.items():
-                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value * counted
-        totals = dict(zip(sums, self._world.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
-        return {name: value / totals["images"] for name, value in totals.items() if name != "images"}
+    def score(self, dataset: TokenDataset) -> Metrics:
+        """Return the metrics of the current weights over a data set; all processes share the work."""
+        return mean_metrics(self._module, dataset, self.recipe, self.context)
 
-    def _on_validation(self, scores: Metrics, is_best: bool) -> None:
-        draws = self.recipe.watch.samples > 0 and self.recipe.objective.name == "autoregressive"
-        if not is_best and not draws:
+    def _save_best_and_samples(self, metrics: Metrics, is_best: bool) -> None:
+        num_samples = self.recipe.monitoring.samples if self.recipe.objective.can_sample else 0
+        if not is_best and not num_samples:
             return
-        weights = whole_weights(self._loss.model)
-        if not self._world.is_main:
+        weights = full_state_dict(self._module.model)
+        if not self.context.is_main:
             return
         if is_best:
-            save_model(weights, self._loss.model, self.data.processor, self.out)
-        if draws:
-            model = rebuilt(weights, self._loss.model)
+            save_model(weights, self._module.model, self.data.processor, self.out)
+        if num_samples:
+            model = rebuild_model(weights, self._module.model)
             assert isinstance(model, ImageGPTForCausalImageModeling)
-            name = f"step-{self.step:08d}.png"
-            with failing_quietly("sheet of samples"):
-                draw_samples(model, self.data.processor, self.recipe.watch.samples, self.out / "samples" / name)
+            cast(Any, model).to(self.device)  # transformers' annotation of `to` is wrong
+            path = self.out / "samples" / f"step-{self.step:08d}.png"
+            with warn_on_failure("sheet of samples"):
+                save_samples(model, self.data.processor, num_samples, path)
 
-    def _on_step(self, step: Step) -> None:
-        if self._world.is_main:
-            line = {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
-            with (self.out / LOG_FILE).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-                if step.step % self.recipe.watch.checkpoint_every == 0:  # a power cut costs nothing before a checkpoint
-                    log.flush()
-                    os.fsync(log.fileno())
-            self._trackers.log(step)
-            if step.validation is not None:
-                with failing_quietly("picture of the losses"):
-                    draw_curve(self.out / LOG_FILE, self.out / CURVE_FILE)
-            self._tell(Told(step=step, num_steps=self.recipe.training.num_steps, best=self._trainer.progress.best))
+    def _log_step(self, report: StepReport) -> None:
+        if self.context.is_main:
+            is_checkpoint = report.step % self.recipe.monitoring.checkpoint_every == 0
+            self._log.append(report, flush=is_checkpoint)
+            self._trackers.log(report)
+            if report.validation is not None:
+                with warn_on_failure("picture of the losses"):
+                    self._log.draw_curve(self.out / CURVE_FILE)
+            self._on_step(report)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep the folder, made if need be, from other runs; the main process does so for all of this one.
+    def lock(self) -> Iterator[None]:
+        """Context manager that locks the folder, and creates it if need be; reentrant.
 
-        `train` does so itself. Whoever has more to do there, as `card.finish` has, holds the lock around both.
+        `train` does so itself. To keep the lock until the model card is written, hold it around both.
 
-        Raises: ValueError or OSError, in all processes, if that cannot be.
+        Raises: ValueError or OSError, in all processes, if the folder cannot be locked.
         """
         if self._is_locked:
             yield
             return
         lock, refusal = None, None
-        if self._world.is_main:
+        if self.context.is_main:
             is_new = not self.out.exists()
             try:
                 self.out.mkdir(exist_ok=True)
@@ -248,8 +209,8 @@ class Run:
             except (ValueError, OSError) as error:
                 refusal = error
                 if is_new:
-                    remove_if_unused(self.out)
-        refusal = self._world.told(refusal)
+                    remove_if_empty(self.out)
+        refusal = self.context.broadcast(refusal)
         if refusal is not None:
             raise refusal
         self._is_locked = True
@@ -261,29 +222,21 @@ class Run:
                 lock.release()
 
     def _claim_folder(self, force: bool) -> None:
-        """Make the folder this run's; nobody else may be at work there."""
-        check_folder(self.out, self.recipe, force=force)  # once more: another process may have had it meanwhile
+        """Write the files that identify the run; the caller must hold the lock."""
+        check_folder(self.out, self.recipe, force=force)  # again: another process may have held the lock meanwhile
         if not force:
             check_data(self.out, self.data.record)
-        self._world.wait()  # until all have looked at it
-        if self._world.is_main:
+        self.context.barrier()  # until all have checked
+        if self.context.is_main:
             if force and (others := remove_run(self.out)):
                 more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-                told = f"{', '.join(others[:3])}{more}"
-                warnings.warn(f"{self.out} also holds {told}, which no run wrote and which stays", stacklevel=4)
+                names = f"{', '.join(others[:3])}{more}"
+                warnings.warn(f"{self.out} also holds {names}, which no run wrote and which stays", stacklevel=4)
             remove_leftovers(self.out)
             self.data.record.write(self.out)
-            atomic_write(self.out / RECIPE_FILE, self.recipe.resolved().encode(), "the recipe")
+            atomic_write(self.out / RECIPE_FILE, self.recipe.to_yaml().encode(), "the recipe")
             if self.data.broken:
                 write_list(self.out / BROKEN_FILE, self.data.broken)
             else:
                 (self.out / BROKEN_FILE).unlink(missing_ok=True)
-        self._world.wait()
-
-    def _forget_what_comes_again(self) -> None:
-        """Drop the lines of the log that steps after the checkpoint wrote: those steps are made again."""
-        log = self.out / LOG_FILE
-        if not self._world.is_main or not log.is_file():
-            return
-        kept = [text for text, line in read_log(log) if line.step <= self.step]
-        atomic_write(log, "".join(kept).encode(), "the log")
+        self.context.barrier()

@@ -1,42 +1,44 @@
-"""Which precision a run computes in: decided once, by the main process, and kept for as long as the run lasts."""
+"""The precision of a run: the main process resolves "auto" once, and the run keeps it when it is resumed."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from imagegpt.common.precision import Precision, PrecisionChoice, choose_precision
-from imagegpt.training.distributed import World
+from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.recipe import Recipe
-from imagegpt.training.recipe_io import read_recipe, recipe_from_text
+from imagegpt.training.recipe_io import parse_recipe_yaml, read_recipe
 
 
-def with_precision(recipe: Recipe, recorded: Precision | None, world: World) -> tuple[Recipe, PrecisionChoice]:
-    """The recipe with the precision that "auto" stands for, the same in all processes, and why it is this one.
+def resolve_precision(
+    recipe: Recipe, recorded: Precision | None, context: DistributedContext
+) -> tuple[Recipe, PrecisionChoice]:
+    """Return the recipe with "auto" replaced by a precision, the same in all processes, and why it was chosen.
 
     Args:
-        recipe: as it was asked for.
-        recorded: what the run was begun in, if it is resumed.
-        world: the processes; the device of the main one decides.
+        recipe: as the user gave it.
+        recorded: the precision of the run, if it is resumed.
+        context: the processes; the device of the main one decides.
     """
-    choice = world.told(choose_precision(recipe.training.precision, world.device, recorded))
+    choice = context.broadcast(choose_precision(recipe.training.precision, context.device, recorded))
     return replace(recipe, training=replace(recipe.training, precision=choice.precision)), choice
 
 
 def precision_in_file(path: Path) -> Precision | None:
-    """What a recipe that was written beside a run says it was begun in; None if that cannot be read."""
+    """Return the precision in the recipe of a run; None if it cannot be read."""
     try:
-        return _decided(read_recipe(path))
-    except (OSError, ValueError):  # what is damaged is told later
+        return _resolved(read_recipe(path))
+    except (OSError, ValueError):  # damage is reported later
         return None
 
 
-def precision_in_text(recipe: str) -> Precision | None:
-    """What `Recipe.resolved` said; None if it is no recipe, or one in which nothing was decided yet."""
+def precision_in_yaml(recipe: str) -> Precision | None:
+    """Return the precision in the YAML of a recipe; None if it is invalid, or still "auto"."""
     try:
-        return _decided(recipe_from_text(recipe, "the recipe"))
+        return _resolved(parse_recipe_yaml(recipe, "the recipe"))
     except ValueError:
         return None
 
 
-def _decided(recipe: Recipe) -> Precision | None:
+def _resolved(recipe: Recipe) -> Precision | None:
     precision = recipe.training.precision
     return None if precision == "auto" else precision

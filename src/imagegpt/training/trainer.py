@@ -1,12 +1,12 @@
-"""The training loop, on plain torch.
+"""The training loop, in plain torch.
 
-What is random in step s is a function of (seed, s), see `order`; everything else that a run is made of is in its
-checkpoints. So a run that is killed and started again ends in the same bits, on a CPU and with one number of processes.
+Everything random in step s is a function of (seed, s), see `rng`; everything else that a run consists of is in its
+checkpoints. So a run that is killed and restarted ends with the same bits, on a CPU and with the same number of
+processes.
 
-A step whose loss or gradients are not finite never reaches the weights: the run ends, or is rolled back to its last
-checkpoint and goes on with other images if `watch.spike_nats` is set. Weights that are not finite are never saved.
-
-Axis letters: B images of a step.
+A step whose loss or gradients are not finite never updates the weights: the run ends, or rolls back to its last
+checkpoint and continues with other images if `monitoring.spike_nats` is set. Weights that are not finite are never
+saved.
 """
 
 import math
@@ -20,29 +20,33 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from imagegpt.data.batch import Batch
+from imagegpt.data.dataloader import TrainingBatches
+from imagegpt.data.rng import dropout_seed
 from imagegpt.training.checkpoint import Checkpoints
-from imagegpt.training.dataloader import Steps, feed
-from imagegpt.training.distributed import World
-from imagegpt.training.objectives import Batch, Loss
-from imagegpt.training.optimizers import AveragedWeights, build_optimizers, learning_rate, local, whole
-from imagegpt.training.parallelism import autocast, prepare, synchronised
+from imagegpt.training.distributed import DistributedContext
+from imagegpt.training.ema import ExponentialMovingAverage
+from imagegpt.training.objectives import ModelWithObjective
+from imagegpt.training.optimizers import build_optimizers, learning_rate
+from imagegpt.training.parallelism import autocast, full_tensor, local_tensor, prepare_model, synchronize_gradients
 from imagegpt.training.recipe import Recipe
-from imagegpt.training.rng import dropout_seed
-from imagegpt.training.run_state import Metrics, Progress
+from imagegpt.training.trainer_state import Metrics, TrainerState
+
+Status = Literal["completed", "stopped", "early_stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What is told after each step.
+class StepReport:
+    """What happened in a step; a line of the log.
 
     Attributes:
-        step: steps done, from 1.
-        metrics: of the step's images, dropout on; "total" is what is minimised.
-        validation: of the averaged weights, if this step ended with a validation.
+        step: completed steps, from 1.
+        metrics: of the step's images, with dropout; "loss" is what is minimised.
+        validation: of the (averaged) weights, if there was a validation after this step.
         learning_rate: of this step.
-        grad_norm: before it was shortened.
+        grad_norm: before clipping.
         elapsed_s: since this process began to train.
-        images: seen since then.
+        images: trained on since then.
     """
 
     step: int
@@ -54,206 +58,201 @@ class Step:
     images: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended: "done", "stopped" by a signal, or "early" because validation got no better."""
-
-    how: Literal["done", "stopped", "early"]
-    progress: Progress
-
-
 class Trainer:
-    """A run: a model, an objective, images, and where checkpoints go.
+    """Trains a model on batches, with validations and checkpoints.
 
     Args:
-        loss: the model, on any device, with its objective; the model is changed in place.
-        recipe: what to do.
-        world: the processes that do it.
-        steps: the batches of each step.
-        validate: metrics of the model as it is, from all processes; called with the averaged weights in place.
-        checkpoints: where they go; None saves none, so that a spike ends the run.
-        on_validation: called after each validation, on every process, the averaged weights still in place, with
-            the metrics and whether they are the best so far.
-        on_step: called after each step, on every process.
-        should_stop: asked after each step whether to save and end.
+        module: the model, on the CPU, with its objective; the model is changed in place.
+        recipe: how to train.
+        context: the processes of the run.
+        batches: of each step.
+        validate: returns the metrics of the model with its current weights; called in every process, with the averaged
+            weights swapped in.
+        checkpoints: where to save them; None saves none, so that a spike ends the run.
+        on_validation: called in every process after each validation, with the averaged weights still swapped in, the
+            metrics, and whether they are the best so far.
+        on_step: called in every process after each step.
+        should_stop: polled after each step; True saves a checkpoint and ends the run.
     """
 
     def __init__(
         self,
-        loss: Loss,
+        module: ModelWithObjective,
         recipe: Recipe,
-        world: World,
-        steps: Steps,
+        context: DistributedContext,
+        batches: TrainingBatches,
         *,
         validate: Callable[[], Metrics],
         checkpoints: Checkpoints | None = None,
         on_validation: Callable[[Metrics, bool], None] = lambda *_: None,
-        on_step: Callable[[Step], None] = lambda _: None,
+        on_step: Callable[[StepReport], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._recipe, self._world, self._steps = recipe, world, steps
+        self._recipe, self._context, self._batches = recipe, context, batches
         self._validate, self._checkpoints = validate, checkpoints
         self._on_validation, self._on_step, self._should_stop = on_validation, on_step, should_stop
-        self._loss, self._model = prepare(loss, recipe.training, world), loss.model
+        self._module, self._model = prepare_model(module, recipe.training, context), module.model
         self._optimizers = build_optimizers(self._model, recipe.training)
-        self.average = AveragedWeights(self._model, recipe.training.average_decay)
-        self.progress = Progress()
+        self.ema = ExponentialMovingAverage(self._model, recipe.training.ema_decay)
+        self.state = TrainerState()
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint that is whole; False if there is none."""
+        """Load the newest undamaged checkpoint; return False if there is none."""
         path = None if self._checkpoints is None else self._checkpoints.newest()
         if self._checkpoints is None or path is None:
             return False
         self._load(path)
-        self._checkpoints.remove_old(self.progress.step)  # which a process that was killed may have left half done
+        self._checkpoints.remove_old(self.state.step)  # a process that was killed may not have finished this
         return True
 
-    def run(self) -> Outcome:
-        """Train to the end, or until there is a reason to stop; then the last checkpoint is where it ended.
+    def train(self) -> Status:
+        """Train until the last step, or until there is a reason to stop, and save a checkpoint there.
 
         Raises: FloatingPointError if loss, gradients or weights are no longer finite, or the loss spikes too often.
         """
-        watch, num_steps, progress = self._recipe.watch, self._recipe.training.num_steps, self.progress
-        started, before_s, first = time.perf_counter(), progress.trained_s, progress.step
-        how = self._reason_to_stop()  # a run that ended early does not go on when it is started again
-        if how == "done" and watch.spike_nats is not None and progress.step == 0:
-            self._save()  # what a spike may roll back to
+        monitoring, num_steps = self._recipe.monitoring, self._recipe.training.num_steps
+        started, trained_s, first = time.perf_counter(), self.state.trained_s, self.state.step
+        status = self._status()  # a run that was stopped early stays so when it is resumed
+        if status == "completed" and monitoring.spike_nats is not None and self.state.step == 0:
+            self._save()  # for a spike before the first regular checkpoint
         with torch.random.fork_rng():
-            batches = self._batches()
-            while self.progress.step < num_steps and how == "done":
-                step = self._step(next(batches))
-                if step is None:
-                    batches = self._batches()
+            batches = self._iterate_batches()
+            while self.state.step < num_steps and status == "completed":
+                report = self._step(next(batches))
+                if report is None:
+                    batches = self._iterate_batches()
                     continue
                 elapsed_s = time.perf_counter() - started
-                self.progress.trained_s = before_s + elapsed_s
-                images = self._recipe.training.batch_size * (step.step - first)
-                self._on_step(replace(step, elapsed_s=elapsed_s, images=images))
-                how = self._reason_to_stop()
-                is_due = how != "done" or step.step % watch.checkpoint_every == 0 or step.step == num_steps
-                if is_due and not self._save():
-                    batches = self._batches()
+                self.state.trained_s = trained_s + elapsed_s
+                images = self._recipe.training.batch_size * (report.step - first)
+                self._on_step(replace(report, elapsed_s=elapsed_s, images=images))
+                status = self._status()
+                is_due = report.step % monitoring.checkpoint_every == 0 or report.step == num_steps
+                if (is_due or status != "completed") and not self._save():
+                    batches = self._iterate_batches()
         self._model.eval()
-        return Outcome(how=how, progress=self.progress)
+        return status
 
-    def _step(self, parts: Sequence[Batch]) -> Step | None:
-        """One update and what belongs to it; None if the run was rolled back instead."""
-        recipe, number = self._recipe, self.progress.step
-        metrics = self._gradients(parts)
-        if self._is_spike(metrics["total"]):
-            self._roll_back(f"the loss of step {number + 1} is {metrics['total']:.4g}", self._order() + 1)
+    def _step(self, micro_batches: Sequence[Batch]) -> StepReport | None:
+        """Update the weights, and validate if due; None if the run was rolled back instead."""
+        recipe, step = self._recipe, self.state.step
+        metrics = self._compute_gradients(micro_batches)
+        if self._is_spike(metrics["loss"]):
+            self._roll_back(f"the loss of step {step + 1} is {metrics['loss']:.4g}", self._batch_number() + 1)
             return None
-        grad_norm = float(whole(clip_grad_norm_(self._model.parameters(), recipe.training.max_grad_norm)))
-        if not math.isfinite(grad_norm):  # the loss may be finite all the same; one update would spoil every weight
-            self._roll_back(f"the gradients of step {number + 1} are not finite", self._order() + 1)
+        grad_norm = float(full_tensor(clip_grad_norm_(self._model.parameters(), recipe.training.max_grad_norm)))
+        if not math.isfinite(grad_norm):  # even with a finite loss; one update would ruin every weight
+            self._roll_back(f"the gradients of step {step + 1} are not finite", self._batch_number() + 1)
             return None
-        rate = learning_rate(number, recipe.training)
-        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
+        rate = learning_rate(step, recipe.training)
         for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
-        self.average.update(number)
-        self.progress.step = done = number + 1
-        self.progress.recent.append(metrics["total"])
-        validates = done % recipe.watch.validate_every == 0 or done == recipe.training.num_steps
-        validation = self._validation() if validates else None
-        return Step(step=done, metrics=metrics, validation=validation, learning_rate=rate, grad_norm=grad_norm)
+        self.ema.update(step)
+        self.state.step = done = step + 1
+        self.state.recent_losses.append(metrics["loss"])
+        is_due = done % recipe.monitoring.validate_every == 0 or done == recipe.training.num_steps
+        validation = self._run_validation() if is_due else None
+        return StepReport(step=done, metrics=metrics, validation=validation, learning_rate=rate, grad_norm=grad_norm)
 
-    def _gradients(self, parts: Sequence[Batch]) -> Metrics:
-        """The gradients of a step, summed up in the weights, and the metrics of all its images."""
-        recipe, device = self._recipe.training, self._world.device
+    def _compute_gradients(self, micro_batches: Sequence[Batch]) -> Metrics:
+        """Accumulate the gradients of a step, and return its metrics, averaged over all its images."""
+        recipe, device = self._recipe.training, self._context.device
         self._model.train()
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for index, part in enumerate(parts):
-            # Seeded anew each time, so that dropout depends on nothing before it.
-            torch.manual_seed(dropout_seed(recipe.seed, self._order(), self._world.rank, index))
-            with synchronised(self._loss, is_last=index == len(parts) - 1):
+        for index, batch in enumerate(micro_batches):
+            # Seeded for each pass, so that dropout depends on nothing that came before.
+            torch.manual_seed(dropout_seed(recipe.seed, self._batch_number(), self._context.rank, index))
+            with synchronize_gradients(self._module, index == len(micro_batches) - 1):
                 with autocast(device, recipe.precision):
-                    losses = self._loss(part.to(device))
-                (losses["total"] / len(parts)).backward()
+                    losses = self._module(batch.to(device))
+                (losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
-        values = self._world.sum(torch.stack(list(sums.values()))) / (len(parts) * self._world.size)
+        total = self._context.all_reduce(torch.stack(list(sums.values())))
+        values = total / (len(micro_batches) * self._context.world_size)
         return dict(zip(sums, values.tolist(), strict=True))
 
-    def _validation(self) -> Metrics:
+    def _run_validation(self) -> Metrics:
         self._model.eval()
-        with self.average.in_place():
-            scores, progress = self._validate(), self.progress
-            is_best = scores["total"] < progress.best["total"]
-            progress.last, progress.worse = scores, 0 if is_best else progress.worse + 1
+        with self.ema.swapped_in():
+            metrics, state = self._validate(), self.state
+            is_best = metrics["loss"] < state.best["loss"]
+            state.last = metrics
+            state.validations_since_best = 0 if is_best else state.validations_since_best + 1
             if is_best:
-                progress.best, progress.best_step = scores, progress.step
-            self._on_validation(scores, is_best)
-        return scores
+                state.best, state.best_step = metrics, state.step
+            self._on_validation(metrics, is_best)
+        return metrics
 
-    def _reason_to_stop(self) -> Literal["done", "stopped", "early"]:
-        """Why the run shall not go on; "done" is none."""
-        patience = self._recipe.watch.patience
-        if self._world.any(self._should_stop()):
+    def _status(self) -> Status:
+        """Why the run must end now; "completed" if it need not end before its last step."""
+        patience = self._recipe.monitoring.patience
+        if self._context.any(self._should_stop()):
             return "stopped"
-        return "early" if patience is not None and self.progress.worse >= patience else "done"
+        return "completed" if patience is None or self.state.validations_since_best < patience else "early_stopped"
 
     def _is_spike(self, loss: float) -> bool:
-        limit, recent = self._recipe.watch.spike_nats, self.progress.recent
+        limit, recent = self._recipe.monitoring.spike_nats, self.state.recent_losses
         if not math.isfinite(loss):
             return True
         return limit is not None and len(recent) == recent.maxlen and loss > sum(recent) / len(recent) + limit
 
     def _is_finite(self) -> bool:
-        """Whether everything that a checkpoint holds is, on all processes."""
+        """Whether everything that a checkpoint holds is finite, in all processes."""
         moments = (value for one in self._optimizers for state in one.state.values() for value in state.values())
-        tensors = [*self._model.parameters(), *self.average.weights.values(), *filter(torch.is_tensor, moments)]
-        finite = torch.stack([local(one.detach()).isfinite().all() for one in tensors])
-        return not self._world.any(not bool(finite.all()))
+        tensors = [*self._model.parameters(), *self.ema.weights.values(), *filter(torch.is_tensor, moments)]
+        finite = torch.stack([local_tensor(one.detach()).isfinite().all() for one in tensors])
+        return not self._context.any(not bool(finite.all()))
 
-    def _roll_back(self, trouble: str, ahead: int) -> None:
-        """Go back to the last checkpoint, and on with other images.
+    def _roll_back(self, trouble: str, next_batch: int) -> None:
+        """Return to the last checkpoint, but continue with a later batch.
 
         Args:
-            trouble: what happened, for the error.
-            ahead: the number, in the order of the images, of the step whose images come next.
-        Raises: FloatingPointError if the recipe does not ask for that, or not so often.
+            trouble: what happened, for the error message.
+            next_batch: number of the batch to continue with.
+        Raises: FloatingPointError if the recipe allows no (more) rollbacks.
         """
-        watch, rollbacks = self._recipe.watch, self.progress.rollbacks + 1
-        if watch.spike_nats is None:
+        monitoring, rollbacks = self._recipe.monitoring, self.state.rollbacks + 1
+        if monitoring.spike_nats is None:
             raise FloatingPointError(
-                f"{trouble}: lower training.learning_rate, or set watch.spike_nats to skip such images"
+                f"{trouble}: lower training.learning_rate, or set monitoring.spike_nats to skip such images"
             )
         path = None if self._checkpoints is None else self._checkpoints.newest()
-        if rollbacks > watch.max_rollbacks or path is None:
+        if rollbacks > monitoring.max_rollbacks or path is None:
             raise FloatingPointError(
-                f"{trouble}, spike number {rollbacks}, of which watch.max_rollbacks allows {watch.max_rollbacks}: "
-                "lower training.learning_rate"
+                f"{trouble}, spike number {rollbacks}, of which monitoring.max_rollbacks allows "
+                f"{monitoring.max_rollbacks}: lower training.learning_rate"
             )
-        best, best_step = self.progress.best, self.progress.best_step
+        best, best_step = self.state.best, self.state.best_step
         self._load(path)
-        # The best weights so far were kept, even if the steps that led to them are undone.
-        self.progress.best, self.progress.best_step = best, best_step
-        self.progress.rollbacks, self.progress.skipped = rollbacks, ahead - self.progress.step
+        # The best weights so far are saved, even if the steps that led to them are undone.
+        self.state.best, self.state.best_step = best, best_step
+        self.state.rollbacks, self.state.skipped_batches = rollbacks, next_batch - self.state.step
 
-    def _order(self) -> int:
-        """The number of the next step in the order of the images."""
-        return self.progress.step + self.progress.skipped
+    def _batch_number(self) -> int:
+        """The number of the next step's batch in the order of the images."""
+        return self.state.step + self.state.skipped_batches
 
-    def _batches(self) -> Iterator[list[Batch]]:
-        last = self._recipe.training.num_steps + self.progress.skipped
-        workers = self._recipe.data.num_workers
-        return feed(self._steps, self._order(), last, num_workers=workers, pin_memory=self._world.device.type == "cuda")
+    def _iterate_batches(self) -> Iterator[list[Batch]]:
+        last = self._recipe.training.num_steps + self.state.skipped_batches
+        workers, pin_memory = self._recipe.data.num_workers, self._context.device.type == "cuda"
+        return self._batches.prefetch(self._batch_number(), last, num_workers=workers, pin_memory=pin_memory)
 
     def _save(self) -> bool:
-        """Save a checkpoint; False if there was something in it that is not finite, and the run was rolled back."""
+        """Save a checkpoint; False if it would hold values that are not finite, and the run was rolled back."""
         if not self._is_finite():
-            self._roll_back(f"the weights after step {self.progress.step} are not finite", self._order())
+            self._roll_back(f"the weights after step {self.state.step} are not finite", self._batch_number())
             return False
         if self._checkpoints is not None:
-            progress = self.progress.as_json()
-            self._checkpoints.save(self.progress.step, self._model, self._optimizers, self.average.weights, progress)
+            state = self.state.to_json()
+            self._checkpoints.save(self.state.step, self._model, self._optimizers, self.ema.weights, state)
         return True
 
     def _load(self, path: Path) -> None:
         assert self._checkpoints is not None, "it is where the path comes from"
-        content = self._checkpoints.load(path, self._model, self._optimizers, self.average.weights)
-        self.progress = Progress.from_json(content, str(path))
+        content = self._checkpoints.load(path, self._model, self._optimizers, self.ema.weights)
+        self.state = TrainerState.from_json(content, str(path))

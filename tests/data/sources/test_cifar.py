@@ -126,7 +126,7 @@ class Trap:
 def test_a_pickle_runs_nothing(tmp_path, protocol):
     (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": Trap(tmp_path / "trapped")}, protocol))
     told = "uses the instruction DICT" if protocol == 0 else r"asks for \w+\.mkdir"
-    with pytest.raises(ValueError, match=rf"is no pickle of CIFAR's \(it {told}, which no data needs\)"):
+    with pytest.raises(ValueError, match=rf"is not a CIFAR pickle \(it {told}, which no data needs\)"):
         open_images(tmp_path / "test_batch")
     assert not (tmp_path / "trapped").exists()
 
@@ -138,19 +138,19 @@ def test_a_pickle_runs_nothing(tmp_path, protocol):
         ("a.bin", b"", r"a.bin has 0 bytes"),
         ("a.bin", bytes([10]) + bytes(3072), r"labels in .* run from 10 to 10, 10 classes are 0 to 9: the file"),
         ("train.bin", bytes([0, 100]) + bytes(3072), r"labels in .* run from 100 to 100, 100 classes are 0 to 99"),
-        ("train", b"no pickle", r"train is no pickle of CIFAR's \("),
-        ("train", b"", r"train is no pickle of CIFAR's \("),
-        ("train", pickle.dumps([1]), r"train is no pickle of CIFAR's \(it holds a list\)"),
+        ("train", b"no pickle", r"train is not a CIFAR pickle \("),
+        ("train", b"", r"train is not a CIFAR pickle \("),
+        ("train", pickle.dumps([1]), r"train is not a CIFAR pickle \(it holds a list\)"),
         ("train", pickle.dumps({"data": [1]}), r"train has no data of uint8 \(images, 3072\)"),
         (
             "train",
             python2_pickle({"data": np.zeros((2, 3072), np.uint8)}),
-            r"train has not one label for each of its 2",
+            r"train does not have one label for each of its 2",
         ),
         (
             "train",
             python2_pickle({"data": np.zeros((2, 3072), np.uint8), "labels": [1, "2"]}),
-            r"train has not one label for each of its 2 images",
+            r"train does not have one label for each of its 2 images",
         ),
         (
             "train",

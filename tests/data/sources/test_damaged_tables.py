@@ -92,9 +92,9 @@ BAD = {
     "no files": (state(_data_files=[]), "saved has no rows: give a source with images"),
     "files of no name": (state(_data_files=[{"name": SHARD}]), "saved/state.json is damaged (_data_files: 0.file"),
     "files of another kind": (state(_data_files=3), "saved/state.json is damaged (_data_files: the content is 3: it"),
-    "a file elsewhere": (listed(f"../saved/{SHARD}"), f"saved/state.json is damaged ('../saved/{SHARD}' is no name in"),
-    "an absolute file": (listed("/etc/passwd"), "saved/state.json is damaged ('/etc/passwd' is no name in"),
-    "a drive": (listed("C:\\x"), "saved/state.json is damaged ('C:\\\\x' is no name in this folder)"),
+    "a file elsewhere": (listed(f"../saved/{SHARD}"), f"saved/state.json is damaged ('../saved/{SHARD}' is not the"),
+    "an absolute file": (listed("/etc/passwd"), "saved/state.json is damaged ('/etc/passwd' is not the name of"),
+    "a drive": (listed("C:\\x"), "saved/state.json is damaged ('C:\\\\x' is not the name of a file"),
     "a long name": (listed("x" * 5000), "saved/state.json is damaged ('xxxxx"),
 }  # fmt: skip
 

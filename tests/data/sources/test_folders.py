@@ -9,11 +9,11 @@ from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data.identity import class_changes
+from imagegpt.data.loading import open_data, open_data_for_model
+from imagegpt.data.recipe import DataRecipe
 from imagegpt.data.sources.registry import open_images
-from imagegpt.jobs.encode import encode_images
-from imagegpt.training.datasets import data_to_score, open_data
-from imagegpt.training.factory import build_loss
-from imagegpt.training.recipe import DataRecipe
+from imagegpt.jobs.encode import encode
+from imagegpt.training.factory import build_model
 from imagegpt.training.recipe_io import parse_recipe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
@@ -42,14 +42,16 @@ def opened(place, **fields):
 
 
 def notes_of(place, record):
-    return [note for note in data_to_score(str(place), "m", PROCESSOR, record).notes if "other classes than" in note]
+    return [
+        note for note in open_data_for_model(str(place), "m", PROCESSOR, record).notes if "other classes than" in note
+    ]
 
 
 def test_other_classes_in_words():
     assert class_changes(["a", "b"], ["a", "c"]) == "b is missing; c is new"
     assert class_changes(["a", "b", "c"], ["c"]) == "a, b are missing"
     assert class_changes(["a"], list("abcdef")) == "b, c, d and 2 more are new"
-    assert class_changes(["a", "b"], ["b", "a"]) == "they stand in another order"
+    assert class_changes(["a", "b"], ["b", "a"]) == "their order has changed"
     assert class_changes(["a"], None) == "there are none"
     assert class_changes(None, ["a"]) == "there were none"
 
@@ -59,14 +61,14 @@ def test_a_class_that_was_renamed_is_noticed_when_a_model_is_scored(photos):
     assert notes_of(photos, record) == []
     (photos / "dog").rename(photos / "hound")
     assert notes_of(photos, record) == [
-        f"{photos} has other classes than m was trained with: dog is missing; hound is new"
+        f"{photos} has other classes than the training data of m: dog is missing; hound is new"
     ]
 
 
 def test_so_is_one_that_is_missing(photos):
     record = opened(photos).record
     shutil.rmtree(photos / "bee")
-    assert notes_of(photos, record) == [f"{photos} has other classes than m was trained with: bee is missing"]
+    assert notes_of(photos, record) == [f"{photos} has other classes than the training data of m: bee is missing"]
 
 
 def test_the_classes_of_other_images_are_their_own_affair(photos, tmp_path):
@@ -81,11 +83,11 @@ def test_other_labels_of_the_same_images_are_noticed(tmp_path, photos):
     labels = np.arange(40) // 10
     for name, given in (("a", labels), ("b", 3 - labels)):
         np.savez(tmp_path / f"{name}.npz", images=PIXELS, labels=given)
-        encode_images(tmp_path / f"{name}.npz", tmp_path / name, PROCESSOR)
+        encode(tmp_path / f"{name}.npz", tmp_path / name, PROCESSOR)
     record = open_data(DataRecipe(train=str(tmp_path / "a"))).record
-    notes = {name: data_to_score(str(tmp_path / name), "m", PROCESSOR, record).notes for name in ("a", "b")}
+    notes = {name: open_data_for_model(str(tmp_path / name), "m", PROCESSOR, record).notes for name in ("a", "b")}
     assert notes["a"] == []
-    assert "images of the train part have other labels than m was trained with" in notes["b"]
+    assert "images of the train split have other labels than in the training of m" in notes["b"]
 
 
 def test_a_resumed_run_names_the_classes(photos):
@@ -109,7 +111,7 @@ def classifier(place, **fields):
     given = {"train": str(place), "palette": str(place.parent / "palette.npy"), "side": 4, **fields}
     content = {"model": {"n_layer": 1, "n_embd": 8, "n_head": 1}, "data": given, "training": {"num_steps": 200}}
     recipe = parse_recipe({**content, "objective": {"name": "classification"}})
-    return build_loss(recipe, open_data(recipe.data))
+    return build_model(recipe, open_data(recipe.data))
 
 
 def test_a_class_without_training_images_is_refused(photos):
@@ -117,7 +119,7 @@ def test_a_class_without_training_images_is_refused(photos):
     assert cast(Any, classifier(photos, split={"validation": 0.2}).model).config.num_labels == 4
     for path in (photos / "cat").iterdir():
         path.write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"photos has no image of cat to train on, broken ones and those held out"):
+    with pytest.raises(ValueError, match=r"photos has no image of cat to train on, apart from broken and held-out"):
         classifier(photos, max_broken=0.5)
     shutil.rmtree(photos / "cat")
     with pytest.raises(ValueError, match=r"photos has no image of \w+ to train on"):

@@ -71,17 +71,17 @@ def test_fashion_mnist():
 
 whole = content(IMAGES)
 BAD = {
-    "cut": (whole[:-1], "its 195 bytes cannot be the 180 values that it announces"),
-    "too long": (whole + b"x", "its 197 bytes cannot be the 180 values that it announces"),
+    "cut": (whole[:-1], "its 195 bytes cannot be the 180 values that it declares"),
+    "too long": (whole + b"x", "its 197 bytes cannot be the 180 values that it declares"),
     "cut within its header": (whole[:9], "unpack requires a buffer of 16 bytes"),
     "empty": (b"", "unpack requires a buffer"),
-    "other numbers": (content(IMAGES, kind=9), "it holds no bytes of 3 axes"),
-    "other axes": (content(IMAGES[0]) + bytes(9), "it holds no bytes of 3 axes"),
+    "other numbers": (content(IMAGES, kind=9), "it does not hold bytes with 3 axes"),
+    "other axes": (content(IMAGES[0]) + bytes(9), "it does not hold bytes with 3 axes"),
     "more than there can be": (struct.pack(">HBB3I", 0, 8, 3, 1 << 31, 1 << 31, 1 << 31), "16 bytes cannot be the 9,"),
     "no gzip": (whole, "Not a gzipped file"),
     "cut gzip": (gzip.compress(whole)[:-20], "Compressed file ended before"),
-    "gzip of a damaged file": (gzip.compress(whole[:-1]), "it holds fewer values than it announces"),
-    "gzip of a longer file": (gzip.compress(whole + bytes(99)), "it holds more values than it announces"),
+    "gzip of a damaged file": (gzip.compress(whole[:-1]), "it holds fewer values than it declares"),
+    "gzip of a longer file": (gzip.compress(whole + bytes(99)), "it holds more values than it declares"),
     "gzip of a bomb": (
         gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 1 << 31, 28, 28) + bytes(9)), "cannot be the 1,683,627,180,032 v"
     ),
@@ -118,6 +118,6 @@ def test_files_that_do_not_go_together(tmp_path):
         (tmp_path / f"{name}-images-idx3-ubyte").unlink()
     write(tmp_path, "", IMAGES)
     with pytest.raises(
-        ValueError, match=r"images-idx3-ubyte is of no split: call it as MNIST's files are, such as train"
+        ValueError, match=r"images-idx3-ubyte is of no split: name it as MNIST names its files, such as train"
     ):
         open_images(tmp_path)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from imagegpt.data.broken_images import trouble_with
 from imagegpt.data.hashing import source_fingerprint
-from imagegpt.data.sources.registry import list_splits, open_images
-from imagegpt.images.decoding import open_picture
+from imagegpt.data.sources.digits import load_digits
+from imagegpt.data.sources.registry import list_splits, open_images, source_processor
+from imagegpt.images.decoding import open_image
 
 
 def read(source, processor):
@@ -121,15 +122,12 @@ def test_a_folder_of_arrays_has_splits(tmp_path, rgb, processor):
 
 
 def test_digits_are_the_ids_of_their_data_set():
-    from imagegpt import ImageGPTImageProcessor
-    from imagegpt.data.sources.digits import load_digits
-
-    data = load_digits()
+    digits = load_digits()["test"]
     assert list_splits("digits") == ["train", "validation", "test"]
     source = open_images("digits", split="test")
-    ids, labels, _ = read(source, ImageGPTImageProcessor(data.palette, size=8))
-    assert np.array_equal(ids, data.test.ids.numpy())
-    assert labels == data.test.labels.tolist()
+    ids, labels, _ = read(source, source_processor("digits"))
+    assert np.array_equal(ids, digits.levels)
+    assert labels == digits.labels.tolist()
     assert source.classes == list("0123456789")
     assert len(pickle.dumps(source)) < 1000
 
@@ -170,7 +168,7 @@ def test_what_is_wrong_with_a_picture(tmp_path, processor, png):
     whole = png(np.zeros((4, 4, 3), np.uint8))
     for content, trouble in ((b"text", "unreadable"), (whole[:20], "unreadable")):
         with pytest.raises(ValueError, match=r"^row 1 (is not an image|cannot be decoded)") as caught:
-            open_picture(io.BytesIO(content), "row 1").load()
+            open_image(io.BytesIO(content), "row 1").load()
         assert trouble_with(caught.value) == trouble
     with pytest.raises(FileNotFoundError) as missing:
         processor.to_rgb([tmp_path / "gone.png"])
@@ -181,7 +179,7 @@ def test_what_is_wrong_with_a_picture(tmp_path, processor, png):
 def test_a_decompression_bomb_is_huge(monkeypatch, png, share):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(share * 32 * 32))
     with pytest.raises(ValueError, match=r"^x has more pixels than Pillow's limit of \d+: shrink") as caught:
-        open_picture(io.BytesIO(png(np.zeros((32, 32, 3), np.uint8))), "x")
+        open_image(io.BytesIO(png(np.zeros((32, 32, 3), np.uint8))), "x")
     assert trouble_with(caught.value) == "huge"
 
 
@@ -219,8 +217,8 @@ BAD = {
     "a path from the root": (None, "/nowhere/at/all", None, "'/nowhere/at/all' does not exist: check the path"),
     "an empty name": (None, "", None, "'' does not exist: check the path"),
     "a missing file": (None, "src/a.npz", None, "'src/a.npz' does not exist"),
-    "empty folder": (lambda p: (p / "src").mkdir(), "src", None, "src holds no images: give a folder of images"),
-    "a single image": (lambda p: write(p / "src.png"), "src.png", None, "src.png is a file of no kind that holds many"),
+    "empty folder": (lambda p: (p / "src").mkdir(), "src", None, "src holds no images: give digits; "),
+    "a single image": (lambda p: write(p / "src.png"), "src.png", None, "src.png is no file that holds many images: "),
     "no such split": (None, "digits", "dev", "digits has no split 'dev': choose one of train, validation, test"),
     "split not chosen": (None, "digits", None, "digits has the splits train, validation, test: choose one"),
     "no splits": (lambda p: write(p / "src/a.png"), "src", "train", "src has no splits and 'train' was asked for"),
@@ -245,18 +243,18 @@ BAD = {
     ),
     "pictures and their masks": (
         lambda p: (write(p / "src/Images/a.jpg"), write(p / "src/annotations/trimaps/a.png")),
-        "src", None, "src has images in Images and annotations, which are no names of classes: give one of these",
+        "src", None, "src has images in Images and annotations, which are not names of classes: give one of these",
     ),
     "parts of other names": (
         lambda p: (write(p / "src/images_background/a/a.png"), write(p / "src/images_evaluation/b/a.png")),
-        "src", None, "src has images in images_background and images_evaluation, which are no names of classes",
+        "src", None, "src has images in images_background and images_evaluation, which are not names of classes",
     ),
     "more than train and test": (
         lambda p: [write(p / "src" / one / "a.png") for one in ("seg_train/a", "seg_test/a", "seg_pred")],
         "src", "train", "src has images in seg_pred beside the split seg_test, seg_train: move one of them away",
     ),
     "encoded already": (
-        lambda p: write(p / "src/encoding.json"), "src", None, "src holds images that are encoded already: give the"
+        lambda p: write(p / "src/encoding.json"), "src", None, "src holds encoded images: give the source"
     ),
     "no zip": (lambda p: write(p / "src.npz"), "src.npz", None, "src.npz is no readable .npz file (File is not a zip"),
     "no npy": (lambda p: write(p / "src.npy", b"x" * 99), "src.npy", None, "src.npy is no readable .npy file ("),
@@ -284,12 +282,12 @@ BAD = {
         lambda p: saved_array(p, images=IMAGES, labels=[0.5] * 4), "src.npz", None, "the labels in src.npz are float64"
     ),
     "negative labels": (
-        lambda p: saved_array(p, images=IMAGES, labels=[0, 1, -2, 0]), "src.npz", None, "a label in src.npz is -2: they"
+        lambda p: saved_array(p, images=IMAGES, labels=[0, 1, -2, 0]), "src.npz", None, "a label in src.npz is -2: l"
     ),
     "arrays twice": (
-        lambda p: (write(p / "src/val.npy"), write(p / "src/valid.npz")), "src", None, "src/val.npy and valid.npz mean"
+        lambda p: (write(p / "src/val.npy"), write(p / "src/valid.npz")), "src", None, "src/val.npy and valid.npz are"
     ),
-    "both kinds of CIFAR": (both_kinds, "src", "train", "src holds both CIFAR's binary and its Python files: keep one"),
+    "both kinds of CIFAR": (both_kinds, "src", "train", "src holds both binary and Python files of CIFAR: keep one"),
 }  # fmt: skip
 
 

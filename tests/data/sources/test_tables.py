@@ -10,7 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from pyarrow import parquet
 
-from imagegpt.data.sources import tables
+from imagegpt.data.sources.parquet import open_parquet
 from imagegpt.data.sources.registry import list_splits, open_images
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -106,34 +106,6 @@ def test_broken_rows_are_the_callers_to_count(tmp_path, cells):
     assert [source[index].label for index in (0, 3, 4, 5)] == [0, None, None, 5]
 
 
-def test_a_name_on_the_hub(tmp_path, monkeypatch, rgb, processor, cells):
-    """No network here: the library is asked for the right things, and its answer is used."""
-    made, asked = with_names(cells), []
-    made.save_to_disk(tmp_path / "cached")
-
-    def load(name, *, split):
-        asked.append((name, split))
-        return datasets.load_from_disk(tmp_path / "cached")
-
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["test", "train"])
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.chdir(tmp_path)
-    assert list_splits("owner/pictures") == ["train", "test"]
-    source = open_images("owner/pictures", split="test")
-    check(source, processor, rgb[:6])
-    assert (asked, source.name, source.split) == ([("owner/pictures", "test")], "owner/pictures", "test")
-
-
-def test_the_hub_out_of_reach_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConnectionError) as caught:
-        open_images("owner/pictures", split="train")
-    told = "owner/pictures does not exist here, nor can a data set of that name be had from the hub ("
-    assert str(caught.value).startswith(told)
-    assert str(caught.value).endswith("): check the name and the network, or give a folder")
-    assert "\n" not in str(caught.value)
-
-
 def test_progress_bars_of_the_library_come_back(tmp_path, cells):
     from datasets.utils import are_progress_bars_disabled
 
@@ -176,7 +148,7 @@ BAD = {
         lambda p: Dataset.from_dict({"image": []}, Features({"image": Value("binary")})).save_to_disk(p / "src"),
         "src", "src has no rows: give a source with images",
     ),
-    "half of it in splits": (mixed, "src", "src/more.parquet is of no split and other files in src are: call it"),
+    "half of it in splits": (mixed, "src", "src/more.parquet belongs to no split and other files in src do: rename it"),
     "no state": (
         saved_and(lambda p: (p / "state.json").write_text("{}")), "src", "src/state.json is damaged (_data_files"
     ),
@@ -211,7 +183,7 @@ def test_without_the_library_one_sentence(tmp_path, monkeypatch, cells):
     parquet.write_table(table(cells), tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"^parquet needs the library datasets: pip install 'imagegpt\[data\]'$"):
-        tables.open_parquet([tmp_path / "a.parquet"], "a", None)
+        open_parquet([tmp_path / "a.parquet"], "a", None)
 
 
 @pytest.mark.parametrize("folder", ["a[1]", "a*b", "a?"])

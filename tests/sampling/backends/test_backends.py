@@ -1,4 +1,4 @@
-"""The steps: tokens fed in any pieces give the logits of the whole model, by each backend."""
+"""Backends: stepping through tokens in chunks of any length gives the logits of the whole model."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from imagegpt.sampling import ExecutionPlan
-from imagegpt.sampling.backends.pytorch import rounded
+from imagegpt.sampling.backends.pytorch import round_to_bucket
 from naive import VARIANTS, prompts_of, varied_model
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -23,16 +23,16 @@ def no_grad():
 
 
 def opened(model, num_images, backend="cpp", precision="float32"):
-    """A backend with so many images from nothing."""
+    """A backend with `num_images` empty prompts."""
     plan = ExecutionPlan.choose(model, backend=backend, precision=precision)
-    step = plan.open_backend(num_images, model.config.n_positions)
+    step = plan.make_backend(num_images, model.config.n_positions)
     for row in range(num_images):
         step.admit(row, torch.empty(0, dtype=torch.int64))
     return step
 
 
 def tokens_of(model, num_images, seed=0):
-    """What is fed for some images: the start token, and all pixels but the last."""
+    """Inputs for random images: the start token, and all pixels but the last."""
     images = torch.stack(prompts_of([model.config.n_positions] * num_images, model.config.num_colors, seed))
     return functional.pad(images[:, :-1], (1, 0), value=model.config.sos_token_id)
 
@@ -51,10 +51,10 @@ def error(logits, expected):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_the_models_own(variant, backend):
-    """Rounding was 1e-7 to 4e-7 of the logits' norm; any of the variants taken for another is off by 1e-2 and more."""
+def test_logits_equal_those_of_the_model(variant, backend):
+    """Rounding was 1e-7 to 4e-7 of the logits' norm; confusing two variants changes them by at least 1e-2."""
     if backend == "cpp" and variant in ONLY_IN_TORCH:
-        pytest.skip("C++ knows the activation of the original code only")
+        pytest.skip("the C++ kernels have the original activation only")
     model = varied_model(variant, num_pixels=70)
     tokens = tokens_of(model, 3)
     step = opened(model, 3, backend)
@@ -65,8 +65,8 @@ def test_logits_are_the_models_own(variant, backend):
 
 
 @pytest.mark.parametrize("variant", ["no biases", "exact gelu", "large epsilon", "scores not scaled"])
-def test_the_tolerance_tells_the_variants_apart(variant):
-    """Same weights where there are any, another arithmetic."""
+def test_the_tolerance_distinguishes_the_variants(variant):
+    """With the same weights, but different maths."""
     model, other = varied_model(), varied_model(variant)
     other.load_state_dict(model.state_dict(), strict=False)
     tokens = tokens_of(model, 3)
@@ -76,21 +76,21 @@ def test_the_tolerance_tells_the_variants_apart(variant):
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=15, deadline=None)
 @given(st.data())
-def test_any_pieces_at_any_pace_give_the_same_logits(backend, data):
-    """Each image has a position of its own, and feeds pieces of the length that all share."""
+def test_chunks_of_any_length_give_the_same_logits(backend, data):
+    """Each image has its own position; the length of a chunk is the same for all."""
     num_images = data.draw(st.integers(1, 4), label="images")
     model = varied_model("heads pruned", num_pixels=80)
     tokens = tokens_of(model, num_images, seed=data.draw(st.integers(0, 9), label="seed"))
     expected = model(tokens, use_cache=False).logits
     step = opened(model, num_images, backend)
     starts = data.draw(st.lists(st.integers(0, 40), min_size=num_images, max_size=num_images), label="starts")
-    for image, start in enumerate(starts):  # what comes before the starts, of one image at a time
+    for image, start in enumerate(starts):  # fill the cache before the starts, one image at a time
         if start:
             positions = torch.arange(start).unsqueeze(0)
             feed(step, tokens[image : image + 1, :start], positions, [image])
     position = torch.tensor(starts).unsqueeze(1)
     while position.max() < 80:
-        window = (position + torch.arange(data.draw(st.integers(1, 20), label="piece"))).clamp(max=79)
+        window = (position + torch.arange(data.draw(st.integers(1, 20), label="chunk"))).clamp(max=79)
         logits = feed(step, tokens.gather(1, window), window)
         wanted = expected.gather(1, window.unsqueeze(2).expand(-1, -1, expected.shape[2]))
         assert error(logits, wanted) < 2e-6
@@ -98,7 +98,7 @@ def test_any_pieces_at_any_pace_give_the_same_logits(backend, data):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_wrong_draft_is_forgotten_when_its_position_is_fed_again(backend):
+def test_a_wrong_draft_has_no_effect_once_its_position_is_fed_again(backend):
     model = varied_model()
     tokens = tokens_of(model, 2)
     right, step = opened(model, 2, backend), opened(model, 2, backend)
@@ -125,12 +125,12 @@ def test_feeding_a_finished_image_again_changes_nothing(num_fed, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("num_given", [1, 2, 64, 65, 99])
-def test_a_prompt_that_is_read_is_as_if_it_had_been_fed(num_given, backend):
+def test_prefilling_equals_stepping(num_given, backend):
     model = varied_model("heads pruned", num_pixels=100)
     tokens = tokens_of(model, 4)
     tokens[2:, : num_given + 1] = tokens[1, : num_given + 1]
     expected = model(tokens, use_cache=False).logits
-    step = ExecutionPlan.choose(model, backend=backend).open_backend(4, 100)
+    step = ExecutionPlan.choose(model, backend=backend).make_backend(4, 100)
     for row in (2, 0, 3, 1):
         step.admit(row, tokens[row, 1 : num_given + 1])
     for position in range(num_given, 100):
@@ -139,7 +139,7 @@ def test_a_prompt_that_is_read_is_as_if_it_had_been_fed(num_given, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_that_are_not_fed_keep_what_they_have(backend):
+def test_rows_that_are_not_fed_keep_their_cache(backend):
     model = varied_model(num_pixels=70)
     tokens = tokens_of(model, 3)
     expected = model(tokens, use_cache=False).logits
@@ -151,15 +151,15 @@ def test_rows_that_are_not_fed_keep_what_they_have(backend):
         assert error(logits, expected[rows][:, 30:33]) < 2e-6
 
 
-@pytest.mark.parametrize(("backend", "precision", "share"), [
+@pytest.mark.parametrize(("backend", "precision", "fraction"), [
     ("cpp", "float32", 1), ("cpp", "bfloat16", 1 / 2), ("cpp", "int8", (16 + 4) / 16 / 4),
     ("torch", "float32", 1), ("torch", "bfloat16", 1 / 2), ("torch", "int8", 1 / 2),
 ])  # fmt: skip
-def test_keys_and_values_are_stored_in_the_precision_asked_for(backend, precision, share):
+def test_keys_and_values_are_stored_in_the_chosen_precision(backend, precision, fraction):
     model = varied_model()
     step = opened(model, 2, backend, precision)
-    positions = 16 if backend == "cpp" else rounded(16)
-    assert step.cache_bytes == 2 * 3 * 2 * 4 * positions * 16 * 4 * share
+    positions = 16 if backend == "cpp" else round_to_bucket(16)
+    assert step.cache_bytes == 2 * 3 * 2 * 4 * positions * 16 * 4 * fraction
     tokens = tokens_of(model, 2)
     wrong = error(all_at_once(step, tokens), model(tokens, use_cache=False).logits)
     assert wrong < {"float32": 2e-6, "bfloat16": 0.02, "int8": 0.05}[precision]
@@ -168,18 +168,18 @@ def test_keys_and_values_are_stored_in_the_precision_asked_for(backend, precisio
 def test_images_share_the_keys_and_values_of_their_prompt():
     model = varied_model(num_pixels=100)
     prompts = prompts_of([80, 80])
-    step = ExecutionPlan.choose(model).open_backend(6, 100)
+    step = ExecutionPlan.choose(model).make_backend(6, 100)
     for row in range(6):
         step.admit(row, prompts[row % 2].clone())
     numbers = 3 * 2 * 4 * 16 * 4
-    assert step.cache_bytes == numbers * (2 * 80 + 6 * 20)  # 80 is a multiple of 4, which a prefix has to be
+    assert step.cache_bytes == numbers * (2 * 80 + 6 * 20)  # 80 is a multiple of 4, as a prefix must be
     for row in (0, 2, 4):
         step.release(row)
     assert step.cache_bytes == numbers * (80 + 3 * 20)
 
 
-def test_what_stands_at_later_positions_is_never_seen():
-    """Wrong drafts and longer prompts leave it there; it must change no bit."""
+def test_later_positions_are_never_attended_to():
+    """Wrong drafts and longer prompts leave garbage there, which must not change a bit."""
     model = varied_model(num_pixels=100)
     tokens, logits = tokens_of(model, 3), []
     for garbage in (0.0, 1e30, -3.0):
@@ -187,7 +187,7 @@ def test_what_stands_at_later_positions_is_never_seen():
         for tensor in (*step._keys, *step._values):
             tensor.fill_(garbage)
         first = feed(step, tokens[:, :9], torch.arange(9).expand(3, 9))
-        own = torch.tensor([[9], [5], [2]])  # two images go back to what they had fed already
+        own = torch.tensor([[9], [5], [2]])  # two images go back to earlier positions
         logits.append(torch.cat([first, feed(step, tokens.gather(1, own), own)], dim=1))
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
@@ -195,31 +195,31 @@ def test_what_stands_at_later_positions_is_never_seen():
 
 @pytest.mark.parametrize("room", [16, 40])
 @pytest.mark.parametrize(("token", "position"), [(17, 0), (-1, 0), (0, 16), (0, -1)])
-def test_tokens_and_positions_that_do_not_exist(token, position, room):
-    step = ExecutionPlan.choose(varied_model(), backend="cpp").open_backend(1, room)
+def test_invalid_tokens_and_positions_are_refused(token, position, room):
+    step = ExecutionPlan.choose(varied_model(), backend="cpp").make_backend(1, room)
     step.admit(0, torch.empty(0, dtype=torch.int64))
-    with pytest.raises(IndexError, match=r"^a token is not below 17, or a position has no place in the cache"):
+    with pytest.raises(IndexError, match=r"^a token is outside 0 to 16, or a position is outside the cache"):
         step.step(torch.tensor([[token]]), torch.tensor([[position]]), [0], 16)
 
 
-def test_a_prompt_that_was_not_read_to_its_end_is_shared_with_nobody(monkeypatch):
-    """The error that stopped it may be kept by somebody, and with it what was cached so far."""
+def test_a_prefix_whose_prefill_failed_is_not_shared(monkeypatch):
+    """A reference to the error keeps the incomplete cache alive."""
     model = varied_model(num_pixels=70)
     (prompt,) = prompts_of([66], model.config.num_colors, 0)
-    step = ExecutionPlan.choose(model, backend="cpp").open_backend(2, 70)
+    step = ExecutionPlan.choose(model, backend="cpp").make_backend(2, 70)
     with monkeypatch.context() as patch:
-        patch.setattr(step, "_read", lambda *_: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(MemoryError) as kept:
+        patch.setattr(step, "_prefill", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError) as raised:
             step.admit(0, prompt)
     step.admit(1, prompt)
     tokens = functional.pad(prompt, (1, 0), value=model.config.sos_token_id).unsqueeze(0)
     logits = step.step(tokens[:, 66:], torch.tensor([[66]]), [1], 67)
     assert error(logits[:, 0], model.double()(tokens).logits[:, -1]) < 2e-6
-    del kept
+    del raised
 
 
-def test_without_a_prompt_nothing_is_read(monkeypatch):
-    """A call of no tokens woke a second thread all the same, which beside other programs took 0.2 s."""
-    step = ExecutionPlan.choose(varied_model(), backend="cpp").open_backend(1, 16)
-    monkeypatch.setattr(step, "_call", lambda *_: pytest.fail("called"))
+def test_an_empty_prompt_needs_no_kernel_call(monkeypatch):
+    """Regression: a call without tokens woke a second thread, which took 0.2 s on a busy machine."""
+    step = ExecutionPlan.choose(varied_model(), backend="cpp").make_backend(1, 16)
+    monkeypatch.setattr(step, "_call_kernel", lambda *_: pytest.fail("called"))
     step.admit(0, torch.empty(0, dtype=torch.int64))

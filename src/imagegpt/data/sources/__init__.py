@@ -1,4 +1,4 @@
-"""Where images come from: one module for each kind of source, and `registry`, which recognises and opens them.
+"""Sources of images: one module for each kind, and `registry`, which finds the kind of a location and opens it.
 
-In: a path or name that a user gives. Out: an `ImageSource`, whose examples are images with an optional class.
+In: a path or name, as the user gives it. Out: an `ImageSource`, whose examples are images with an optional label.
 """

@@ -1,6 +1,6 @@
-"""Pictures as numpy arrays: .npy and .npz files.
+"""Images as numpy arrays: .npy and .npz files.
 
-An array is mapped, not read, wherever the file allows it: .npy always, .npz if it was not compressed (np.savez). One in
+Arrays are memory-mapped wherever the file allows it: .npy always, .npz if it is not compressed (np.savez). An array in
 a compressed .npz is read as a whole.
 
 Axis letters: N images, H height, W width, C channels.
@@ -17,25 +17,27 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from imagegpt.common.memory import check_memory
-from imagegpt.common.text import printable, shortened
-from imagegpt.data.sources.base import UNLABELED, Example, ImageSource, in_one_line
+from imagegpt.common.text import printable, truncate
+from imagegpt.data.sources.base import UNLABELED, Example, ImageSource, SourceFormat, in_one_line
+from imagegpt.data.splits import canonical
 
 IMAGE_KEYS = ("images", "x", "data")
 LABEL_KEYS = ("labels", "y")
 
-_LOCAL_HEADER = 30  # bytes in front of a member's name in a zip; the lengths of name and extra field are its last four
+_SUFFIXES = (".npy", ".npz")
+_LOCAL_HEADER = 30  # bytes before a member's name in a zip; the last four are the lengths of name and extra field
 
 
 class ArraySource(ImageSource):
     """The images of a .npy or .npz file.
 
-    A .npy file holds the images; a .npz file holds them as `images`, `x` or `data`, and perhaps their classes as
-    `labels` or `y`. Images are uint8 (N, H, W) or (N, H, W, C), C = 1, 3 or 4; labels are whole numbers (N,) from 0,
-    -1 where there is none.
+    A .npy file holds the images; a .npz file holds them as `images`, `x` or `data`, and optionally their labels as
+    `labels` or `y`. Images are uint8 (N, H, W) or (N, H, W, C), C = 1, 3 or 4; labels are integers (N,) from 0, or -1
+    for images without one.
 
     Args:
         path: of the file.
-        name: what the user called the source.
+        name: as the user calls the source.
         split: which of its splits this is, None if it has none.
     Raises: ValueError if the file is damaged or holds something else.
     """
@@ -46,7 +48,7 @@ class ArraySource(ImageSource):
             images, labels = _mapped_npy(path) if path.suffix.lower() == ".npy" else _from_npz(path)
         except _WrongKeysError:
             raise
-        except Exception as error:  # those of numpy, zipfile, zlib and what they run into, all told alike
+        except Exception as error:  # numpy, zipfile and zlib raise errors of many types
             raise ValueError(
                 f"{path} is no readable {path.suffix} file ({in_one_line(error)}): save it again"
             ) from error
@@ -89,14 +91,14 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         image_key = next((key for key in IMAGE_KEYS if key in members), None)
         label_key = next((key for key in LABEL_KEYS if key in members), None)
         if image_key is None:
-            held = shortened(printable(", ".join(members)), 80) or "nothing"
+            held = truncate(printable(", ".join(members)), 80) or "nothing"
             raise _WrongKeysError(f"{path} holds {held}: name the array of images {', '.join(IMAGE_KEYS[:-1])} or data")
         images = _member(path, archive, members[image_key])
         return images, None if label_key is None else _member(path, archive, members[label_key])
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """An array in a zip: mapped if it was stored as it is, read otherwise."""
+    """Return an array in a zip: memory-mapped if it is not compressed, read otherwise."""
     if info.compress_type != zipfile.ZIP_STORED:
         with archive.open(info) as file:
             shape, _, dtype = _array_header(file)
@@ -141,10 +143,46 @@ def _check_images(path: Path, images: UInt8[np.ndarray, "..."]) -> None:
 def _checked_labels(path: Path, labels: np.ndarray, num_images: int) -> Int64[np.ndarray, " n"]:
     if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"the labels in {path} are {labels.dtype} {labels.shape}: there must be one whole number for each of its "
+            f"the labels in {path} are {labels.dtype} {labels.shape}: there must be one integer for each of its "
             f"{num_images} images"
         )
     values = np.asarray(labels).astype(np.int64)
     if values.min() < -1:
-        raise ValueError(f"a label in {path} is {values.min()}: they count from 0, and -1 is for images without")
+        raise ValueError(f"a label in {path} is {values.min()}: labels count from 0, and -1 is for images without one")
     return values
+
+
+class ArrayFormat(SourceFormat):
+    """A .npy or .npz file, or a folder of such files that are named after splits."""
+
+    description = "a .npy or .npz file, or a folder with train.npz and such"
+
+    def matches(self, location: str) -> bool:
+        """See `SourceFormat`."""
+        path = Path(location)
+        return _is_array_file(path) or (path.is_dir() and bool(_array_splits(path)))
+
+    def splits(self, location: str) -> list[str]:
+        """See `SourceFormat`."""
+        return [] if Path(location).is_file() else list(_array_splits(Path(location)))
+
+    def open(self, location: str, split: str | None) -> ArraySource:
+        """See `SourceFormat`."""
+        path = Path(location)
+        return ArraySource(path if split is None else _array_splits(path)[split], location, split)
+
+
+def _is_array_file(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and path.is_file()
+
+
+def _array_splits(folder: Path) -> dict[str, Path]:
+    """Find the array files of a folder that are named after a split."""
+    found: dict[str, Path] = {}
+    for path in sorted(filter(_is_array_file, folder.iterdir())):
+        split = canonical(path.stem)
+        if split in found:
+            raise ValueError(f"{found[split]} and {path.name} are both the {split} split: keep one of them")
+        if split is not None:
+            found[split] = path
+    return found

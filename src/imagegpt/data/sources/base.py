@@ -1,31 +1,31 @@
-"""What every source of pictures has in common."""
+"""What all sources share: `ImageSource`, and `SourceFormat`, which recognises and opens one kind of source."""
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from imagegpt.common.text import printable, shortened
+from imagegpt.common.registry import Registry
+from imagegpt.common.text import printable, truncate
+from imagegpt.images.processor import ImageGPTImageProcessor
 
 UNLABELED = -1  # as in `datasets`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One picture of a source.
+    """One image of a source.
 
     Attributes:
-        image: a path, a Pillow image, or uint8 (H, W) or (H, W, C); what `ImageGPTImageProcessor` takes.
-        label: its class, None if it has none.
-        name: where it is in its source, for people.
+        image: a path, a Pillow image, or uint8 (H, W) or (H, W, C); anything `ImageGPTImageProcessor` takes.
+        label: its class; None if it has none.
+        name: where it is in its source, for messages.
     """
 
     image: Path | Image.Image | np.ndarray
@@ -34,25 +34,29 @@ class Example:
 
 
 class ImageSource(ABC):
-    """Pictures by their number, 0 to `len(source) - 1`. Can be pickled; a copy opens its files itself.
+    """Images by index, 0 to `len(source) - 1`. Can be pickled; a copy opens its files itself.
 
     Attributes:
-        name: what the user called it.
-        split: which part of it this is; None if it has no parts.
-        classes: the name of each label, None if there are none.
-        has_a_file_each: whether picture k is in file k of `files`, and nothing else is.
+        name: as the user calls the source.
+        split: which of its splits this is; None if it has none.
+        classes: the name of each label; None without names.
+        has_a_file_each: whether image k is in file k of `files`, and nothing else is.
+        is_sequential: whether only reading in ascending order is fast, as for a stream.
+        fingerprint: identifies the content without reading it, for sources without files; None if only `files` do.
     """
 
     name: str
     split: str | None
     classes: list[str] | None
     has_a_file_each: bool = False
+    is_sequential: bool = False
+    fingerprint: str | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """Picture `index`, read as far as its kind must; a file is not opened yet.
+        """Return image `index`; image files are not opened yet.
 
         Raises: IndexError if there is none; ValueError if it cannot be read.
         """
@@ -65,32 +69,62 @@ class ImageSource(ABC):
 
     @abstractmethod
     def files(self) -> Iterable[Path]:
-        """The files that the pictures are in, in order: all that can change a picture."""
+        """The files that hold the images, in order: everything on disk that determines them."""
+
+    def save_listing(self, path: Path) -> None:  # noqa: B027 - most sources have nothing to list
+        """Write the list of images to a file, so that pickled copies read it instead of searching for the images."""
 
     @property
     @abstractmethod
     def labels(self) -> Int64[np.ndarray, " n"]:
-        """The label of each picture, -1 where there is none, without reading any."""
+        """The label of each image, -1 where there is none; reads no images."""
+
+
+class SourceFormat(ABC):
+    """A kind of source: recognises locations of this kind and opens them.
+
+    To add one to this package, write a subclass in a module of its own and list it in `registry.FORMATS`. Another
+    package declares it as an entry point of the group "imagegpt.sources", or registers it by `@SOURCES.register(name)`.
+
+    Attributes:
+        description: of such a source, for error messages, for example "a folder of images".
+    """
+
+    description: str
+
+    @abstractmethod
+    def matches(self, location: str) -> bool:
+        """Return whether a location, a path or a name, is of this kind; without reading images."""
+
+    def splits(self, location: str) -> list[str]:
+        """Return the splits of a location of this kind; none if it is a single data set."""
+        return []
+
+    @abstractmethod
+    def open(self, location: str, split: str | None) -> ImageSource:
+        """Open a location of this kind; `split` is one of `splits`, or None if there are none."""
+
+    def processor(self) -> ImageGPTImageProcessor | None:
+        """Return a processor that encodes these images exactly; None if palette and size are the user's choice."""
+        return None
+
+
+SOURCES: Registry[type[SourceFormat]] = Registry("data source", "imagegpt.sources")
 
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Silence: of odd but readable files Pillow says much, and nothing that would change anything."""
+    """Silence warnings: Pillow warns of odd but readable files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def in_one_line(error: BaseException) -> str:
-    """The message of somebody else's error, fit for the brackets of a sentence of ours."""
-    return shortened(printable(" ".join(str(error).split()).rstrip(".")), 300) or type(error).__name__
+    """The message of another library's error, short enough for parentheses in a sentence of ours."""
+    return truncate(printable(" ".join(str(error).split()).rstrip(".")), 300) or type(error).__name__
 
 
 def missing_library(what: str) -> ValueError:
     """The error for work that needs the extra `data`."""
     return ValueError(f"{what} needs the library datasets: pip install 'imagegpt[data]'")
-
-
-def name_of(src: Any) -> str:
-    """What a user called a source."""
-    return os.fspath(src)

@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them: the binary version, and the Python version.
+"""CIFAR-10 and CIFAR-100 as published by their authors: the binary version and the Python version.
 
-Both keep 32 x 32 pixels as 3,072 bytes: all red values row by row, then all green, then all blue. The binary version
-puts the label in front (CIFAR-100: the coarse, then the fine one); its files are mapped, not read. The Python version
-is a pickle of a dictionary, from Python 2; a pickle can run any code, so these are read by `cifar_pickle`, which runs
+Both store 32 x 32 pixels as 3,072 bytes: all red values row by row, then all green, then all blue. In the binary
+version the label comes first (CIFAR-100: the coarse, then the fine one); its files are memory-mapped. The Python
+version is a pickled dictionary of Python 2. Unpickling can run any code, so `cifar_pickle` reads these files and runs
 none.
 
 Axis letters: N images.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from imagegpt.data.sources.base import Example, ImageSource, in_one_line
+from imagegpt.data.sources.base import Example, ImageSource, SourceFormat, in_one_line
 from imagegpt.data.sources.cifar_pickle import read_pickle
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -30,18 +30,18 @@ _NUM_CLASSES = {1: 10, 2: 100}  # by the number of label bytes in the binary ver
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """A file's images, and their labels."""
+    """The images of a file and their labels."""
 
     pixels: UInt8[np.ndarray, "n 3072"]
     labels: Int64[np.ndarray, " n"]
 
 
 class CifarSource(ImageSource):
-    """The images of some of CIFAR's files, one after the other.
+    """The images of one or more CIFAR files.
 
     Args:
         files: all of the binary version, or all of the Python version.
-        name: what the user called the source.
+        name: as the user calls the source.
         split: "train" or "test", None for a single file.
     Raises: ValueError if a file is damaged.
     """
@@ -76,19 +76,41 @@ class CifarSource(ImageSource):
 
 
 def cifar_splits(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split in a folder of CIFAR's; none if it is no such folder."""
+    """Find the files of each split in a folder of CIFAR files."""
     found: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.iterdir() if is_cifar_file(path)):
         found.setdefault("test" if path.name.startswith("test") else "train", []).append(path)
     kinds = {path.suffix for files in found.values() for path in files}
     if len(kinds) > 1:
-        raise ValueError(f"{folder} holds both CIFAR's binary and its Python files: keep one kind there")
+        raise ValueError(f"{folder} holds both binary and Python files of CIFAR: keep one of the two versions there")
     return found
 
 
 def is_cifar_file(path: Path) -> bool:
-    """Whether a file is called like one of CIFAR's."""
+    """Return whether a file has the name of a CIFAR file."""
     return bool(_BATCH.fullmatch(path.name) or _WHOLE.fullmatch(path.name)) and path.is_file()
+
+
+class CifarFormat(SourceFormat):
+    """A file of CIFAR-10 or CIFAR-100, or a folder of such files."""
+
+    description = "a file or folder of CIFAR-10 or CIFAR-100"
+
+    def matches(self, location: str) -> bool:
+        """See `SourceFormat`."""
+        path = Path(location)
+        if path.is_dir():
+            return any(map(is_cifar_file, path.iterdir()))
+        return is_cifar_file(path) or (path.suffix.lower() == ".bin" and path.is_file())
+
+    def splits(self, location: str) -> list[str]:
+        """See `SourceFormat`."""
+        return list(cifar_splits(Path(location))) if Path(location).is_dir() else []
+
+    def open(self, location: str, split: str | None) -> CifarSource:
+        """See `SourceFormat`."""
+        path = Path(location)
+        return CifarSource([path] if split is None else cifar_splits(path)[split], location, split)
 
 
 def _binary(path: Path) -> _Batch:
@@ -99,7 +121,7 @@ def _binary(path: Path) -> _Batch:
             f"{path} has {size:,} bytes: images of CIFAR-10 have {1 + _PIXELS} each, of CIFAR-100 {2 + _PIXELS}; "
             "get the file again"
         )
-    # Both fit once in 3,073 x 3,074 bytes: then the name decides.
+    # A multiple of 3,073 x 3,074 bytes fits both: then the name decides.
     num_labels = fitting[0] if len(fitting) == 1 else 1 + bool(_WHOLE.fullmatch(path.name))
     records = np.memmap(path, np.uint8, "r").reshape(-1, num_labels + _PIXELS)
     labels = records[:, num_labels - 1].astype(np.int64)
@@ -111,10 +133,10 @@ def _pickled(path: Path) -> _Batch:
     content = _unpickle(path)
     pixels, listed = content.get("data"), content.get("labels", content.get("fine_labels"))
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
-        raise ValueError(f"{path} has no data of uint8 (images, {_PIXELS}): it is no batch of CIFAR's, get it again")
+        raise ValueError(f"{path} has no data of uint8 (images, {_PIXELS}): it is not a CIFAR file, get it again")
     listed = listed if isinstance(listed, list) and all(type(label) is int for label in listed) else []
     if len(listed) != len(pixels) or not len(pixels):
-        raise ValueError(f"{path} has not one label for each of its {len(pixels)} images: get the file again")
+        raise ValueError(f"{path} does not have one label for each of its {len(pixels)} images: get the file again")
     labels = np.asarray(listed, np.int64)
     _check_labels(path, labels, 100)
     return _Batch(pixels=pixels, labels=labels)
@@ -126,7 +148,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}")
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no pickle of CIFAR's ({in_one_line(error)}): get the file again") from error
+        raise ValueError(f"{path} is not a CIFAR pickle ({in_one_line(error)}): get the file again") from error
     return content
 
 
@@ -134,12 +156,12 @@ def _check_labels(path: Path, labels: Int64[np.ndarray, " n"], num_classes: int)
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"labels in {path} run from {labels.min()} to {labels.max()}, {num_classes} classes are 0 to "
-            f"{num_classes - 1}: the file is damaged or not CIFAR's, get it again"
+            f"{num_classes - 1}: the file is damaged or not a CIFAR file, get it again"
         )
 
 
 def _class_names(file: Path, largest_label: int) -> list[str] | None:
-    """The names in the files that lie beside CIFAR's; CIFAR-10's own without them; None if there are too few."""
+    """Read the class names from the files beside `file`; without them use CIFAR-10's; None if there are too few."""
     folder = file.parent
     for text in (folder / "batches.meta.txt", folder / "fine_label_names.txt"):
         if file.suffix == ".bin" and text.is_file():

@@ -1,10 +1,10 @@
-"""Reading the pickles of CIFAR's Python version without the module pickle, which can be made to run anything.
+"""Reading the pickles of CIFAR's Python version without the module pickle, which would run any code in them.
 
-A pickle is a program for a small machine with a stack. This machine knows the instructions that CIFAR's files and their
-copies by Python 3 consist of; it calls nothing and imports nothing. What it builds are dictionaries, lists, tuples,
-text, bytes, numbers, and arrays of bytes, never of objects.
+A pickle is a program for a small stack machine. This machine knows the instructions in CIFAR's files, and in copies
+that Python 3 wrote; it calls nothing and imports nothing. It builds dictionaries, lists, tuples, text, bytes, numbers,
+and arrays of bytes, never of objects.
 
-Source: `pickletools` in Python's standard library, which reads the instructions and describes each.
+Source: `pickletools` in Python's standard library, which reads and describes the instructions.
 """
 
 import pickletools
@@ -21,7 +21,7 @@ _EMPTY: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NOTHING = {"PROTO", "FRAME"}
 
-# What numpy's own pickles name, in its present and its former modules, and how Python 3 keeps bytes in old pickles.
+# The names in numpy's pickles, with its current and its former modules; `encode` is how Python 3 writes bytes.
 _ARRAY, _DTYPE, _BYTES, _KIND = "array", "dtype", "bytes", "kind of array"
 _NAMES = {
     ("numpy", "ndarray"): _KIND,
@@ -33,13 +33,13 @@ _NAMES = {
 
 
 class _Name(NamedTuple):
-    """Something that a pickle names."""
+    """A function or class that a pickle refers to."""
 
     meaning: str
 
 
 class _Made:
-    """An array or a dtype between the two instructions that make it: the call, and the state."""
+    """An array or a dtype between the two instructions that build it: the call and the state."""
 
     def __init__(self, meaning: str, arguments: tuple[Any, ...]) -> None:
         self.meaning, self.arguments = meaning, arguments
@@ -47,7 +47,7 @@ class _Made:
 
 
 def read_pickle(content: bytes) -> Any:
-    """What a pickle of CIFAR's holds; text of Python 2, which may be bytes, becomes str of as many characters.
+    """Read a CIFAR pickle; text of Python 2, which may be bytes, becomes a str with a character for each byte.
 
     Raises: ValueError for an instruction or a name that no such file needs, or if it is damaged.
     """
@@ -57,14 +57,14 @@ def read_pickle(content: bytes) -> Any:
             break
         try:
             machine.run(instruction.name, argument)
-        except (IndexError, KeyError, TypeError, OverflowError) as error:  # of a stack that is not as it should be
+        except (IndexError, KeyError, TypeError, OverflowError) as error:  # the stack does not hold what it needs
             raise ValueError(f"the instruction {instruction.name} makes no sense there") from error
     (result,) = machine.stack if len(machine.stack) == 1 else (None,)
     return _finished(result)
 
 
 class _Machine:
-    """The stack, the places of marks on it, and what was put aside."""
+    """The stack, the positions of marks on it, and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -72,7 +72,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, name: str, argument: Any) -> None:
-        """Carry out one instruction."""
+        """Execute one instruction."""
         stack = self.stack
         if name in _VALUES:
             stack.append(argument)
@@ -116,7 +116,7 @@ class _Machine:
 
 
 def _called(name: Any, arguments: tuple[Any, ...]) -> Any:
-    """What a call of something named gives, without calling it."""
+    """Return the result of a call, without calling anything."""
     meaning = _expect(name, _Name).meaning
     if meaning == _BYTES:
         return _expect(arguments[0], str).encode("latin-1")
@@ -126,21 +126,21 @@ def _called(name: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def _built(made: Any, state: tuple[Any, ...]) -> Any:
-    """An array or dtype with its state: (version, shape, dtype, whether columns come first, content)."""
+    """Set the state of an array or dtype: (version, shape, dtype, whether in Fortran order, content)."""
     if _expect(made, _Made).meaning == _ARRAY:
-        _, shape, dtype, columns_first, content = state
+        _, shape, dtype, fortran_order, content = state
         if _expect(dtype, _Made).meaning != _DTYPE:
             raise TypeError("no dtype")
         content = content.encode("latin-1") if isinstance(content, str) else _expect(content, bytes)
         sizes = tuple(_expect(size, int) for size in _expect(shape, tuple))
         if min(sizes, default=0) < 0:
             raise ValueError(f"an array has the shape {sizes}")
-        made.array = np.frombuffer(content, np.uint8).reshape(sizes, order="F" if columns_first else "C")
+        made.array = np.frombuffer(content, np.uint8).reshape(sizes, order="F" if fortran_order else "C")
     return made
 
 
 def _finished(value: Any) -> Any:
-    """A value as it goes to the reader: the array itself."""
+    """Return a value for the reader: for `_Made`, the array itself."""
     return value.array if isinstance(value, _Made) else value
 
 
@@ -150,5 +150,5 @@ def _text(key: Any) -> str:
 
 def _expect(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} in place of {kind.__name__}")
+        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
     return value

@@ -1,8 +1,8 @@
 """Finding the image files below a folder.
 
-The order is that of the names, folder by folder, so that it is the same on every machine. Names that start with a dot
-are not looked at, nor files whose suffix is no image format's. Links are followed, but neither in circles, nor to one
-folder twice within the same first-level folder: a few links to each other would lead to more files than there are.
+Files are sorted by name, folder by folder, so that their order is the same on every machine. Names that start with a
+dot are skipped, and files without the suffix of an image format. Links are followed, but not in circles, and not to one
+folder twice within the same first-level folder: a few folders with links to each other would have endless files.
 """
 
 import os
@@ -11,37 +11,37 @@ from pathlib import Path
 
 from PIL import Image
 
-from imagegpt.images.decoding import PHONE_SUFFIXES
+from imagegpt.images.decoding import OPTIONAL_SUFFIXES
 
 
 def image_files(folder: Path) -> Iterator[tuple[str, ...]]:
-    """The image files below a folder, in order, each as the parts of its path."""
+    """Yield the image files below a folder, in order, each as the components of its path."""
     suffixes, root = _suffixes(), os.path.realpath(folder)
 
-    def walk(place: str, parts: tuple[str, ...], seen: set[str]) -> Iterator[tuple[str, ...]]:
-        here = os.path.realpath(place)
+    def walk(path: str, components: tuple[str, ...], seen: set[str]) -> Iterator[tuple[str, ...]]:
+        here = os.path.realpath(path)
         if here in seen:
             return
         seen.add(here)
-        for entry in _entries(place):
+        for entry in _entries(path):
             if entry.is_dir():
-                yield from walk(entry.path, (*parts, entry.name), seen if parts else {root})
+                yield from walk(entry.path, (*components, entry.name), seen if components else {root})
             elif _suffix(entry.name) in suffixes:
-                yield (*parts, entry.name)
+                yield (*components, entry.name)
 
     return walk(os.fspath(folder), (), set())
 
 
 def has_images(folder: Path, *, deep: bool = True) -> bool:
-    """Whether there is an image file in a folder, or below it, found without listing all of them."""
+    """Return whether a folder has an image file, or with `deep` one below it; stops at the first."""
     suffixes, seen, waiting = _suffixes(), set[str](), [os.fspath(folder)]
     while waiting:
-        place = waiting.pop()
-        here = os.path.realpath(place)
+        path = waiting.pop()
+        here = os.path.realpath(path)
         if here in seen:
             continue
         seen.add(here)
-        with os.scandir(place) as entries:
+        with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
@@ -53,7 +53,7 @@ def has_images(folder: Path, *, deep: bool = True) -> bool:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The first-level folders, in order, but for links to this one or one above it."""
+    """Return the first-level folders, in order, except links to this folder or one above it."""
     here = folder.resolve()
     above = {here, *here.parents}
     found = [folder / entry.name for entry in _entries(os.fspath(folder)) if entry.is_dir()]
@@ -61,12 +61,12 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def empty_folders(folder: Path) -> list[Path]:
-    """The first-level folders with nothing in them, unless its name starts with a dot."""
+    """Return the first-level folders that are empty, apart from names that start with a dot."""
     return [path for path in folders_in(folder) if not _entries(os.fspath(path))]
 
 
-def _entries(place: str) -> list[os.DirEntry[str]]:
-    with os.scandir(place) as entries:
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    with os.scandir(path) as entries:
         return sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
 
 
@@ -75,6 +75,6 @@ def _suffix(name: str) -> str:
 
 
 def _suffixes() -> frozenset[str]:
-    """Of files that Pillow reads, if need be with another library; .pdf and some others it only writes."""
+    """The suffixes of files that Pillow reads, some of them with another library; .pdf and others it only writes."""
     readable = (suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-    return frozenset((*readable, *PHONE_SUFFIXES))
+    return frozenset((*readable, *OPTIONAL_SUFFIXES))

@@ -1,14 +1,14 @@
-"""How folders of pictures are laid out: where the splits are, and which folders are classes.
+"""The layout of a folder of images: which folders are splits, and which are classes.
 
-The usual layouts, as data sets are published in them, are told by the names of folders alone:
+The usual layouts of published data sets are recognised by the names of folders alone:
 
     train/cat/1.jpg                                splits, with a folder for each class or without
     training/ + testing/, train2017/ + val2017/    other names of splits, see `splits.canonical`
     cars_train/ + cars_test/                       names that differ in the split alone
     cat/1.jpg                                      classes
-    archive/images/cat/1.jpg                       a folder that holds nothing but such a layout
+    archive/images/cat/1.jpg                       a folder with nothing but such a layout
 
-What might as well be one as the other is refused: a split that is taken for a class spoils a model without a word.
+Ambiguous layouts are refused: a split that is mistaken for a class would silently spoil a model.
 """
 
 from pathlib import Path
@@ -16,45 +16,44 @@ from pathlib import Path
 from imagegpt.data.sources.file_listing import folders_in, has_images
 from imagegpt.data.splits import canonical, in_order, words_of
 
-# What folders are called that hold pictures or what belongs to them, but are no classes.
+# Names of folders that hold images or annotations but are not classes.
 _CONTAINERS = {
     "image", "images", "img", "imgs", "jpg", "jpeg", "jpegs", "jpegimages", "png", "pngs", "photos", "pictures",
 }  # fmt: skip
 _BESIDE_IMAGES = {"annotation", "annotations", "labels", "masks", "trimaps", "segmentationclass", "segmentationobject"}
 
 
-def picture_root(folder: Path, split: str | None = None) -> Path:
-    """The folder in which splits, classes or pictures begin: the folder itself, or the only one in it, and so on.
+def image_root(folder: Path, split: str | None = None) -> Path:
+    """Find the folder that holds splits, classes or images: the folder itself, or the only one in it, and so on.
 
-    A single folder with pictures in it is a class, unless it is called "images" or such.
+    A single folder with images in it is a class, unless its name is "images" or the like.
 
     Args:
         folder: given by the user, or of a split.
-        split: which one; there may be a folder of its name in it.
+        split: whose folder it is, if it is one; it may hold another folder of that name.
     """
-    place = folder
-    while (inner := _only_folder(place, split)) is not None:
-        place = inner
-        if _is_container(place.name):
-            folder = place
-    several = [] if _has_own_images(place) else _folders_with_images(place)
-    holds_splits = any(canonical(path.name) is not None for path in several)
-    is_the_split = split is not None and canonical(place.name) == split
-    return place if len(several) > 1 or holds_splits or is_the_split else folder
+    path = folder
+    while (inner := _only_folder(path, split)) is not None:
+        path = inner
+        if _is_container(path.name):
+            folder = path
+    several = [] if _has_own_images(path) else _folders_with_images(path)
+    holds_splits = any(canonical(one.name) is not None for one in several)
+    is_the_split = split is not None and canonical(path.name) == split
+    return path if len(several) > 1 or holds_splits or is_the_split else folder
 
 
 def split_folders(folder: Path, name: str) -> dict[str, Path]:
-    """The first-level folders that are splits, by their meaning ("val" is "validation"); none if there are none.
+    """Find the first-level folders that are splits, by the split they mean ("val" is "validation").
 
     Args:
-        folder: as `picture_root` gives it.
-        name: what the user called the source.
-    Raises: ValueError if two mean the same, another folder with images is beside them, or it cannot be told whether
-        folders are splits or classes.
+        folder: as `image_root` returns it.
+        name: as the user calls the source.
+    Raises: ValueError if two folders are the same split, or another folder with images is beside them.
     """
     inner = folders_in(folder)
     meanings = {path: meaning for path in inner if (meaning := canonical(path.name)) is not None}
-    meanings = meanings or _told_by_one_word(inner)
+    meanings = meanings or _splits_by_one_word(inner)
     found: dict[str, Path] = {}
     for path, meaning in meanings.items():
         if meaning in found:
@@ -73,9 +72,9 @@ def split_folders(folder: Path, name: str) -> dict[str, Path]:
 
 
 def check_classes(folder: Path, name: str) -> None:
-    """See that the folders in one without splits are not splits within classes, nor pictures and their masks.
+    """Check that the folders in a folder without splits are classes: not splits in classes, nor images and masks.
 
-    Raises: ValueError if they are.
+    Raises: ValueError if they are not.
     """
     several = [] if _has_own_images(folder) else _folders_with_images(folder)
     if len(several) < 2:
@@ -90,20 +89,20 @@ def check_classes(folder: Path, name: str) -> None:
     names = sorted((path.name for path in several), key=lambda one: not _is_container(one))
     if _is_container(names[0]) or all(_CONTAINERS & set(words_of(one)) for one in names):
         raise ValueError(
-            f"{name} has images in {names[0]} and {names[1]}, which are no names of classes: "
+            f"{name} has images in {names[0]} and {names[1]}, which are not names of classes: "
             f"give one of these folders, for example {folder / names[0]}, or rename them if they are classes"
         )
 
 
-def _told_by_one_word(folders: list[Path]) -> dict[Path, str]:
-    """Folders of two or more splits whose names differ in nothing else, such as cars_train and cars_test."""
+def _splits_by_one_word(folders: list[Path]) -> dict[Path, str]:
+    """Find folders whose names differ only in the split, such as cars_train and cars_test."""
     groups: dict[tuple[str, ...], dict[Path, str]] = {}
     for path in folders:
         words = words_of(path.name)
-        for place, word in enumerate(words):
+        for position, word in enumerate(words):
             meaning = canonical(word)
             if meaning is not None:
-                rest = (*words[:place], "", *words[place + 1 :])
+                rest = (*words[:position], "", *words[position + 1 :])
                 groups.setdefault(rest, {})[path] = meaning
     return next((group for group in groups.values() if len(set(group.values())) > 1), {})
 
@@ -121,6 +120,6 @@ def _has_own_images(folder: Path) -> bool:
 
 
 def _only_folder(folder: Path, split: str | None) -> Path | None:
-    """The one folder with images in a folder that holds no others; None if it is another split."""
+    """Return the only folder with images in a folder without images of its own; None if it is another split."""
     several = [] if _has_own_images(folder) else _folders_with_images(folder)
     return several[0] if len(several) == 1 and canonical(several[0].name) in (None, split) else None

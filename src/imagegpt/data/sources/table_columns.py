@@ -1,47 +1,58 @@
-"""The columns of a table of pictures: which holds the images, which their classes, and what these are called."""
+"""Finding the columns of a table of images: the one with the images, the one with the labels, and the class names."""
 
 from typing import TYPE_CHECKING, Any
 
-from imagegpt.common.text import printable, shortened
+from imagegpt.common.text import printable, truncate
 from imagegpt.files.schemas import parse_json
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, DataType, Schema
 
-IMAGE_COLUMNS = ("image", "img", "images", "picture")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+IMAGE_COLUMNS = ("image", "img", "images", "picture", "jpg", "jpeg", "png", "webp")  # the latter in WebDataset
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
 
-def image_column(schema: "Schema", name: str) -> str:
-    """The column with the pictures: the one that holds bytes, or structures of bytes and path, as the hub has them.
+def image_column(schema: "Schema", name: str, wanted: str | None = None) -> str:
+    """Find the column of images: bytes, or structures of bytes and path, as on the hub.
 
-    Raises: ValueError if there is none, or several of which none is called as usual.
+    Args:
+        schema: of the table.
+        name: of the source, for the error.
+        wanted: the column that the user asks for; None to choose one.
+    Raises: ValueError if there is none, or if there are several and none has a usual name or is `wanted`.
     """
-    fitting = [field.name for field in schema if _holds_pictures(field.type)]
+    fitting = [field.name for field in schema if _holds_images(field.type)]
+    if wanted is not None:
+        if wanted not in fitting:
+            held = truncate(printable(", ".join(fitting)), 80) or "none"
+            raise ValueError(f"{name} has no column of images {wanted!r}: its columns of images are {held}")
+        return wanted
+    marked = [column for column in fitting if schema.field(column).type.num_fields]  # with a path: not just any bytes
+    fitting = marked or fitting
     usual = [column for column in IMAGE_COLUMNS if column in fitting]
     if len(fitting) != 1 and not usual:
-        held = shortened(printable(", ".join(fitting or schema.names)), 80)
+        held = truncate(printable(", ".join(fitting or schema.names)), 80)
         found = f"several columns of images ({held})" if fitting else f"no column of images, only {held}"
         raise ValueError(f"{name} has {found}: images are the bytes of image files, in a column called image")
     return fitting[0] if len(fitting) == 1 else usual[0]
 
 
 def label_column(schema: "Schema", name: str) -> str | None:
-    """The column with the classes, None if there is none.
+    """Find the column of labels; None if there is none.
 
-    Raises: ValueError if it does not hold whole numbers.
+    Raises: ValueError if it does not hold integers.
     """
     import pyarrow
 
     column = next((column for column in LABEL_COLUMNS if column in schema.names), None)
     if column is not None and not pyarrow.types.is_integer(schema.field(column).type):
-        kind = shortened(str(schema.field(column).type), 80)
-        raise ValueError(f"the column {column} of {name} holds {kind}: labels must be whole numbers, from 0")
+        kind = truncate(str(schema.field(column).type), 80)
+        raise ValueError(f"the column {column} of {name} holds {kind}: labels must be integers, from 0")
     return column
 
 
 def class_names(schema: "Schema", column: str) -> list[str] | None:
-    """The names that `datasets` wrote into the file's own description of its columns."""
+    """Read the names of the classes from the description of the columns that `datasets` writes into a file."""
     try:
         described = (schema.metadata or {})[b"huggingface"]
         names = parse_json(described, "the description")["info"]["features"][column].get("names")
@@ -51,7 +62,7 @@ def class_names(schema: "Schema", column: str) -> list[str] | None:
 
 
 def without_bytes(images: "ChunkedArray") -> "ChunkedArray":
-    """Which cells of a column of structures have no bytes."""
+    """Return which cells of a column of structures have no bytes."""
     import pyarrow
 
     names = [images.type.field(number).name for number in range(images.type.num_fields)]
@@ -59,7 +70,7 @@ def without_bytes(images: "ChunkedArray") -> "ChunkedArray":
     return contents.is_null() if len(contents) else pyarrow.chunked_array([[]], pyarrow.bool_())
 
 
-def _holds_pictures(kind: "DataType") -> bool:
+def _holds_images(kind: "DataType") -> bool:
     import pyarrow
 
     def is_bytes(one: Any) -> bool:

@@ -1,6 +1,6 @@
-// Attention of all positions at once, and its gradients, by blocks of queries and keys that stay in the cache
-// ("FlashAttention-2", Dao, 2023, without its running maximum: the scores of a block of queries are kept whole).
-// Blocks that a causal mask hides are left out. A thread has an image and head to itself, so that sums do not depend on
+// Attention over whole sequences and its gradients, in blocks of queries and keys that fit into the CPU cache
+// ("FlashAttention-2", Dao, 2023, but without its running maximum: all scores of a block of queries are stored).
+// Blocks that the causal mask hides are skipped. One thread computes a whole head of an image, so sums do not depend on
 // the number of threads.
 
 #pragma once
@@ -12,40 +12,40 @@
 #include <memory>
 #include <vector>
 
-#include "tiles.h"
+#include "matmul.h"
 
 namespace {
 
-constexpr int64_t BLOCK = 64;  // queries, and keys, at a time
+constexpr int64_t BLOCK = 64;  // queries per block, and keys
 
-inline int64_t rounded_up(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
+inline int64_t round_up(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple * multiple; }
 
-// A tensor (B, H, positions, D): its first number, and the strides of all axes but D, whose numbers lie side by side.
-struct Heads {
-  void* first;
-  int64_t image, head, position;
+// A tensor (B, H, positions, D): its address, and the strides of all axes except D, which is contiguous.
+struct HeadsTensor {
+  void* data;
+  int64_t image_stride, head_stride, position_stride;
 
   template <class T>
-  Matrix<T> of(int64_t i, int64_t h) const {
-    return {static_cast<T*>(first) + i * image + h * head, position};
+  Matrix<T> head(int64_t i, int64_t h) const {
+    return {static_cast<T*>(data) + i * image_stride + h * head_stride, position_stride};
   }
 };
 
-// D is a multiple of 16, and numbers in bfloat16 are aligned in pairs.
+// D is a multiple of 16, and bfloat16 values are aligned in pairs.
 struct Attention {
   int64_t images, heads, queries, keys, width, num_threads;
   float scale;
   bool is_causal, is_bfloat16;
-  Heads query, key, value, out;
-  float* log_sums;  // (B, H, queries): of each query the logarithm of the sum that divides its weights
-  Heads grad, for_query, for_key, for_value;  // null in the forward pass
+  HeadsTensor query, key, value, out;
+  float* logsumexp;                                        // (B, H, queries): of the scaled scores of each query
+  HeadsTensor out_grad, query_grad, key_grad, value_grad;  // unused in the forward pass
 
-  // How many keys a query sees: the first of them.
-  int64_t seen_by(int64_t query) const { return is_causal ? std::min(keys, query + 1) : keys; }
+  // A query attends to the first keys, as many as this.
+  int64_t num_visible_keys(int64_t query) const { return is_causal ? std::min(keys, query + 1) : keys; }
 };
 
-// Calls compute(workspace, image, head) for each head; every thread has a workspace. They are allocated here, since no
-// exception may leave a parallel region.
+// Calls compute(workspace, image, head) for each head, with one workspace per thread. Workspaces are allocated here
+// because no exception may leave a parallel region.
 template <class Workspace, class Compute>
 void for_each_head(const Attention& a, Compute compute) {
   const int64_t num_heads = a.images * a.heads, num_threads = std::min(a.num_threads, num_heads);
@@ -58,198 +58,192 @@ void for_each_head(const Attention& a, Compute compute) {
 }
 
 template <class T>
-using Memory = std::unique_ptr<T[]>;  // `new T[count]` leaves it as it is: its thread is the first to touch it
+using Buffer = std::unique_ptr<T[]>;  // `new T[count]` does not touch the memory: the thread that uses it does
 
-// Weights of a query, not yet divided by their sum, from scores; zeros from `count` to `padded`.
+// Softmax weights of a query before normalisation, from its scores; zeros from `count` to `padded`.
 template <class T>
-void weigh(float* scores, int64_t count, int64_t padded, float scale, T* weights, float& highest, float& total) {
+void softmax_row(float* scores, int64_t count, int64_t padded, float scale, T* weights, float& max_score,
+                 float& sum_of_weights) {
   std::fill(scores + count, scores + padded, -std::numeric_limits<float>::infinity());
-  Floats high = load(scores);
+  FloatVec max_vector = load(scores);
   for (int64_t s = LANES; s < count; s += LANES) {
-    const Floats others = load(scores + s);
-    high = others > high ? others : high;
+    const FloatVec vector = load(scores + s);
+    max_vector = vector > max_vector ? vector : max_vector;
   }
-  highest = high[0];
-  for (int64_t lane = 1; lane < LANES; lane++) highest = std::max(highest, high[lane]);
-  Floats sums{};
+  max_score = max_vector[0];
+  for (int64_t lane = 1; lane < LANES; lane++) max_score = std::max(max_score, max_vector[lane]);
+  FloatVec sums{};
   int64_t s = 0;
   for (; s < count; s += LANES) {
-    const Floats score = load(scores + s), lower = (score - highest) * scale;
-    const Floats some = score == -std::numeric_limits<float>::infinity() ? Floats{} : exponential(lower);
-    sums += some;
-    round_to(weights + s, some);
+    const FloatVec score = load(scores + s), shifted = (score - max_score) * scale;
+    const FloatVec weights_vector =
+        score == -std::numeric_limits<float>::infinity() ? FloatVec{} : exp_nonpositive(shifted);
+    sums += weights_vector;
+    store_rounded(weights + s, weights_vector);
   }
-  for (; s < padded; s += LANES) round_to(weights + s, Floats{});
-  total = sum(sums);
+  for (; s < padded; s += LANES) store_rounded(weights + s, FloatVec{});
+  sum_of_weights = sum(sums);
 }
 
 template <class T>
 struct ForwardWorkspace {
-  typedef typename Factors<T>::Unit Unit;
-  static constexpr int64_t COUNT = Factors<T>::COUNT;
-  const int64_t room;
-  Memory<Unit> keys, values;
-  Memory<float> scores, mixed;
-  Memory<T> weights;
+  typedef typename Operand<T>::Element Element;
+  static constexpr int64_t PACKING = Operand<T>::PACKING;
+  const int64_t padded_keys, width;
+  Buffer<Element> keys{new Element[padded_keys * width / PACKING]};
+  Buffer<Element> values{new Element[padded_keys * width / PACKING]};
+  Buffer<float> scores{new float[BLOCK * padded_keys]};
+  Buffer<float> outputs{new float[BLOCK * width]};
+  Buffer<T> weights{new T[BLOCK * padded_keys]};
 
-  explicit ForwardWorkspace(const Attention& a)
-      : room(rounded_up(a.keys, BLOCK)),
-        keys(new Unit[room * a.width / COUNT]),
-        values(new Unit[room * a.width / COUNT]),
-        scores(new float[BLOCK * room]),
-        mixed(new float[BLOCK * a.width]),
-        weights(new T[BLOCK * room]) {}
+  explicit ForwardWorkspace(const Attention& a) : padded_keys(round_up(a.keys, BLOCK)), width(a.width) {}
 };
 
-// What the queries of a block get, from the first one on.
+// The forward pass of one block of queries, from `first` on.
 template <class T>
 void attend_block(const Attention& a, const Matrix<const T>& query, int64_t first, int64_t rows, const Matrix<T>& out,
-                  float* log_sums, ForwardWorkspace<T>& w) {
-  typedef typename Factors<T>::Unit Unit;
-  constexpr int64_t COUNT = Factors<T>::COUNT;
-  const int64_t padded = rounded_up(a.seen_by(first + rows - 1), BLOCK);
+                  float* logsumexp, ForwardWorkspace<T>& w) {
+  typedef typename Operand<T>::Element Element;
+  constexpr int64_t PACKING = Operand<T>::PACKING;
+  const int64_t padded = round_up(a.num_visible_keys(first + rows - 1), BLOCK);
   for (int64_t s = 0; s < padded; s += BLOCK)
-    multiply<false, Unit>(left_of(query.row(first), query.stride), {w.keys.get() + s, w.room}, a.width / COUNT,
-                          {w.scores.get() + s, w.room}, rows, BLOCK);
-  float totals[BLOCK];
+    multiply<false, Element>(left_matrix(query.row(first), query.stride), {w.keys.get() + s, w.padded_keys},
+                             a.width / PACKING, {w.scores.get() + s, w.padded_keys}, rows, BLOCK);
+  float weight_sums[BLOCK];
   for (int64_t r = 0; r < rows; r++) {
-    float highest;
-    weigh(w.scores.get() + r * w.room, a.seen_by(first + r), padded, a.scale, w.weights.get() + r * w.room, highest,
-          totals[r]);
-    log_sums[first + r] = highest * a.scale + std::log(totals[r]);
+    float max_score;
+    softmax_row(w.scores.get() + r * w.padded_keys, a.num_visible_keys(first + r), padded, a.scale,
+                w.weights.get() + r * w.padded_keys, max_score, weight_sums[r]);
+    logsumexp[first + r] = max_score * a.scale + std::log(weight_sums[r]);
   }
-  multiply<false, Unit>(left_of<T>(w.weights.get(), w.room), {w.values.get(), a.width}, padded / COUNT,
-                        {w.mixed.get(), a.width}, rows, a.width);
+  multiply<false, Element>(left_matrix<T>(w.weights.get(), w.padded_keys), {w.values.get(), a.width}, padded / PACKING,
+                           {w.outputs.get(), a.width}, rows, a.width);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t d = 0; d < a.width; d += LANES)
-      round_to(out.row(first + r) + d, load(w.mixed.get() + r * a.width + d) / totals[r]);
+      store_rounded(out.row(first + r) + d, load(w.outputs.get() + r * a.width + d) / weight_sums[r]);
 }
 
 template <class T>
 void attend(const Attention& a) {
   for_each_head<ForwardWorkspace<T>>(a, [&](ForwardWorkspace<T>& w, int64_t i, int64_t h) {
-    columns_first<T>(a.key.of<const T>(i, h), a.keys, a.width, w.keys.get(), w.room);
-    rows_together<T>(a.value.of<const T>(i, h), a.keys, a.width, w.values.get(), w.room);
+    pack_transposed<T>(a.key.head<const T>(i, h), a.keys, a.width, w.keys.get(), w.padded_keys);
+    pack_rows<T>(a.value.head<const T>(i, h), a.keys, a.width, w.values.get(), w.padded_keys);
     for (int64_t first = 0; first < a.queries; first += BLOCK)
-      attend_block(a, a.query.of<const T>(i, h), first, std::min(BLOCK, a.queries - first), a.out.of<T>(i, h),
-                   a.log_sums + (i * a.heads + h) * a.queries, w);
+      attend_block(a, a.query.head<const T>(i, h), first, std::min(BLOCK, a.queries - first), a.out.head<T>(i, h),
+                   a.logsumexp + (i * a.heads + h) * a.queries, w);
   });
 }
 
 template <class T>
 struct BackwardWorkspace {
-  typedef typename Factors<T>::Unit Unit;
-  static constexpr int64_t COUNT = Factors<T>::COUNT;
-  const int64_t room;
-  Memory<Unit> keys, values, keys_together, queries, grads, weights, grads_of_scores;
-  Memory<T> rows_of_grads;
-  Memory<float> scores, grads_of_weights, for_queries, for_keys, for_values;
+  typedef typename Operand<T>::Element Element;
+  static constexpr int64_t PACKING = Operand<T>::PACKING;
+  const int64_t padded_keys, width;
+  Buffer<Element> keys{new Element[padded_keys * width / PACKING]};
+  Buffer<Element> values{new Element[padded_keys * width / PACKING]};
+  Buffer<Element> keys_by_row{new Element[padded_keys * width / PACKING]};
+  Buffer<Element> queries{new Element[BLOCK * width / PACKING]};
+  Buffer<Element> grads{new Element[BLOCK * width / PACKING]};
+  Buffer<Element> weights{new Element[BLOCK * BLOCK / PACKING]};
+  Buffer<Element> score_grads{new Element[BLOCK * BLOCK / PACKING]};
+  Buffer<T> score_grad_rows{new T[BLOCK * BLOCK]};
+  Buffer<float> scores{new float[BLOCK * BLOCK]};
+  Buffer<float> weight_grads{new float[BLOCK * BLOCK]};
+  Buffer<float> query_grads{new float[BLOCK * width]};
+  Buffer<float> key_grads{new float[padded_keys * width]};
+  Buffer<float> value_grads{new float[padded_keys * width]};
 
-  explicit BackwardWorkspace(const Attention& a)
-      : room(rounded_up(a.keys, BLOCK)),
-        keys(new Unit[room * a.width / COUNT]),
-        values(new Unit[room * a.width / COUNT]),
-        keys_together(new Unit[room * a.width / COUNT]),
-        queries(new Unit[BLOCK * a.width / COUNT]),
-        grads(new Unit[BLOCK * a.width / COUNT]),
-        weights(new Unit[BLOCK * BLOCK / COUNT]),
-        grads_of_scores(new Unit[BLOCK * BLOCK / COUNT]),
-        rows_of_grads(new T[BLOCK * BLOCK]),
-        scores(new float[BLOCK * BLOCK]),
-        grads_of_weights(new float[BLOCK * BLOCK]),
-        for_queries(new float[BLOCK * a.width]),
-        for_keys(new float[room * a.width]),
-        for_values(new float[room * a.width]) {}
+  explicit BackwardWorkspace(const Attention& a) : padded_keys(round_up(a.keys, BLOCK)), width(a.width) {}
 };
 
-// Queries of an image and head, from the first of a block on.
+// A block of queries of one head.
 template <class T>
-struct Asked {
+struct QueryBlock {
   int64_t first, rows;
   Matrix<const T> queries, grads;
-  const float* log_sums;  // of each of them
-  float along[BLOCK];     // of the gradient and what attention gave: the sum of their products
+  const float* logsumexp;
+  float delta[BLOCK];  // of each query: the dot product of its output and the gradient of its output
 };
 
-// From scores and gradients of weights in a block: the weights anew, and the gradients of the scores.
+// Recompute the weights of a block of keys from the scores, and compute the gradients of the scores.
 template <class T>
-void gradients_of_scores(const Attention& a, const Asked<T>& asked, int64_t first_key, BackwardWorkspace<T>& w) {
-  constexpr int64_t COUNT = Factors<T>::COUNT;
-  for (int64_t r = 0; r < asked.rows; r += COUNT)
+void compute_score_grads(const Attention& a, const QueryBlock<T>& block, int64_t first_key, BackwardWorkspace<T>& w) {
+  constexpr int64_t PACKING = Operand<T>::PACKING;
+  for (int64_t r = 0; r < block.rows; r += PACKING)
     for (int64_t s = 0; s < BLOCK; s += LANES) {
-      Floats weights[COUNT] = {}, grads[COUNT] = {};
-      for (int64_t i = 0; i < std::min(COUNT, asked.rows - r); i++) {
-        const int64_t row = r + i, seen = a.seen_by(asked.first + row) - first_key - s;
-        const Floats logs = load(w.scores.get() + row * BLOCK + s) * a.scale - asked.log_sums[row];
-        weights[i] = exponential(logs > 0 ? all(0) : logs);
-        for (int64_t lane = std::max<int64_t>(seen, 0); lane < LANES; lane++) weights[i][lane] = 0;
-        grads[i] = weights[i] * (load(w.grads_of_weights.get() + row * BLOCK + s) - asked.along[row]) * a.scale;
-        round_to(w.rows_of_grads.get() + row * BLOCK + s, grads[i]);
+      FloatVec weights[PACKING] = {}, grads[PACKING] = {};
+      for (int64_t i = 0; i < std::min(PACKING, block.rows - r); i++) {
+        const int64_t row = r + i, num_visible = a.num_visible_keys(block.first + row) - first_key - s;
+        const FloatVec log_weights = load(w.scores.get() + row * BLOCK + s) * a.scale - block.logsumexp[row];
+        weights[i] = exp_nonpositive(log_weights > 0 ? broadcast(0) : log_weights);
+        for (int64_t lane = std::max<int64_t>(num_visible, 0); lane < LANES; lane++) weights[i][lane] = 0;
+        grads[i] = weights[i] * (load(w.weight_grads.get() + row * BLOCK + s) - block.delta[row]) * a.scale;
+        store_rounded(w.score_grad_rows.get() + row * BLOCK + s, grads[i]);
       }
-      side_by_side(w.weights.get() + r / COUNT * BLOCK + s, weights);
-      side_by_side(w.grads_of_scores.get() + r / COUNT * BLOCK + s, grads);
+      store_interleaved(w.weights.get() + r / PACKING * BLOCK + s, weights);
+      store_interleaved(w.score_grads.get() + r / PACKING * BLOCK + s, grads);
     }
 }
 
-// What a block of queries adds to the gradients.
+// The backward pass of one block of queries.
 template <class T>
-void gradients_of_block(const Attention& a, const Asked<T>& asked, BackwardWorkspace<T>& w) {
-  typedef typename Factors<T>::Unit Unit;
-  constexpr int64_t COUNT = Factors<T>::COUNT;
-  const int64_t even = rounded_up(asked.rows, COUNT), steps = a.width / COUNT;
-  rows_together<T>(asked.queries, asked.rows, a.width, w.queries.get(), even);
-  rows_together<T>(asked.grads, asked.rows, a.width, w.grads.get(), even);
-  std::fill_n(w.for_queries.get(), BLOCK * a.width, 0.0f);
-  for (int64_t s = 0; s < a.seen_by(asked.first + asked.rows - 1); s += BLOCK) {
-    multiply<false, Unit>(left_of(asked.queries.first, asked.queries.stride), {w.keys.get() + s, w.room}, steps,
-                          {w.scores.get(), BLOCK}, asked.rows, BLOCK);
-    multiply<false, Unit>(left_of(asked.grads.first, asked.grads.stride), {w.values.get() + s, w.room}, steps,
-                          {w.grads_of_weights.get(), BLOCK}, asked.rows, BLOCK);
-    gradients_of_scores(a, asked, s, w);
-    multiply<true, Unit>({w.weights.get(), 1, BLOCK}, {w.grads.get(), a.width}, even / COUNT,
-                         {w.for_values.get() + s * a.width, a.width}, BLOCK, a.width);
-    multiply<true, Unit>({w.grads_of_scores.get(), 1, BLOCK}, {w.queries.get(), a.width}, even / COUNT,
-                         {w.for_keys.get() + s * a.width, a.width}, BLOCK, a.width);
-    multiply<true, Unit>(left_of<T>(w.rows_of_grads.get(), BLOCK),
-                         {w.keys_together.get() + s / COUNT * a.width, a.width}, BLOCK / COUNT,
-                         {w.for_queries.get(), a.width}, asked.rows, a.width);
+void attend_block_backward(const Attention& a, const QueryBlock<T>& block, BackwardWorkspace<T>& w) {
+  typedef typename Operand<T>::Element Element;
+  constexpr int64_t PACKING = Operand<T>::PACKING;
+  const int64_t padded_rows = round_up(block.rows, PACKING), steps = a.width / PACKING;
+  pack_rows<T>(block.queries, block.rows, a.width, w.queries.get(), padded_rows);
+  pack_rows<T>(block.grads, block.rows, a.width, w.grads.get(), padded_rows);
+  std::fill_n(w.query_grads.get(), BLOCK * a.width, 0.0f);
+  for (int64_t s = 0; s < a.num_visible_keys(block.first + block.rows - 1); s += BLOCK) {
+    multiply<false, Element>(left_matrix(block.queries.first, block.queries.stride), {w.keys.get() + s, w.padded_keys},
+                             steps, {w.scores.get(), BLOCK}, block.rows, BLOCK);
+    multiply<false, Element>(left_matrix(block.grads.first, block.grads.stride), {w.values.get() + s, w.padded_keys},
+                             steps, {w.weight_grads.get(), BLOCK}, block.rows, BLOCK);
+    compute_score_grads(a, block, s, w);
+    multiply<true, Element>({w.weights.get(), 1, BLOCK}, {w.grads.get(), a.width}, padded_rows / PACKING,
+                            {w.value_grads.get() + s * a.width, a.width}, BLOCK, a.width);
+    multiply<true, Element>({w.score_grads.get(), 1, BLOCK}, {w.queries.get(), a.width}, padded_rows / PACKING,
+                            {w.key_grads.get() + s * a.width, a.width}, BLOCK, a.width);
+    multiply<true, Element>(left_matrix<T>(w.score_grad_rows.get(), BLOCK),
+                            {w.keys_by_row.get() + s / PACKING * a.width, a.width}, BLOCK / PACKING,
+                            {w.query_grads.get(), a.width}, block.rows, a.width);
   }
 }
 
 template <class T>
-void give(const Memory<float>& from, const Matrix<T>& to, int64_t first, int64_t rows, int64_t width) {
+void store_gradients(const Buffer<float>& from, const Matrix<T>& to, int64_t first, int64_t rows, int64_t width) {
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t d = 0; d < width; d += LANES) round_to(to.row(first + r) + d, load(from.get() + r * width + d));
+    for (int64_t d = 0; d < width; d += LANES) store_rounded(to.row(first + r) + d, load(from.get() + r * width + d));
 }
 
 template <class T>
 void attend_backward(const Attention& a) {
   for_each_head<BackwardWorkspace<T>>(a, [&](BackwardWorkspace<T>& w, int64_t i, int64_t h) {
-    const Matrix<const T> keys = a.key.of<const T>(i, h), queries = a.query.of<const T>(i, h);
-    const Matrix<const T> grads = a.grad.of<const T>(i, h), answers = a.out.of<const T>(i, h);
-    columns_first<T>(keys, a.keys, a.width, w.keys.get(), w.room);
-    columns_first<T>(a.value.of<const T>(i, h), a.keys, a.width, w.values.get(), w.room);
-    rows_together<T>(keys, a.keys, a.width, w.keys_together.get(), w.room);
-    std::fill_n(w.for_keys.get(), w.room * a.width, 0.0f);
-    std::fill_n(w.for_values.get(), w.room * a.width, 0.0f);
+    const Matrix<const T> keys = a.key.head<const T>(i, h), queries = a.query.head<const T>(i, h);
+    const Matrix<const T> grads = a.out_grad.head<const T>(i, h), outputs = a.out.head<const T>(i, h);
+    pack_transposed<T>(keys, a.keys, a.width, w.keys.get(), w.padded_keys);
+    pack_transposed<T>(a.value.head<const T>(i, h), a.keys, a.width, w.values.get(), w.padded_keys);
+    pack_rows<T>(keys, a.keys, a.width, w.keys_by_row.get(), w.padded_keys);
+    std::fill_n(w.key_grads.get(), w.padded_keys * a.width, 0.0f);
+    std::fill_n(w.value_grads.get(), w.padded_keys * a.width, 0.0f);
     for (int64_t first = 0; first < a.queries; first += BLOCK) {
-      Asked<T> asked{first,
-                     std::min(BLOCK, a.queries - first),
-                     {queries.row(first), queries.stride},
-                     {grads.row(first), grads.stride},
-                     a.log_sums + (i * a.heads + h) * a.queries + first,
-                     {}};
-      for (int64_t r = 0; r < asked.rows; r++) {
-        Floats products{};
+      QueryBlock<T> block{first,
+                          std::min(BLOCK, a.queries - first),
+                          {queries.row(first), queries.stride},
+                          {grads.row(first), grads.stride},
+                          a.logsumexp + (i * a.heads + h) * a.queries + first,
+                          {}};
+      for (int64_t r = 0; r < block.rows; r++) {
+        FloatVec products{};
         for (int64_t d = 0; d < a.width; d += LANES)
-          products += load(asked.grads.row(r) + d) * load(answers.row(first + r) + d);
-        asked.along[r] = sum(products);
+          products += load(block.grads.row(r) + d) * load(outputs.row(first + r) + d);
+        block.delta[r] = sum(products);
       }
-      gradients_of_block(a, asked, w);
-      give(w.for_queries, a.for_query.of<T>(i, h), first, asked.rows, a.width);
+      attend_block_backward(a, block, w);
+      store_gradients(w.query_grads, a.query_grad.head<T>(i, h), first, block.rows, a.width);
     }
-    give(w.for_keys, a.for_key.of<T>(i, h), 0, a.keys, a.width);
-    give(w.for_values, a.for_value.of<T>(i, h), 0, a.keys, a.width);
+    store_gradients(w.key_grads, a.key_grad.head<T>(i, h), 0, a.keys, a.width);
+    store_gradients(w.value_grads, a.value_grad.head<T>(i, h), 0, a.keys, a.width);
   });
 }
 

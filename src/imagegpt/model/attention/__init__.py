@@ -1,5 +1,8 @@
-"""Attention: the definition and the implementations of our own, which register themselves with transformers.
+"""Attention: the reference implementation, our own backends, and the choice between them.
 
-transformers brings "sdpa", "flex_attention" and "flash_attention_2"; one test compares them all with the definition,
-`tests/model/test_attention_parity.py`. Sampling in C++ has attention over its own cache, in `kernels/cpp`.
+Inside: `reference` (eager attention, the definition), `kernels` (our C++ backend, registered with transformers),
+`cached` (over preallocated buffers, for sampling) and `dispatch` (backend and masks of a forward pass). In come
+queries, keys and values (B, H, T, D); out go mixed values (B, T, H, D). transformers adds "sdpa", "flex_attention" and
+"flash_attention_2"; `tests/model/test_attention_parity.py` compares all of them with the reference. The C++ sampler has
+its own attention, in `kernels/cpp`.
 """

@@ -1,4 +1,4 @@
-"""Attention of the pixels just fed over a cache with room for whole images, for sampling in torch's operations.
+"""Attention of new pixels over a preallocated cache, for sampling with torch operations.
 
 Axes: B images, H heads, N queries, S cached positions, D head width.
 """
@@ -19,7 +19,7 @@ def cached_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b n h d"], None]:
-    """Attention in the dtype in which keys and values are stored; torch sums in float32."""
+    """Attend in the dtype of the stored keys and values; torch accumulates in float32."""
     mixed = functional.scaled_dot_product_attention(
         query.to(key.dtype), key, value, attn_mask=attention_mask, scale=scaling
     )

@@ -1,7 +1,9 @@
-"""Our C++ attention as a backend of transformers: `attn_implementation="kernels"`.
+"""Our C++ attention as a transformers backend: `attn_implementation="kernels"`.
 
-On a CPU it takes half the time of torch's, forward and backward, where there is no mask and no dropout. Everywhere else
-torch's `sdpa` is called.
+On a CPU it takes half the time of torch's, forward and backward. It handles neither masks nor dropout; those cases, and
+other devices, fall back to torch's `sdpa`.
+
+Axes: B images, T positions, H heads, D head width.
 """
 
 import functools
@@ -23,11 +25,12 @@ NAME = "kernels"
 
 @functools.cache
 def has_kernels() -> bool:
-    """Whether the kernels can be called; compiles them if need be, and warns once if that fails."""
+    """Whether the kernels are available; compiles them on first use, and warns once if that fails."""
     try:
         attention.load()
-    except Exception as error:  # noqa: BLE001 - no compiler, no disk: all the same here
-        warnings.warn(f"attention is torch's, and slower: {' '.join(str(error).split())}", stacklevel=2)
+    except Exception as error:  # noqa: BLE001 - no compiler, a full disk: any failure means torch's attention
+        message = " ".join(str(error).split())
+        warnings.warn(f"using torch's attention, which is slower: {message}", stacklevel=2)
         return False
     return True
 
@@ -43,9 +46,9 @@ def kernel_attention_forward(
     is_causal: bool = True,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `reference.eager_attention_forward`, without head masks and without weights to return."""
-    is_plain = attention_mask is None and not dropout and (not is_causal or query.shape[2] == key.shape[2])
-    if is_plain and attention.can_attend(query, key, value) and _is_ready(query, key, value):
+    """Compute attention as `reference.eager_attention_forward` does, without head masks or returned weights."""
+    is_supported = attention_mask is None and not dropout and (not is_causal or query.shape[2] == key.shape[2])
+    if is_supported and attention.is_supported(query, key, value) and _can_call_kernels(query, key, value):
         return attention.attention(query, key, value, scaling, is_causal), None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
@@ -53,12 +56,12 @@ def kernel_attention_forward(
     return out, None
 
 
-def _is_ready(*tensors: Tensor) -> bool:
-    """Whether the kernels can be called here: not under `torch.func`, forward-mode derivatives or fake tensors."""
+def _can_call_kernels(*tensors: Tensor) -> bool:
+    """Whether the kernels may run here: not under `torch.func`, forward-mode differentiation or on fake tensors."""
     if torch.compiler.is_compiling():
         return attention.is_loaded()
-    is_plain = not tracing.is_traced() and forward_ad._current_level < 0 and all(map(tracing.is_plain, tensors))
-    return is_plain and has_kernels()
+    is_eager = not tracing.is_tracing() and forward_ad._current_level < 0
+    return is_eager and all(map(tracing.is_plain_tensor, tensors)) and has_kernels()
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, kernel_attention_forward)

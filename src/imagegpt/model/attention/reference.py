@@ -1,4 +1,7 @@
-"""Attention spelled out in torch's operations: the definition that every other implementation is tested against."""
+"""Eager attention: softmax(Q K^T / sqrt(D)) V in torch operations, the reference for every other implementation.
+
+Axes: B images, T positions of the queries, S positions of the keys, H heads, D head width.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,21 +27,21 @@ def eager_attention_forward(
     head_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention spelled out; the only backend that returns its weights or takes a head mask.
+    """Compute attention; the only backend that returns its weights or takes a head mask.
 
     Args:
-        module: the attention layer; its `reorder_and_upcast_attn` asks for scores in float32 whatever the dtype.
+        module: the attention layer; its `reorder_and_upcast_attn` computes scores in at least float32.
         query: (B, H, T, D).
         key: (B, H, S, D).
         value: (B, H, S, D).
         attention_mask: broadcastable to (B, H, T, S): True where attention is allowed, or numbers added to the scores.
         scaling: factor on the scores.
-        dropout: rate on the weights, applied in training only.
+        dropout: rate on the weights, applied only in training.
         head_mask: (H,), factors on the heads' weights.
-        kwargs: what other backends need; ignored.
-    Returns: the mixed values (B, T, H, D) and the weights (B, H, T, S) they were mixed with.
+        kwargs: arguments of other backends; ignored.
+    Returns: the mixed values (B, T, H, D) and the attention weights (B, H, T, S).
     """
-    # The query is scaled before the product: in float16 the unscaled scores could overflow.
+    # Scale the query before the product: unscaled scores could overflow in float16.
     if module.reorder_and_upcast_attn:
         with maybe_autocast(query.device.type, enabled=False):
             dtype = at_least_float32(query.dtype)

@@ -1,4 +1,5 @@
-"""What computes a step of sampling: tokens in, logits out.
+"""The backends of sampling, which compute a decoding step: tokens in, logits out.
 
-`base` has the interface; `cpp` is the fast one on CPUs, `pytorch` works everywhere, `cuda_graphs` records `pytorch`.
+`base` defines the interface. `cpp` is the fastest on CPUs, `pytorch` works everywhere, and `cuda_graphs` captures
+`pytorch` in CUDA graphs. `thread_count` tunes the number of threads of `cpp`.
 """

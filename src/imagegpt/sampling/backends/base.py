@@ -1,6 +1,6 @@
-"""What computes a step: tokens in, logits out. Three implementations: `cpp_backend`, `torch_backend`, `cuda_backend`.
+"""The interface of the backends, which compute a decoding step: tokens in, logits out.
 
-Axes: B images, P pixels of a prompt, n positions fed at once, V colours.
+Axes: B images, P pixels of a prompt, n positions per step, V colours.
 """
 
 from abc import ABC, abstractmethod
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 class StepBackend(ABC):
-    """Keys and values of some images, and the model that adds to them.
+    """A model and its KV cache.
 
-    Rows are numbered from 0 to the capacity. A row is admitted with its prompt, fed, and released. What is computed for
-    it depends on its own tokens only; `CppStep` gives the same bits whatever it is computed with.
+    The cache has one row per image, numbered from 0 to the capacity. A row is admitted with its prompt, stepped, and
+    released. Its logits depend on its own tokens only; `CppBackend` computes the same bits in any batch.
 
     Args:
-        num_colors: V; the start token is the colour after the last.
+        num_colors: V, which is also the id of the start token.
     """
 
     def __init__(self, num_colors: int) -> None:
@@ -26,43 +26,44 @@ class StepBackend(ABC):
 
     @abstractmethod
     def admit(self, row: int, prompt: Int64[Tensor, " p"]) -> None:
-        """Read a prompt but for its last pixel, so that position P can be fed next: with that pixel, or the start token
-        if there is none.
+        """Prefill a row with all of its prompt except the last pixel.
+
+        The next step feeds position P: the last pixel of the prompt, or the start token if the prompt is empty.
         """
 
     @abstractmethod
     def step(
         self, tokens: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"], rows: Sequence[int], longest: int
     ) -> Float32[Tensor, "b n v"]:
-        """Feed tokens and get the logits of the pixels at their positions.
+        """Feed tokens, extend the cache, and return the logits of the pixels at their positions.
 
         Args:
-            tokens: what stands at `positions`: the start token at 0, pixel p - 1 at p.
-            positions: in order; what is cached at earlier ones is seen, at later ones not.
-            rows: of the images, in order.
-            longest: one more than the largest position, which the device need not be asked for.
+            tokens: the input at `positions`: the start token at 0, pixel p - 1 at p.
+            positions: ascending in each row; a position attends to itself and to earlier ones.
+            rows: ascending.
+            longest: one more than the largest position, so that nothing has to wait for a GPU to know it.
         """
 
     @abstractmethod
     def release(self, row: int) -> None:
-        """Let go of what a row has cached."""
+        """Free the cache of a row."""
 
     @property
     @abstractmethod
     def cache_bytes(self) -> int:
-        """Size of all keys and values, in bytes."""
+        """Size of all keys and values."""
 
-    def redraw(
+    def redraft(
         self,
         scores: Float32[Tensor, "b n v"],
-        fed: Int64[Tensor, "b n"],
+        tokens: Int64[Tensor, "b n"],
         positions: Int64[Tensor, "b n"],
-        influence: Float32[Tensor, "v v"],
+        bigrams: Float32[Tensor, "v v"],
     ) -> Int64[Tensor, "b n"]:
-        """Draw again behind wrong drafts, see `drafting.redrawn`, which says what the arguments are."""
-        drawn = [scores[:, 0].argmax(dim=-1)]
+        """Sample pixels, correcting the scores after wrong drafts; see `drafting.redraft` for the arguments."""
+        pixels = [scores[:, 0].argmax(dim=-1)]
         for index in range(1, scores.shape[1]):
-            shift = influence[drawn[-1]] - influence[fed[:, index]]
+            correction = bigrams[pixels[-1]] - bigrams[tokens[:, index]]
             is_new = positions[:, index] > positions[:, index - 1]
-            drawn.append(torch.where(is_new, (scores[:, index] + shift).argmax(dim=-1), drawn[-1]))
-        return torch.stack(drawn, dim=1)
+            pixels.append(torch.where(is_new, (scores[:, index] + correction).argmax(dim=-1), pixels[-1]))
+        return torch.stack(pixels, dim=1)

@@ -1,4 +1,4 @@
-"""The step on an NVIDIA GPU: `TorchStep`, recorded as CUDA graphs, so that some hundred kernels cost one launch."""
+"""The step on an NVIDIA GPU: `TorchBackend`, captured in CUDA graphs, so that hundreds of kernels cost one launch."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.sampling.backends.pytorch import TorchStep, rounded
+from imagegpt.sampling.backends.pytorch import TorchBackend, round_to_bucket
 
-_LENGTHS = 4  # of the cache that graphs are recorded for: more would save reading, and take time to record
+_NUM_CACHE_LENGTHS = 4  # with a graph of their own: more would read less of the cache, but take longer to capture
 
 
-class CudaStep(TorchStep):
+class CudaGraphBackend(TorchBackend):
     """See `StepBackend`.
 
-    For each number of positions and each length of the cache the step is run as it is the first time, which lets it
-    allocate, recorded the second time, and replayed from then on. Where recording fails it goes on running as it is,
-    and that is said once.
+    There is a graph for each number of positions and each cache length. The first such step runs eagerly, as a warm-up
+    that allocates memory, the second is captured, and later ones replay the graph. If capturing fails, the backend
+    warns once and runs eagerly.
 
     Args:
         model: prepared or not, on a GPU.
-        capacity: most rows.
-        num_pixels: of whole images.
+        capacity: maximum number of rows.
+        num_pixels: per image.
         cache_dtype: of keys and values.
     """
 
@@ -32,50 +32,50 @@ class CudaStep(TorchStep):
         self, model: ImageGPTForCausalImageModeling, capacity: int, num_pixels: int, cache_dtype: torch.dtype
     ) -> None:
         super().__init__(model, capacity, num_pixels, cache_dtype)
-        self._length_step = rounded(-(-num_pixels // _LENGTHS))
-        self._longest = rounded(num_pixels)
-        self._recorded: dict[tuple[int, int], _Recorded] = {}
-        self._records = True
-        self._pool: Any = None  # of memory: graphs run one after the other and may share it
+        self._length_multiple = round_to_bucket(-(-num_pixels // _NUM_CACHE_LENGTHS))
+        self._max_length = round_to_bucket(num_pixels)
+        self._captures: dict[tuple[int, int], _Capture] = {}
+        self._can_capture = True
+        self._memory_pool: Any = None  # shared, because graphs run one after the other
 
     def step(
         self, tokens: Int64[Tensor, "b n"], positions: Int64[Tensor, "b n"], rows: Sequence[int], longest: int
     ) -> Float32[Tensor, "b n v"]:
-        """See `StepBackend`. What is returned is overwritten by the next step of as many positions."""
-        length = min(-(-longest // self._length_step) * self._length_step, self._longest)
-        with torch.cuda.device(self._device):  # graphs belong to the current device, whatever is recorded
+        """See `StepBackend`. The next step with as many positions overwrites the result."""
+        length = min(-(-longest // self._length_multiple) * self._length_multiple, self._max_length)
+        with torch.cuda.device(self._device):  # a graph is captured on the current device, whatever the tensors are on
             return super().step(tokens, positions, rows, length)
 
-    def _logits(self, tokens: Tensor, positions: Tensor, num_seen: int) -> Tensor:
-        recorded = self._recorded.get((tokens.shape[1], num_seen))
-        if recorded is None or not self._records:
-            self._recorded[tokens.shape[1], num_seen] = _Recorded(tokens, positions)
-            return super()._logits(tokens, positions, num_seen)
-        recorded.tokens.copy_(tokens)
-        recorded.positions.copy_(positions)
-        if recorded.graph is None and not self._record(recorded, num_seen):
-            return super()._logits(tokens, positions, num_seen)
-        assert recorded.graph is not None
-        assert recorded.logits is not None
-        recorded.graph.replay()
-        return recorded.logits
+    def _logits(self, tokens: Tensor, positions: Tensor, cache_length: int) -> Tensor:
+        capture = self._captures.get((tokens.shape[1], cache_length))
+        if capture is None or not self._can_capture:
+            self._captures[tokens.shape[1], cache_length] = _Capture(tokens, positions)
+            return super()._logits(tokens, positions, cache_length)
+        capture.tokens.copy_(tokens)
+        capture.positions.copy_(positions)
+        if capture.graph is None and not self._capture(capture, cache_length):
+            return super()._logits(tokens, positions, cache_length)
+        assert capture.graph is not None
+        assert capture.logits is not None
+        capture.graph.replay()
+        return capture.logits
 
-    def _record(self, recorded: "_Recorded", num_seen: int) -> bool:
+    def _capture(self, capture: "_Capture", cache_length: int) -> bool:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
-                recorded.logits = super()._logits(recorded.tokens, recorded.positions, num_seen)
+            with torch.cuda.graph(graph, pool=self._memory_pool):
+                capture.logits = super()._logits(capture.tokens, capture.positions, cache_length)
         except RuntimeError as error:
-            self._records = False
+            self._can_capture = False
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(f"sampling goes on without CUDA graphs and slower: {reason}", stacklevel=2)
+            warnings.warn(f"sampling runs without CUDA graphs, which is slower: {reason}", stacklevel=2)
             return False
-        recorded.graph, self._pool = graph, graph.pool()
+        capture.graph, self._memory_pool = graph, graph.pool()
         return True
 
 
-class _Recorded:
-    """A recorded step and the tensors it reads and writes, which stay where they are."""
+class _Capture:
+    """A captured step, and its static input and output buffers."""
 
     def __init__(self, tokens: Tensor, positions: Tensor) -> None:
         self.tokens, self.positions = tokens.clone(), positions.clone()

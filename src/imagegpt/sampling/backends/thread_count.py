@@ -1,54 +1,57 @@
-"""How many threads compute a step: found out by the clock, since results do not depend on it.
+"""The number of threads of a step: tuned by measuring, because it does not change the results.
 
-Threads meet several times a block. On a quiet machine two of them are nearly twice as fast as one. Beside other
-programs each meeting waits for a thread that has lost its core; small models were seen to take 200 times as long.
+The threads synchronise several times per block. On an idle machine two of them are nearly twice as fast as one. On a
+busy machine each barrier waits for a thread that lost its core: small models took up to 200 times as long.
 """
 
 import statistics
 
-_TRIAL = 3  # steps with each number of threads, after which they are compared
-_HOPELESS, _HOPELESS_S = 4.0, 0.02  # of all threads: ends a trial, as times one thread's and in all
-_SHORT_S = 2e-4  # below which a step of one thread is not tried with more: nothing to gain, and waiting may take long
-_FIRST_PATIENCE, _LAST_PATIENCE = 64, 1024  # steps until they are compared again, which double while nothing changes
+_TRIAL_STEPS = 3  # per number of threads, in each trial
+# End a trial when a step with all threads takes this many times as long as with one, and at least this long.
+_GIVE_UP_RATIO, _GIVE_UP_S = 4.0, 0.02
+_SHORT_STEP_S = 2e-4  # do not try more threads for shorter steps: little to gain, and a barrier may take long
+_MIN_INTERVAL, _MAX_INTERVAL = 64, 1024  # steps between trials; the interval doubles while the result is the same
 
 
-class ThreadCount:
-    """Chooses between one thread and all, whichever took less time lately.
+class ThreadCountTuner:
+    """Chooses between one thread and all, whichever was faster in the latest trial.
 
     Args:
-        most: threads there are.
+        max_threads: all threads.
     """
 
-    def __init__(self, most: int) -> None:
-        self.best = most
-        self._numbers = (1, most) if most > 1 else (1,)
-        self._patience = _FIRST_PATIENCE
-        self._begin_trial()
+    def __init__(self, max_threads: int) -> None:
+        self.best = max_threads
+        self._choices = (1, max_threads) if max_threads > 1 else (1,)
+        self._interval = _MIN_INTERVAL
+        self._start_trial()
 
     def choose(self) -> int:
-        """For the next step."""
-        return self.best if self._left else next(n for n, seen in self._seconds.items() if len(seen) < _TRIAL)
+        """Return the number of threads of the next step."""
+        if self._steps_left:
+            return self.best
+        return next(choice for choice, seconds in self._seconds.items() if len(seconds) < _TRIAL_STEPS)
 
     def observe(self, num_threads: int, seconds: float) -> None:
-        """What a step took."""
-        if self._left:
-            self._left -= 1
-            if not self._left:
-                self._begin_trial()
+        """Record the duration of a step."""
+        if self._steps_left:
+            self._steps_left -= 1
+            if not self._steps_left:
+                self._start_trial()
             return
         self._seconds[num_threads].append(seconds)
-        alone, together = self._seconds[1], self._seconds[self._numbers[-1]]
-        is_hopeless = together and seconds > max(_HOPELESS_S, _HOPELESS * statistics.median(alone))
-        is_short = len(alone) == _TRIAL and statistics.median(alone) < _SHORT_S
-        if is_hopeless or is_short or len(together) == _TRIAL:
-            self._settle()
+        single, multi = self._seconds[1], self._seconds[self._choices[-1]]
+        gives_up = multi and seconds > max(_GIVE_UP_S, _GIVE_UP_RATIO * statistics.median(single))
+        is_short = len(single) == _TRIAL_STEPS and statistics.median(single) < _SHORT_STEP_S
+        if gives_up or is_short or len(multi) == _TRIAL_STEPS:
+            self._end_trial()
 
-    def _begin_trial(self) -> None:
-        self._seconds: dict[int, list[float]] = {number: [] for number in self._numbers}
-        self._left = 0  # steps until the next trial
+    def _start_trial(self) -> None:
+        self._seconds: dict[int, list[float]] = {choice: [] for choice in self._choices}
+        self._steps_left = 0  # until the next trial
 
-    def _settle(self) -> None:
-        medians = {number: statistics.median(seen) for number, seen in self._seconds.items() if seen}
-        before, self.best = self.best, min(medians, key=lambda number: medians[number])
-        self._patience = min(2 * self._patience, _LAST_PATIENCE) if self.best == before else _FIRST_PATIENCE
-        self._left = self._patience
+    def _end_trial(self) -> None:
+        medians = {choice: statistics.median(seconds) for choice, seconds in self._seconds.items() if seconds}
+        before, self.best = self.best, min(medians, key=lambda choice: medians[choice])
+        self._interval = min(2 * self._interval, _MAX_INTERVAL) if self.best == before else _MIN_INTERVAL
+        self._steps_left = self._interval
