@@ -131,3 +131,12 @@ def largest_difference(a, b):
     """max |a - b| as a number, in float64; shapes must be the same."""
     assert a.shape == b.shape
     return (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+
+
+def cache_bytes(backend):
+    """Size of the keys and values that a sampling backend has allocated; shared prefixes count once."""
+    if hasattr(backend, "_keys"):
+        return sum(tensor.nbytes for tensor in (*backend._keys, *backend._values))
+    rows = [row for row in backend._rows if row is not None]
+    prefixes = {id(prefix): prefix.buffer.nbytes for _, prefix in rows if prefix is not None}
+    return sum(buffer.nbytes for buffer, _ in rows) + sum(prefixes.values())

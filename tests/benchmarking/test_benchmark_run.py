@@ -6,6 +6,7 @@ import statistics
 import pytest
 import torch
 
+from helpers import cache_bytes
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.benchmarking import BenchmarkOptions, implementations, memory, run, run_benchmark, timing
 from imagegpt.benchmarking.implementations import Implementation
@@ -41,6 +42,7 @@ def quick(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_the_numbers_are_consistent(tiny, quick):
     reports = []
     options = BenchmarkOptions(model=tiny, batches=[1, 3], precisions=["float32", "bfloat16"], num_pixels=6, repeats=3)
@@ -127,7 +129,7 @@ def test_functions_can_have_another_warm_up_and_time_themselves():
 
 
 def test_both_libraries_use_the_same_weights():
-    model = implementations.load_or_init_model(ImageGPTConfig(**CONFIG), torch.float32, "cpu")
+    model = implementations.load_or_init_model(ImageGPTConfig(**CONFIG), "cpu")
     theirs = Implementation(library="transformers", precision="float32").load(model, "cpu")
     implementation = Implementation(library="imagegpt", precision="float32")
     ours = implementation.load(model, "cpu")
@@ -146,7 +148,9 @@ def test_both_libraries_use_the_same_weights():
 def test_weight_and_cache_bytes(precision, backend, size, scale_bytes):
     config = ImageGPTConfig(**{**CONFIG, "n_embd": 64})  # a multiple of the kernels' tiles, so without padding
     runner = Implementation(library="imagegpt", precision=precision, backend=backend).load(config, "cpu")
-    assert runner.cache_bytes(3, 5) == 3 * 5 * cost.cache_bytes_per_pixel(config, size, scale_bytes)
+    num_vectors = 2 * config.n_layer * config.n_head
+    pixel_bytes = cost.cache_bytes_per_pixel(config, size) + num_vectors * scale_bytes
+    assert runner.cache_bytes(3, 5) == 3 * 5 * pixel_bytes
     packed = [module for module in runner.sampler.model.modules() if isinstance(module, PackedLinear)]
     saved = {"float32": 0, "bfloat16": 2, "int8": 3}[precision] * sum(one.weight.numel() for one in packed)
     scales = sum(one.scale.nbytes for one in packed if one.scale is not None)
@@ -166,7 +170,7 @@ def test_the_roofline_counts_the_bytes_in_memory(precision, tmp_path, quick, mon
 
     def note(self, tokens, positions, rows, longest):
         if len(rows) == 3:
-            seen.append((self, self.cache_bytes))
+            seen.append((self, cache_bytes(self)))
         return step(self, tokens, positions, rows, longest)
 
     monkeypatch.setattr(CppBackend, "step", note)
@@ -178,15 +182,15 @@ def test_the_roofline_counts_the_bytes_in_memory(precision, tmp_path, quick, mon
     )
     result = run_benchmark(options)
     (one,), model = result.measurements, runners[0].sampler.model
-    backend, cache_bytes = seen[-1]
+    backend, num_bytes = seen[-1]
     assert str(backend._dtype) == f"torch.{precision}"
     weights = stored_bytes(model)
     read = weights - model.transformer.wte.weight.nbytes - model.transformer.wpe.weight.nbytes
     read += 3 * 2 * 32 * 4  # token and position embeddings, always in float32
-    read += cache_bytes * statistics.mean(range(64)) / 64
+    read += num_bytes * statistics.mean(range(64)) / 64
     assert one.roofline_ms == pytest.approx(1e3 * read / result.read_bytes_per_s["best"])
     assert one.bandwidth_fraction == pytest.approx(one.roofline_ms / one.ms_per_pixel)
-    assert one.weight_and_cache_bytes == weights + cache_bytes
+    assert one.weight_and_cache_bytes == weights + num_bytes
 
 
 def test_step_s_starts_with_a_filled_cache(monkeypatch):
@@ -278,7 +282,7 @@ def test_the_reference_can_be_measured_in_spans(tiny, quick, monkeypatch):
 
 def test_transformers_samples_from_all_colours():
     config = ImageGPTConfig(**{**CONFIG, "vocab_size": 201})
-    model = implementations.load_or_init_model(config, torch.float32, "cpu")
+    model = implementations.load_or_init_model(config, "cpu")
     with torch.no_grad():
         model.lm_head.weight.zero_()  # all colours are equally likely
     runner = Implementation(library="transformers", precision="float32").load(model, "cpu")
@@ -288,12 +292,11 @@ def test_transformers_samples_from_all_colours():
 def test_random_weights_are_reproducible_and_do_not_change_the_global_rng():
     config = ImageGPTConfig(**CONFIG)
     state = torch.get_rng_state()
-    first, second = (implementations.load_or_init_model(config, torch.bfloat16, "cpu") for _ in range(2))
+    first, second = (implementations.load_or_init_model(config, "cpu") for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not first.training
-    assert first.lm_head.weight.dtype == torch.bfloat16
-    assert first.transformer.ln_f.weight.dtype == torch.float32
+    assert first.dtype == torch.float32
     assert implementations.resolve_config("medium").n_embd == 1024
 
 
@@ -356,6 +359,7 @@ def test_the_subprocess_measures_what_its_model_adds(tmp_path):
     assert memory.memory_in_use("cpu") <= memory.memory_in_use("cpu", peak=True)
 
 
+@pytest.mark.slow
 def test_a_failing_subprocess_is_an_error(tmp_path):
     implementation = Implementation(library="imagegpt", precision="float32")
     with pytest.raises(RuntimeError, match="there is no folder"):

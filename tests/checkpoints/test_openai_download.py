@@ -33,10 +33,13 @@ def server(tmp_path):
 
 
 @pytest.fixture
-def fetch(server, tmp_path):
-    return lambda: download_checkpoint(
-        checkpoint_urls("s", 131_000, base=server.address), tmp_path / "out", retry_delay_s=0.0
-    )
+def no_delay(monkeypatch):
+    monkeypatch.setattr(https, "_RETRY_DELAY_S", 0.0)
+
+
+@pytest.fixture
+def fetch(server, tmp_path, no_delay):
+    return lambda: download_checkpoint(checkpoint_urls("s", 131_000, base=server.address), tmp_path / "out")
 
 
 def assert_complete(server, out):
@@ -186,11 +189,9 @@ def test_responses_without_content_length(server, fetch, modify):
         fetch()
 
 
-def test_unreachable_server(tmp_path):
+def test_unreachable_server(tmp_path, no_delay):
     with pytest.raises(ConnectionError, match=r"cannot download .*the same command resumes"):
-        download_checkpoint(
-            checkpoint_urls("s", 131_000, base="http://127.0.0.1:9"), tmp_path / "out", retry_delay_s=0.0
-        )
+        download_checkpoint(checkpoint_urls("s", 131_000, base="http://127.0.0.1:9"), tmp_path / "out")
 
 
 def test_missing_parent_folder(server, tmp_path):

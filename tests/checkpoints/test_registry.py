@@ -18,7 +18,7 @@ from imagegpt import (
 )
 from imagegpt.checkpoints import registry
 from imagegpt.checkpoints.loading import find_folder, load_config, load_model, load_processor
-from imagegpt.checkpoints.registry import bundled_models, resolve
+from imagegpt.checkpoints.registry import bundled_models, find_local_folder
 
 FIELDS = {"vocab_size": 11, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
 
@@ -44,17 +44,14 @@ def package(tmp_path, monkeypatch):
 
 
 def test_names_are_resolved_in_documented_order(package, tmp_path):
-    assert resolve("letters").kind == "bundled"
-    assert resolve("letters").folder == package
+    assert find_local_folder("letters") == package
     (tmp_path / "letters").mkdir()
     (tmp_path / "owner/model").mkdir(parents=True)
-    assert resolve("letters").kind == "bundled"
-    assert resolve("./letters").kind == "folder"
-    assert resolve(Path("letters")).folder == package
-    assert resolve("owner/model").kind == "folder"
-    assert resolve("openai/imagegpt-small") == registry.ModelSource(
-        name="openai/imagegpt-small", kind="hub", folder=None
-    )
+    assert find_local_folder("letters") == package
+    assert find_local_folder("./letters") == Path("letters")
+    assert find_local_folder(Path("letters")) == package
+    assert find_local_folder("owner/model") == Path("owner/model")
+    assert find_local_folder("openai/imagegpt-small") is None
 
 
 def test_bundled_models_are_described_by_their_cards(package):
@@ -80,12 +77,12 @@ def test_bundled_models_are_described_by_their_cards(package):
 )
 def test_unknown_names_are_an_error(package, name, message):
     with pytest.raises((ValueError, FileNotFoundError), match=f"^{message}"):
-        resolve(name)
+        find_local_folder(name)
 
 
 def test_file_instead_of_folder_is_an_error(folder):
     with pytest.raises(ValueError, match=r"config\.json is a file: give the folder that contains config\.json"):
-        resolve(str(folder / "config.json"))
+        find_local_folder(str(folder / "config.json"))
 
 
 def test_without_a_network_the_hub_is_one_sentence():

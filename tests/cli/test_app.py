@@ -127,7 +127,7 @@ def test_help_and_models_do_not_import_torch():
 SLOW_AND_NEEDLESS = [
     *("sklearn", "matplotlib", "pandas", "datasets", "pyarrow", "torchvision", "peft", "onnx", "onnxruntime"),
     *("torch._inductor.compile_fx", "torch.utils.tensorboard", "transformers.pipelines", "transformers.trainer"),
-    *("transformers.models.imagegpt", "imagegpt.jobs", "imagegpt.benchmarking", "imagegpt.training"),
+    *("transformers.models.imagegpt", "imagegpt.jobs", "imagegpt.benchmarking", "imagegpt.training.run"),
     *("imagegpt.evaluation", "imagegpt.model.tensor_parallel"),
 ]
 if before_transformers("5.21"):  # its generate() imports sklearn

@@ -10,7 +10,7 @@ from PIL import Image
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data import dataloader
 from imagegpt.data.encoded import EncodedDataset
-from imagegpt.evaluation import comparison
+from imagegpt.evaluation import scoring
 from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.recipe_io import read_recipe
 from imagegpt.training.run import Run
@@ -50,7 +50,7 @@ def table(text):
 
 def test_evaluate_never_scores_what_was_trained_on(run, photos, monkeypatch):
     trained, scored = set(), []
-    load, score = dataloader._StepReader._load, comparison.score_model
+    load, score = dataloader._StepReader._load, scoring.score_model
 
     def noting_load(self, *arguments):
         batch = load(self, *arguments)
@@ -59,7 +59,7 @@ def test_evaluate_never_scores_what_was_trained_on(run, photos, monkeypatch):
 
     monkeypatch.setattr(dataloader._StepReader, "_load", noting_load)
     assert run("train", "r.yaml", "--out", "m")[0] == 0
-    monkeypatch.setattr(comparison, "score_model", lambda m, ids, **o: scored.append(ids) or score(m, ids, **o))
+    monkeypatch.setattr(scoring, "score_model", lambda m, ids, **o: scored.append(ids) or score(m, ids, **o))
     assert run("evaluate", "./m", "encoded")[0] == 0
     assert len(trained) > 90
     (images,) = scored

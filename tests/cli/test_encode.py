@@ -10,8 +10,8 @@ from PIL import Image
 
 from helpers import digit_ids
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.cli import encode as command
 from imagegpt.data.encoded import EncodedDataset
+from imagegpt.data.palettes import load_palette
 from imagegpt.jobs.encode_job import EncodeJob
 
 
@@ -171,6 +171,6 @@ def test_other_settings_are_refused(run, workplace, pictures):
 
 def test_a_palette_by_its_path_or_name(workplace):
     ColorPalette.grey(5).save(workplace / "five.npy")
-    assert command.find_palette("five.npy") == ColorPalette.grey(5)
-    assert command.find_palette("./tiny/preprocessor_config.json") == ColorPalette.grey(10)
-    assert command.find_palette("digits") == ColorPalette.grey(17)
+    assert load_palette("five.npy") == ColorPalette.grey(5)
+    assert load_palette("./tiny/preprocessor_config.json") == ColorPalette.grey(10)
+    assert load_palette("digits") == ColorPalette.grey(17)

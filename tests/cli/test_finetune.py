@@ -103,6 +103,11 @@ def test_a_bidirectional_model_becomes_a_bidirectional_classifier(run, workplace
     assert code == 0, err
     assert re.fullmatch(r"accuracy on 360 images of digits: \d+\.\d% \(test split\)\n", out)
     assert recipe_of(workplace / "reader").objective.name == "joint-bert"
+    assert not ImageGPTForImageClassification.from_pretrained("reader").config.is_causal
+
+
+@pytest.mark.slow
+def test_the_general_recipe_of_a_bidirectional_model_is_bidirectional(run, workplace):
     general = ["--recipe", "finetune", "--set", "data.augmentation=none"]
     assert run("finetune", "digits-bert", "digits", "--out", "other", *general, *QUICK)[0] == 0
     assert recipe_of(workplace / "other").objective.name == "joint-bert"
@@ -136,6 +141,7 @@ def test_adapters_are_merged_and_leave_everything_else_alone(run, workplace):
     assert "by LoRA of rank 2, merged" in (workplace / "reader" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_its_adapters(run, workplace, monkeypatch):
     run("finetune", "digits", "digits", "--out", "whole", "--lora", 2, *QUICK)
     status = Trainer._status

@@ -72,6 +72,7 @@ def call(place):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables",
     {

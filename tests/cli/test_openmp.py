@@ -102,6 +102,7 @@ def test_a_users_setting_wins_in_commands(notes_of):
     assert policies(notes) == [{**dict.fromkeys(POLICY), "OMP_WAIT_POLICY": "active"}]
 
 
+@pytest.mark.slow
 def test_the_library_sets_nothing(notes_of):
     """A program that imports us has threads and habits of its own."""
     names = "[getattr(imagegpt, name) for name in imagegpt.__all__]"

@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import tiny_model
+from helpers import cache_bytes, tiny_model
 from imagegpt import ColorPalette, ImageGPTImageProcessor, ImageGPTPipeline
 from imagegpt.common import memory
 from imagegpt.data import palettes
 from imagegpt.data.broken_images import MAX_BROKEN
 from imagegpt.data.palettes import fit_palette
+from imagegpt.data.sources.base import Example, ImageSource
 from imagegpt.figures.animations import check_gif_size
 from imagegpt.figures.grids import completion_grid, completion_grid_size, sample_grid, sample_grid_size
 from imagegpt.jobs.encode import encode
@@ -87,7 +88,6 @@ def test_check_disk_space_of_a_folder_that_does_not_exist_yet(tmp_path):
 def test_grid_sizes_match_the_drawn_grids(num, size):
     images = [Image.new("L", size)] * num
     assert sample_grid(images).size == sample_grid_size(num, size)
-    assert sample_grid(images, 3).size == sample_grid_size(num, size, 3)
     for labels in (None, ["a", "b"]):
         drawn = completion_grid(images[:1] * 2, 1, [images] * 2, labels)
         assert drawn.size == completion_grid_size(2, num, size, labels is not None)
@@ -141,23 +141,23 @@ def test_measured_bytes_per_image_match_the_plan(precision, prompt):
     for seed in range(6):
         session.admit(torch.full((prompt,), seed), seed, SamplingRules())  # prompts differ
     session.step()
-    held = session.backend.cache_bytes + session._noise.nbytes + session.tokens[:, 1:].nbytes
+    held = cache_bytes(session.backend) + session._noise.nbytes + session.tokens[:, 1:].nbytes
     assert plan.bytes_per_image == held / 6
 
 
 # --- Palettes and encodings ---
 
 
-class Large:
-    """Twenty pictures of one colour each, made when they are read."""
+class Large(ImageSource):
+    """Twenty images of one colour each, made when they are read."""
 
     name, fingerprint, split, classes = "large", "x", None, None
 
     def __len__(self):
         return 20
 
-    def __getitem__(self, index):
-        return type("Example", (), {"name": "", "image": np.full((2, 2, 3), 10 * index, np.uint8)})
+    def _read(self, index):
+        return Example(image=np.full((2, 2, 3), 10 * index, np.uint8), label=None, name="")
 
 
 def test_fitting_a_palette_takes_bounded_memory(monkeypatch):

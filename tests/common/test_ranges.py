@@ -29,7 +29,6 @@ from imagegpt.common.pydantic_ranges import InRange
 from imagegpt.data.palettes import fit_palette
 from imagegpt.data.sources.registry import open_images
 from imagegpt.evaluation.likelihood import mean_nll, pixel_nll
-from imagegpt.figures.grids import sample_grid
 from imagegpt.images.processor_options import ImageGPTImageProcessorKwargs, ProcessingOptions
 from imagegpt.jobs.encode import encode
 from imagegpt.jobs.ranks import Ranks
@@ -321,9 +320,6 @@ DOORS = {
         ),
     ),
     ColorPalette.grey: ({"num_colors": ranges.GREY_LEVELS}, lambda made, **number: ColorPalette.grey(**number)),
-    sample_grid: (
-        {"columns": ranges.COLUMNS}, lambda made, **number: sample_grid([PICTURE], **number),
-    ),
     BenchmarkOptions: (
         {
             "batches": ranges.BATCH_SIZE, "num_pixels": ranges.PIXELS, "repeats": ranges.REPEATS,
@@ -354,7 +350,7 @@ DOORS = {
 }  # fmt: skip
 
 # Their range depends on the image or model; separate tests check the message.
-BY_THE_MODEL = {(sample_grid, "num_shown"), (ImageGPTConfig, "pruned_heads")}
+BY_THE_MODEL = {(ImageGPTConfig, "pruned_heads")}
 # Sides of images, as a number, a pair or a mapping; tested separately below.
 SIDES = {(ImageGPTImageProcessor.__init__, "size"), (ImageGPTImageProcessor.decode, "size")}
 OTHER_CHECKS = {

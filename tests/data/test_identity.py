@@ -173,6 +173,7 @@ def test_a_file_that_has_just_changed_is_not_trusted(tmp_path, rgb, save, cache,
     assert read == [[0]]
 
 
+@pytest.mark.slow
 def test_many_pictures_are_hashed_by_several_processes(tmp_path, photos, monkeypatch):
     one = pixel_hashes(open_images(photos))
     shutil.rmtree(tmp_path / "cache")

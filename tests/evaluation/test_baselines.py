@@ -14,12 +14,12 @@ def digits():
 
 @pytest.fixture(scope="module")
 def histogram(digits):
-    return PositionHistogram.fit(*digits[:2], num_colors=17)
+    return PositionHistogram(*digits[:2], num_colors=17)
 
 
 @pytest.fixture(scope="module")
 def neighbours(digits):
-    return NeighbourModel.fit(*digits[:2], num_colors=17, side=8)
+    return NeighbourModel(*digits[:2], num_colors=17, side=8)
 
 
 @pytest.mark.parametrize("name", ["histogram", "neighbours"])
@@ -56,7 +56,7 @@ def test_the_neighbour_model_sees_left_up_and_position_only(neighbours):
 
 def test_the_histogram_by_hand():
     train = np.array([[0, 1], [0, 2], [1, 1]])
-    model = PositionHistogram.fit(train, train, num_colors=3)
+    model = PositionHistogram(train, train, num_colors=3)
     a = model.strength
     values = np.array([[0, 0], [1, 1], [2, 2]])
     expected = np.array([[2, 0], [1, 2], [0, 1]]) + a / 3
@@ -69,7 +69,7 @@ def test_what_always_follows_its_neighbours_is_learnt():
     rows = rng.integers(0, 5, (400, 6))
     for images in (np.repeat(rows[:, None], 6, axis=1), np.repeat(rows[:, :, None], 6, axis=2)):
         ids = images.reshape(400, 36)
-        model = NeighbourModel.fit(ids[:300], ids[300:350], num_colors=5, side=6)
+        model = NeighbourModel(ids[:300], ids[300:350], num_colors=5, side=6)
         assert model.pixel_nll(ids[350:]).sum(axis=1).mean() == pytest.approx(6 * math.log(5), rel=0.05)
 
 
@@ -77,8 +77,8 @@ def test_smoothing_is_chosen_on_validation():
     """Validation images like the training images ask for little smoothing, others for much."""
     rng = np.random.default_rng(3)
     constant, noise = np.zeros((50, 4), int), rng.integers(0, 8, (50, 4))
-    assert PositionHistogram.fit(constant, constant, num_colors=8).strength == min(STRENGTHS)
-    assert PositionHistogram.fit(constant, noise, num_colors=8).strength == max(STRENGTHS)
+    assert PositionHistogram(constant, constant, num_colors=8).strength == min(STRENGTHS)
+    assert PositionHistogram(constant, noise, num_colors=8).strength == max(STRENGTHS)
 
 
 def test_shares_sum_to_one(neighbours):
@@ -103,4 +103,4 @@ IDS = np.zeros((2, 16), int)
 )
 def test_bad_input(train, validation, side, message):
     with pytest.raises(ValueError, match=message):
-        NeighbourModel.fit(train, validation, num_colors=3, side=side)
+        NeighbourModel(train, validation, num_colors=3, side=side)

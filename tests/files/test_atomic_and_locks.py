@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from imagegpt.checkpoints.listing import list_tensors
-from imagegpt.checkpoints.registry import resolve
+from imagegpt.checkpoints.registry import find_local_folder
 from imagegpt.data.sources.registry import open_images
 from imagegpt.files.atomic import atomic_write, target_name
 from imagegpt.files.locks import BusyError, folder_lock, lock_folder
@@ -108,7 +108,7 @@ def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, erro
 def test_an_unknown_home_folder_is_one_sentence(tmp_path, monkeypatch):
     """Regression: the library let a RuntimeError of pathlib through."""
     monkeypatch.chdir(tmp_path)
-    for opens in (resolve, open_images, list_tensors):
+    for opens in (find_local_folder, open_images, list_tensors):
         with pytest.raises(ValueError, match="~nosuchuser has no home folder: give the full path instead"):
             opens("~nosuchuser/x")
     (tmp_path / "~nosuchuser").touch()

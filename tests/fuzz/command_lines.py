@@ -81,7 +81,7 @@ class CommandLines(Kind):
     refused = ("download",)  # there is no network
     first_parser = "typer takes the words, so that the command itself begins"
     imports = (
-        "imagegpt.cli.app", "imagegpt.training.run", "imagegpt.jobs.sample", "imagegpt.evaluation.comparison",
+        "imagegpt.cli.app", "imagegpt.training.run", "imagegpt.jobs.sample", "imagegpt.evaluation.scoring",
         "imagegpt.figures.grids", "imagegpt.figures.animations", "imagegpt.sampling",
         "imagegpt.checkpoints.conversion", "imagegpt.checkpoints.openai_download", "imagegpt.jobs.encode",
         "imagegpt.pipeline.pipeline", "accelerate", "peft",

@@ -15,6 +15,7 @@ from PIL import Image
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
 from imagegpt.data.encoded import EncodedDataset
+from imagegpt.data.sources.folders import FolderSource
 from imagegpt.data.sources.registry import open_images
 from imagegpt.jobs.encode import encode
 from imagegpt.jobs.encode_job import EncodeJob, default_shard_size
@@ -87,26 +88,13 @@ def test_two_hundred_photos_two_of_them_bad(tmp_path, photos, palette, mode):
 
 
 def test_a_missing_file_is_one_of_the_broken(tmp_path, photos, processor, monkeypatch):
-    class Gone:
-        """A source one of whose files goes away after it was opened."""
-
-        def __init__(self, source):
-            self.source = source
-
-        def __getattr__(self, name):
-            return getattr(self.source, name)
-
-        def __len__(self):
-            return 3
-
-        def __getitem__(self, index):
-            if index == 1:
-                raise FileNotFoundError("there is no file b: check the path")
-            return self.source[index]
-
-    monkeypatch.setattr("imagegpt.jobs.encode.open_images", lambda src, split: Gone(open_images(src)))
+    """It goes away after the source was opened."""
+    source = FolderSource(
+        photos, str(photos), None, None, [("cat", "000.jpg"), ("cat", "gone.jpg"), ("cat", "001.jpg")]
+    )
+    monkeypatch.setattr("imagegpt.jobs.encode.open_images", lambda src, split: source)
     report = encode(photos, tmp_path / "out", processor, max_broken=0.34)
-    assert [(one.name, one.trouble) for one in report.broken] == [("image 1", "missing")]
+    assert [(one.name, one.trouble) for one in report.broken] == [("cat/gone.jpg", "missing")]
 
 
 def test_images_without_labels_have_minus_one(tmp_path, rgb, processor):
@@ -200,6 +188,7 @@ def test_workers_make_the_same_bytes(tmp_path, photos, processor):
     assert (told[0], told[-1]) == ((0, 200), (200, 200))
 
 
+@pytest.mark.slow
 def test_all_parts_share_the_workers(tmp_path, rgb, processor, monkeypatch):
     place = tmp_path / "src"
     place.mkdir()
@@ -318,7 +307,7 @@ def test_several_calls_share_the_work(tmp_path, arrays, processor):
     assert [path.name for path in out.rglob("*.lock")] in ([], [".imagegpt.lock"])
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_shard_that_another_process_makes_is_waited_for(tmp_path, arrays, processor, num_workers):
     encode(arrays, tmp_path / "whole", processor, shard_size=4)
     out = tmp_path / "out"
@@ -439,9 +428,9 @@ def test_a_source_is_hashed_once_by_all_calls(tmp_path, photos, processor, monke
     with pytest.raises(Interruption):
         encode(photos, tmp_path / "out", processor, shard_size=50, on_progress=interrupt)
     with monkeypatch.context() as patch:
-        patch.setattr("imagegpt.jobs.encode_folder.source_fingerprint", lambda _: pytest.fail("it hashed the source"))
+        patch.setattr("imagegpt.jobs.encode_job.source_fingerprint", lambda _: pytest.fail("it hashed the source"))
         assert encode(photos, tmp_path / "out", processor, shard_size=50).num_images == 198
-    assert not (tmp_path / "out" / ".imagegpt" / "source.json").exists()
+    assert "source_stamp" not in json.loads((tmp_path / "out" / "encoding.json").read_text())
 
 
 def test_workers_do_not_list_the_source(tmp_path, photos, processor, monkeypatch):
@@ -454,7 +443,7 @@ def test_workers_do_not_list_the_source(tmp_path, photos, processor, monkeypatch
     assert (len(copy), copy[7], copy.labels.tolist()) == (len(source), source[7], source.labels.tolist())
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_parquet_shards_have_the_same_images(tmp_path, arrays, processor, num_workers):
     encode(arrays, tmp_path / "arrow", processor, shard_size=8)
     out = tmp_path / "out"

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from imagegpt.jobs.engine import Monitor
+from imagegpt.jobs import engine
 from imagegpt.jobs.executors import InProcess, ProcessPool, choose_executor
 from imagegpt.jobs.markers import Markers, joined
 from imagegpt.jobs.plan import Job, ShardPlan, choose_shard_size
@@ -43,9 +43,6 @@ class Writing(Job):
         path = self.folder / f"{shard}.txt"
         return [] if path.exists() else [f"{path} is missing"]
 
-    def check_settings(self):
-        pass
-
 
 @pytest.fixture
 def run(tmp_path):
@@ -56,9 +53,7 @@ def run(tmp_path):
         folder.mkdir(exist_ok=True)
         job = Writing(folder=folder, **options)
         with joined(folder, job.doing, lambda _: None):
-            monitor = Monitor([job], lambda done, total: seen.append((done, total)))
-            executor.run([job], Ranks(), monitor)
-            monitor.poll(force=True)
+            engine.run([job], executor, Ranks(), lambda done, total: seen.append((done, total)))
         assert Markers(folder, job.doing).finished() == set(range(5))
         return {path.name: path.read_text() for path in folder.glob("*.txt")}, seen
 

@@ -380,7 +380,7 @@ def test_a_folder_whose_settings_cannot_be_written_is_not_left_behind(many, tmp_
     def fail(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr("imagegpt.jobs.manifest.atomic_write", fail)
+    monkeypatch.setattr("imagegpt.jobs.sampling_settings.atomic_write", fail)
     with pytest.raises(OSError, match="no space"):
         many(2)
     assert not list(tmp_path.iterdir())

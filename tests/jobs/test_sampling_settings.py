@@ -6,13 +6,12 @@ import json
 import pytest
 
 from imagegpt.jobs.image_job import check_folder
-from imagegpt.jobs.manifest import settings_json
 from imagegpt.jobs.sampling_settings import (
-    RUN_FORMAT,
     PromptSettings,
     SamplingSettings,
     differences,
     read_run,
+    run_json,
     write_run,
 )
 from imagegpt.sampling import SamplingRules
@@ -30,10 +29,6 @@ SETTINGS = SamplingSettings(
     num=23_456,
     version="0.1.0",
 )
-
-
-def text_of(settings):
-    return settings_json(settings, "images drawn by imagegpt", RUN_FORMAT)
 
 
 SHARDS = dataclasses.replace(SETTINGS, file_format="npz", num=10)
@@ -95,7 +90,7 @@ def test_differences_are_named_with_both_values(changes, told):
 
 
 def damaged(**changes):
-    return json.dumps({**json.loads(text_of(SETTINGS)), **changes})
+    return json.dumps({**json.loads(run_json(SETTINGS)), **changes})
 
 
 @pytest.mark.parametrize(
@@ -140,7 +135,7 @@ def test_a_manifest_that_is_not_ours_is_refused(tmp_path, text):
 )
 def test_a_folder_with_anything_else_in_it_is_refused(tmp_path, has_run, name):
     if has_run:
-        (tmp_path / "run.json").write_text(text_of(SETTINGS))
+        (tmp_path / "run.json").write_text(run_json(SETTINGS))
     (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).write_text("mine")
     foreign = {"0000/x/y": "0000/x", "a/b": "a"}.get(name, name)

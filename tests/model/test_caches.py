@@ -122,30 +122,7 @@ def test_input_past_last_position_is_an_error(kind):
         model(image_ids(pixels=1), past_key_values=cache)
 
 
-# --- Beams and crops ---
-
-
-def test_reorder_cache_of_a_cache():
-    model = tiny_model()
-    ids = image_ids(batch=3)
-    order = torch.tensor([2, 0, 0])
-    cache = model(ids[:, :6]).past_key_values
-    reordered = model._reorder_cache(cache, order)
-    assert reordered is cache
-    expected = model(ids[order]).logits[:, 6:]
-    assert largest_difference(model(ids[order][:, 6:], past_key_values=cache).logits, expected) < 1e-5
-
-
-def test_reorder_cache_of_legacy_tuples():
-    model = tiny_model()
-    ids = image_ids(batch=3)
-    order = torch.tensor([2, 0, 0])
-    past = model(ids[:, :6], past_key_values=()).past_key_values
-    reordered = model._reorder_cache(past, order)
-    assert isinstance(reordered, tuple)
-    expected = model(ids[order]).logits[:, 6:]
-    assert largest_difference(model(ids[order][:, 6:], past_key_values=reordered).logits, expected) < 1e-5
-    assert torch.equal(past[0][0][2], reordered[0][0][0])
+# --- Crops ---
 
 
 def test_crop_removes_last_pixels():

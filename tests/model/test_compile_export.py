@@ -33,7 +33,7 @@ def _forget_compiled_code():
 # --- torch.compile ---
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_forward_is_one_graph(options, backend):
     model = tiny_model(backend=backend, **options)

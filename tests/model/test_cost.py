@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers import cache_bytes
 from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 from imagegpt.model import cost
 from imagegpt.sampling.plan import ExecutionPlan
@@ -67,12 +68,18 @@ def test_flops_match_torch_counter(overrides):
     cache.crop(-6)  # 10 of 16 stay
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache)
-    assert counter.get_total_flops() == cost.step_flops(model.config, 10)
+    assert counter.get_total_flops() == step_flops(10, **overrides)
 
 
-def test_image_flops_are_the_sum_of_step_flops():
-    assert cost.image_flops(config()) == sum(cost.step_flops(config(), position) for position in range(16))
-    assert cost.forward_flops(config(), 1) == cost.step_flops(config(), 0)
+def step_flops(position, **overrides):
+    """Images of one more pixel take one more step."""
+    lengths = position + 1, position
+    longer, shorter = (cost.image_flops(config(**{**overrides, "n_positions": length})) for length in lengths)
+    return longer - shorter
+
+
+def test_the_first_step_is_a_forward_pass():
+    assert cost.image_flops(config(n_positions=1)) == cost.forward_flops(config(n_positions=1))
 
 
 @pytest.mark.parametrize("overrides", [{}, CONFIGS["pruned"]], ids=["plain", "pruned"])
@@ -96,5 +103,7 @@ def test_sampler_cache_bytes_per_pixel(overrides, precision, backend):
         opened.admit(row, torch.zeros(0, dtype=torch.int64))
     itemsize = {"float32": 4, "bfloat16": 2, "int8": 1 if backend == "cpp" else 2}[precision]
     scale_bytes = 4 if itemsize == 1 else 0
-    assert plan.cache_bytes_per_pixel == cost.cache_bytes_per_pixel(model.config, itemsize, scale_bytes)
-    assert opened.cache_bytes == 3 * 64 * plan.cache_bytes_per_pixel
+    num_vectors = cost.cache_bytes_per_pixel(model.config, 1) // model.transformer.h[0].attn.head_dim
+    expected = cost.cache_bytes_per_pixel(model.config, itemsize) + num_vectors * scale_bytes
+    assert plan.cache_bytes_per_pixel == expected
+    assert cache_bytes(opened) == 3 * 64 * plan.cache_bytes_per_pixel

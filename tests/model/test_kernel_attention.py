@@ -69,8 +69,9 @@ def test_without_compiler_falls_back_to_torch(monkeypatch):
 
 def test_kernels_are_compiled_on_first_use(monkeypatch):
     seen = []
-    load = training.load
-    monkeypatch.setattr(training, "load", lambda: seen.append(1) or load())
+    find_or_build = training.find_or_build
+    monkeypatch.setattr(training, "find_or_build", lambda library: seen.append(1) or find_or_build(library))
+    monkeypatch.setattr(training, "_loaded", [])
     kernels.has_kernels.cache_clear()
     model = small_model()
     logits(model, "sdpa")

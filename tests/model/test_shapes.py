@@ -80,8 +80,8 @@ def test_signatures_match_arguments(run):
         autoregressive_loss(model, images)
 
         train, validation = (load_digits()[split].levels.astype(np.int64) for split in ("train", "validation"))
-        NeighbourModel.fit(train, validation, num_colors=17, side=8).pixel_nll(validation)
-        PositionHistogram.fit(train, validation, num_colors=17).pixel_nll(validation)
+        NeighbourModel(train, validation, num_colors=17, side=8).pixel_nll(validation)
+        PositionHistogram(train, validation, num_colors=17).pixel_nll(validation)
         """
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -54,8 +54,8 @@ def test_folder_is_small_and_complete():
 
 def test_card_states_likelihoods(card, model):
     train, validation, test = (digit_ids(split).numpy() for split in ("train", "validation", "test"))
-    histogram = PositionHistogram.fit(train, validation, num_colors=17)
-    neighbours = NeighbourModel.fit(train, validation, num_colors=17, side=8)
+    histogram = PositionHistogram(train, validation, num_colors=17)
+    neighbours = NeighbourModel(train, validation, num_colors=17, side=8)
     expected = {
         "this": mean_nll(model, digit_ids("test")),
         "neighbours": neighbours.pixel_nll(test).mean(),

@@ -59,7 +59,7 @@ def sample(model, rules, decoder):
         return Sampler(model, decoder=decoder).generate(seeds=range(NUM_SAMPLES), rules=rules)
 
 
-@pytest.mark.parametrize("decoder", ["sequential", "parallel"])
+@pytest.mark.parametrize("decoder", ["sequential", pytest.param("parallel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_images_follow_the_exact_distribution(model, rules, decoder):
     """The seeds are fixed, so this cannot fail by chance; the p-values were 0.47 to 0.79."""

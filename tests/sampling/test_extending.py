@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from imagegpt.sampling import ExecutionPlan, Sampler, SamplingRules
-from imagegpt.sampling.decoders import DECODERS
-from imagegpt.sampling.sequential import SequentialDecoder
+from imagegpt.sampling.decoders import DECODERS, SequentialDecoder
 from imagegpt.sampling.weight_formats import WEIGHT_FORMATS, WeightFormat
 from naive import seeds_of
 

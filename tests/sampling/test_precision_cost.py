@@ -54,7 +54,7 @@ def test_rounded_weights_cost_little(model, images, exact, precision, max_cost):
     assert abs(cost) <= max_cost
 
 
-@pytest.mark.parametrize("num_fed", [64, 16, 1])
+@pytest.mark.parametrize("num_fed", [64, 16, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
 @pytest.mark.parametrize(("precision", "max_cost"), [("float32", 1e-6), ("bfloat16", 0.002), ("int8", 0.01)])
 def test_rounded_weights_keys_and_values_cost_little(model, images, exact, precision, backend, max_cost, num_fed):

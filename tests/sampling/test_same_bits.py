@@ -153,7 +153,7 @@ def test_cold_and_warm_kernel_caches(threads, used, tmp_path, digits):
 
 @pytest.mark.parametrize("decoder", ["sequential", "parallel"])
 @pytest.mark.parametrize(
-    ("name", "num_images"), [("digits", 300), ("cifar10", 5), pytest.param("cifar10", 40, marks=pytest.mark.slow)]
+    ("name", "num_images"), [("digits", 300), ("cifar10", 2), pytest.param("cifar10", 40, marks=pytest.mark.slow)]
 )
 def test_images_equal_the_naive_loop(name, num_images, decoder):
     """The naive loop runs the whole prefix for every pixel, see `write_naive_ids.py`."""

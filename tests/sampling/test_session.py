@@ -6,9 +6,9 @@ import torch
 from imagegpt.sampling import ExecutionPlan, SamplingRules, Session
 from imagegpt.sampling import session as module
 from imagegpt.sampling.backends.base import StepBackend
+from imagegpt.sampling.decoders import SequentialDecoder
 from imagegpt.sampling.noise import gumbel_noise, seed_tensor
 from imagegpt.sampling.rules import sample_colors
-from imagegpt.sampling.sequential import SequentialDecoder
 from imagegpt.sampling.session import LogitsNotFiniteError
 
 RULES = SamplingRules(temperature=0.8, top_k=4)
@@ -32,10 +32,6 @@ class FakeBackend(StepBackend):
 
     def release(self, row):
         self.released.append(row)
-
-    @property
-    def cache_bytes(self):
-        return 0
 
 
 def start_session(prompts, seeds, rules=RULES, num_pixels=4, logits=None):

@@ -1,11 +1,14 @@
 """Recipes, models and trainers for `helpers.StripeDataset`."""
 
+from pathlib import Path
+
 import torch
 
 from helpers import STRIPES, StripeDataset, tiny_config
 from imagegpt import ImageGPTForCausalImageModeling
 from imagegpt.data.dataloader import BatchLayout, TrainingBatches
 from imagegpt.model.losses import autoregressive_loss
+from imagegpt.training.callbacks import TrainingCallback
 from imagegpt.training.checkpoint import Checkpoints
 from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.objectives import Autoregressive, ModelWithObjective
@@ -35,6 +38,16 @@ def make_module(**config):
     return ModelWithObjective(model, Autoregressive())
 
 
+class NoCheckpoints(Checkpoints):
+    """Saves nothing, for tests in which nothing is resumed."""
+
+    def __init__(self):
+        super().__init__(Path("no checkpoints"), ALONE, 1)
+
+    def save(self, *_):
+        pass
+
+
 def make_trainer(recipe=None, *, folder=None, module=None, dataset=None, validate=None, **callbacks):
     """A trainer on stripes, which validates with the first four of them."""
     recipe, module = recipe or make_recipe(), module or make_module()
@@ -51,7 +64,9 @@ def make_trainer(recipe=None, *, folder=None, module=None, dataset=None, validat
         ALONE,
         TrainingBatches(dataset or StripeDataset(), layout, training.seed),
         validate=validate or held_out,
-        checkpoints=None if folder is None else Checkpoints(folder, ALONE, recipe.monitoring.keep_checkpoints),
+        checkpoints=NoCheckpoints()
+        if folder is None
+        else Checkpoints(folder, ALONE, recipe.monitoring.keep_checkpoints),
         **callbacks,
     )
 
@@ -71,3 +86,10 @@ def stop_after(step):
     """Callbacks that stop a run after a step."""
     reached = []
     return {"on_step": lambda report: reached.append(report.step), "should_stop": lambda: step in reached}
+
+
+def hooks(**methods):
+    """A callback of a run with these methods."""
+    callback = TrainingCallback()
+    vars(callback).update(methods)
+    return callback

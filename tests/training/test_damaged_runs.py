@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from imagegpt.data.identity import DataRecord
-from imagegpt.training import callbacks, training_log
+from imagegpt.training import run as run_module
+from imagegpt.training import training_log
 from imagegpt.training.checkpoint import _size_and_hash
 from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.lr_finder import LearningRateSearch
@@ -41,7 +42,7 @@ def fail(*_, **__):
     ("module", "name", "told"),
     [
         (training_log, "loss_plot", "there is no picture of the losses"),
-        (callbacks, "sample_grid", "there is no sheet of samples"),
+        (run_module, "sample_grid", "there is no sheet of samples"),
     ],
 )
 def test_a_failed_picture_does_not_end_the_run(tmp_path, monkeypatch, module, name, told):

@@ -12,17 +12,18 @@ import torch
 from transformers.utils import logging
 
 from imagegpt import ColorPalette, ImageGPTImageProcessor
-from imagegpt.checkpoints.loading import find_folder
+from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
 from imagegpt.cli import main
 from imagegpt.data.identity import DataRecord, pixel_hash
-from imagegpt.data.loading import open_data
+from imagegpt.data.loading import open_data, open_data_for_model
 from imagegpt.data.recipe import DataRecipe
 from imagegpt.data.sources.registry import open_images
 from imagegpt.data.splits import split_by_hash
 from imagegpt.evaluation import scoring
-from imagegpt.evaluation.scoring import open_data_for_folder, read_all_ids, score_split
+from imagegpt.evaluation.scoring import read_all_ids, score_split
 from imagegpt.jobs.encode import encode
 from imagegpt.training.api import finetuning_recipe, finish_run
+from imagegpt.training.callbacks import TrainingCallback
 from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.lr_finder import LearningRateSearch
 from imagegpt.training.recipe_io import parse_recipe
@@ -86,6 +87,11 @@ def run_cli(capsys, *words):
     return stop.value.code, " ".join(out.split()), " ".join(err.split())
 
 
+def open_for(location, folder):
+    """The images, split as those that the model in a folder was trained on."""
+    return open_data_for_model(location, "m", load_processor(folder, load_config(folder)), DataRecord.read(folder))
+
+
 def check_agreement(capsys, monkeypatch, seed, split, limited, kind):
     """Train, then compare what the run, its card, its log and `evaluate` say, and see which images were trained on."""
     out, source, trained = Path("model"), open_images("photos.npz"), set()
@@ -105,12 +111,12 @@ def check_agreement(capsys, monkeypatch, seed, split, limited, kind):
         patch.setattr(type(stored), "read", noting)
         run.train()
     assert trained
-    result = finish_run(run, "completed", "imagegpt train")
+    result = finish_run(run, "completed", "imagegpt train", TrainingCallback())
     assert result.split == "validation split; it also chose the checkpoint"
     told = {one.name: one.nats for one in result.scores}
     places = ["photos.npz"] if kind == "crop" else ["photos.npz", "encoded"]
     for place in places:
-        opened = open_data_for_folder(place, out, "m")
+        opened = open_for(place, out)
         assert opened.is_training_data
         mine = {one.name: one.nats for one in score_split(out, opened, split=opened.choose_split())}
         assert mine == pytest.approx(told, abs=1e-6)
@@ -148,12 +154,8 @@ def test_evaluate_never_scores_what_was_trained_on_whatever_the_seed(place, caps
     trained = {row.tobytes() for row in read_all_ids(run.data.train)}
     read = []
     with pytest.MonkeyPatch.context() as patch:
-        score = scoring.compare
-        patch.setattr(
-            scoring,
-            "compare",
-            lambda model, images, **options: read.append(images.test) or score(model, images, **options),
-        )
+        score = scoring.score_model
+        patch.setattr(scoring, "score_model", lambda m, ids, **options: read.append(ids) or score(m, ids, **options))
         assert run_cli(capsys, "evaluate", "./model", "encoded")[0] == 0
     (scored,) = read
     assert len(scored) == len(run.data.validation) > 5
@@ -258,12 +260,11 @@ def test_limited_validation_is_a_random_subset_of_all_classes(place):
 def test_a_test_split_by_hash_is_scored_at_the_end(place, capsys):
     run = Run(recipe({"train": "encoded", "split": {"validation": 0.2, "test": 0.2}}), Path("model"), ALONE)
     run.train()
-    result = finish_run(run, "completed", "imagegpt train")
+    result = finish_run(run, "completed", "imagegpt train", TrainingCallback())
     assert (result.split, result.num_images) == ("test split", len(run.data.test))
     mine = {one.name: one.nats for one in result.scores}
     theirs = {
-        one.name: one.nats
-        for one in score_split(Path("model"), open_data_for_folder("photos.npz", Path("model"), "m"), split="test")
+        one.name: one.nats for one in score_split(Path("model"), open_for("photos.npz", Path("model")), split="test")
     }
     assert mine == pytest.approx(theirs, abs=1e-6)
     for split, words in (("validation", "validation split; it also"), ("train", "train split"), ("test", "test split")):
@@ -297,7 +298,7 @@ def test_a_grown_source_keeps_its_splits(place):
     trained = {row.tobytes() for row in read_all_ids(run.data.train)}
     content = np.load("photos.npz")["images"]
     np.save("grown.npy", np.concatenate([255 - content[:40], content]))
-    data = open_data_for_folder("grown.npy", Path("model"), "m")
+    data = open_for("grown.npy", Path("model"))
     assert not data.is_training_data
     held_out = {row.tobytes() for row in read_all_ids(data.validation)}
     assert {row.tobytes() for row in read_all_ids(run.data.validation)} < held_out
@@ -312,11 +313,11 @@ def test_the_train_split_alone_is_not_held_out(place):
         np.savez(place / "splits" / f"{name}.npz", images=content["images"][rows])
     encode("splits", "named", ImageGPTImageProcessor(PALETTE, size=8))
     Run(recipe({"train": "named"}), Path("model"), ALONE).train()
-    alone = open_data_for_folder("splits/train.npz", Path("model"), "m")
+    alone = open_for("splits/train.npz", Path("model"))
     assert (list(alone.splits), alone.is_training_data) == (["train"], True)
     with pytest.raises(ValueError, match=r"splits/train.npz has no held-out split for this model, only train: choose"):
         alone.choose_split()
-    validation = open_data_for_folder("splits/val.npz", Path("model"), "m")
+    validation = open_for("splits/val.npz", Path("model"))
     assert (list(validation.splits), len(validation.validation)) == (["validation"], 10)
     assert validation.describe("validation") == "validation split; it also chose the checkpoint"
 

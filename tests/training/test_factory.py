@@ -18,8 +18,7 @@ from imagegpt.data.data_splits import DataSplits
 from imagegpt.data.loading import open_data
 from imagegpt.data.recipe import DataRecipe
 from imagegpt.training.factory import build_model, rebuild_model, save_model
-from imagegpt.training.joint_model import ImageGPTWithBothHeads
-from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert
+from imagegpt.training.objectives import Autoregressive, Bert, Classification, ImageGPTWithBothHeads, Joint, JointBert
 from stripes import make_recipe, same_weights, weights_of
 
 PROCESSOR = ImageGPTImageProcessor(ColorPalette.grey(16), size=4)

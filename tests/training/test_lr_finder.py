@@ -12,6 +12,7 @@ from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.lr_finder import TOLERANCE, LearningRateSearch, largest_good_rate, next_rate
 from imagegpt.training.recipe_files import find_recipe
 from imagegpt.training.recipe_io import read_recipe
+from stripes import hooks
 
 TINY = ["model.n_layer=1", "model.n_embd=8", "model.n_head=1", "training.num_steps=30", "training.warmup_steps=10"]
 
@@ -74,7 +75,7 @@ def test_a_search_is_gone_on_with(recipe, tmp_path):
     assert again.losses == {rate: loss}
     assert again.next_rate() == 2 * rate
     asked = iter([False, True])
-    assert again.try_rate(2 * rate, should_stop=lambda: next(asked)) is None
+    assert again.try_rate(2 * rate, hooks(should_stop=lambda: next(asked))) is None
     assert again.losses == {rate: loss}
     whole, parts = search(recipe, tmp_path / "t", num_steps=4), search(recipe, tmp_path / "s", num_steps=4)
     assert whole.try_rate(2 * rate) == parts.try_rate(2 * rate)
@@ -117,7 +118,7 @@ def test_force_leaves_what_no_search_wrote(recipe, tmp_path):
         search(recipe, mine, num_steps=4, force=True)
     assert (mine / "rates.json").read_text() == "{}"
     first = search(recipe, tmp_path / "s", num_steps=4)
-    assert first.try_rate(first.next_rate(), should_stop=lambda: True) is None
+    assert first.try_rate(first.next_rate(), hooks(should_stop=lambda: True)) is None
     for name in ("cat.png", "trial/cat.png"):
         (tmp_path / "s" / name).write_text("{}")
     assert (tmp_path / "s/trial/recipe.yaml").is_file()

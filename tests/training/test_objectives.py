@@ -7,8 +7,15 @@ from helpers import image_ids, tiny_config, tiny_model
 from imagegpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.data.batch import Batch
 from imagegpt.model.losses import autoregressive_loss, bert_loss, masked_embeddings, with_start_token
-from imagegpt.training.joint_model import ImageGPTWithBothHeads
-from imagegpt.training.objectives import Autoregressive, Bert, Classification, Joint, JointBert, ModelWithObjective
+from imagegpt.training.objectives import (
+    Autoregressive,
+    Bert,
+    Classification,
+    ImageGPTWithBothHeads,
+    Joint,
+    JointBert,
+    ModelWithObjective,
+)
 
 
 def naive_nll(model, ids):

@@ -100,6 +100,7 @@ def wait_for(process, path):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_two_copies_are_like_one(recipe, alone, tmp_path):
     told = train(2, recipe, tmp_path / "m")
     assert_alike(tmp_path / "m", alone)

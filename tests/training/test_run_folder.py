@@ -9,6 +9,7 @@ from imagegpt.training.optimizers import learning_rate
 from imagegpt.training.recipe_io import parse_recipe
 from imagegpt.training.run import Run
 from imagegpt.training.run_folder import check_folder
+from stripes import hooks
 
 ALONE = DistributedContext(torch.device("cpu"))
 OURS = {"config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
@@ -116,7 +117,7 @@ def test_one_run_at_a_time(tmp_path, force):
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")} == before
         told.append(_)
 
-    first._on_step = while_it_trains
+    first._callback.on_step = while_it_trains
     first.train()
     assert len(told) == 4
     Run(recipe(training={"seed": 1}), tmp_path / "m", ALONE, force=True)
@@ -181,7 +182,9 @@ def test_what_defines_a_run_may_not(there, name):
 def test_a_run_is_resumed_with_other_settings_to_the_same_model(tmp_path):
     trained(tmp_path / "whole", training={"num_steps": 8})
     asked = iter([False] * 3 + [True] * 9)
-    Run(recipe(training={"num_steps": 8}), tmp_path / "m", ALONE, should_stop=lambda: next(asked)).train()
+    Run(
+        recipe(training={"num_steps": 8}), tmp_path / "m", ALONE, callback=hooks(should_stop=lambda: next(asked))
+    ).train()
     resumed = trained(
         tmp_path / "m", training={"num_steps": 8, "gradient_checkpointing": True}, monitoring={"samples": 2}
     )
@@ -212,7 +215,9 @@ def test_an_extended_run_takes_the_rates_of_the_longer_run(tmp_path):
     rates = []
     trained(tmp_path / "m")
     longer = recipe(training={"num_steps": 8})
-    Run(longer, tmp_path / "m", ALONE, on_step=lambda report: rates.append(report.learning_rate)).train()
+    Run(
+        longer, tmp_path / "m", ALONE, callback=hooks(on_step=lambda report: rates.append(report.learning_rate))
+    ).train()
     assert rates == [learning_rate(step, longer.training) for step in range(4, 8)]
     with pytest.raises(ValueError, match=r"holds a run with training\.num_steps = 8, now it is 4"):
         check_folder(tmp_path / "m", recipe())

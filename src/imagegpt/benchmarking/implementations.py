@@ -2,9 +2,10 @@
 
 import importlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Int64
@@ -16,7 +17,6 @@ from imagegpt.checkpoints.loading import find_folder, load_config, load_model
 from imagegpt.config import NAMED_SIZES, ImageGPTConfig
 from imagegpt.model import cost
 from imagegpt.model.cache import CACHE_ARGUMENT
-from imagegpt.model.layers import ImageGPTLayerNorm
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling import DecoderName, Precision, Sampler, SamplingRules
 from imagegpt.sampling.packed_linear import stored_bytes
@@ -31,26 +31,35 @@ _REFERENCE = "transformers.models.imagegpt"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Runner(Protocol):
-    """An implementation with loaded weights."""
+class Runner(ABC):
+    """An implementation with loaded weights.
 
+    Attributes:
+        model: ours or transformers'.
+        weight_bytes: size of its weights.
+    """
+
+    model: Any
     weight_bytes: int
 
+    @abstractmethod
     def __call__(
         self, batch: int, num_pixels: int, *, first_seed: int = 0, greedy: bool = False
     ) -> Int64[Tensor, "b t"]:
         """Sample the first pixels of a batch of images; ours use consecutive seeds from `first_seed` on."""
-        ...
 
+    @abstractmethod
     def cache_bytes(self, batch: int, num_pixels: int) -> int:
         """Size of the keys and values of a batch of images."""
-        ...
 
     def step_bytes(self, batch: int, position: int) -> int:
         """Bytes that a step at this position must read: all weights except the embedding tables, and for each image two
         rows of these and the cached keys and values of the earlier positions.
         """
-        ...
+        tables = [self.model.transformer.wte.weight, self.model.transformer.wpe.weight]
+        rows = sum(table[0].nbytes for table in tables)
+        other_weights = self.weight_bytes - sum(table.nbytes for table in tables)
+        return other_weights + batch * (rows + self.cache_bytes(1, position))
 
 
 class NotComparableError(Exception):
@@ -63,9 +72,6 @@ class Implementation:
 
     Attributes:
         library: "imagegpt" is our sampler, "transformers" the `generate` of its ImageGPT.
-        precision: of the weights.
-        decoder: of our sampler.
-        backend: of our sampler.
     """
 
     library: Literal["imagegpt", "transformers"]
@@ -82,7 +88,6 @@ class Implementation:
         Args:
             source: a name as in `BenchmarkOptions`; one of our models in float32 on that device, whose weights are used
                 unchanged; or a configuration, for random weights.
-            device: to sample on.
         Raises: ValueError if the model cannot be sampled; `NotComparableError` if transformers has no such model.
         """
         if self.library == "transformers":
@@ -90,18 +95,19 @@ class Implementation:
         return ImageGPTRunner(self, source, device)
 
 
-class ImageGPTRunner:
+class ImageGPTRunner(Runner):
     """Our sampler. A model passed as the source is copied."""
 
     def __init__(self, implementation: Implementation, source: Source, device: str) -> None:
         self.sampler = Sampler(
-            load_or_init_model(source, torch.float32, device),
+            load_or_init_model(source, device),
             precision=cast(Precision, implementation.precision),
             decoder=implementation.decoder,
             backend=implementation.backend,
             in_place=not isinstance(source, ImageGPTForCausalImageModeling),
         )
-        self.weight_bytes = stored_bytes(self.sampler.model)
+        self.model = self.sampler.model
+        self.weight_bytes = stored_bytes(self.model)
         self.statistics = Statistics()  # of the latest call
 
     def __call__(
@@ -117,13 +123,8 @@ class ImageGPTRunner:
         """See `Runner`."""
         return batch * num_pixels * self.sampler.plan.cache_bytes_per_pixel
 
-    def step_bytes(self, batch: int, position: int) -> int:
-        """See `Runner`."""
-        cached = position * self.sampler.plan.cache_bytes_per_pixel
-        return _step_bytes(self.sampler.model, self.weight_bytes, batch, cached)
 
-
-class TransformersRunner:
+class TransformersRunner(Runner):
     """The `generate` of transformers' ImageGPT, with its dynamic cache. It shares the weights of a model of ours."""
 
     def __init__(self, source: Source, precision: str, device: str) -> None:
@@ -137,7 +138,7 @@ class TransformersRunner:
                 raise NotComparableError(
                     "not compared: the weights of this model do not fit transformers' ImageGPT"
                 ) from None
-        self.model: Any = model.to(device, self.dtype).eval()
+        self.model = model.to(device, self.dtype).eval()
         self.weight_bytes = sum(tensor.nbytes for tensor in self.model.parameters())
 
     def __call__(
@@ -173,10 +174,6 @@ class TransformersRunner:
         """See `Runner`."""
         return batch * num_pixels * cost.cache_bytes_per_pixel(self.config, self.dtype.itemsize)
 
-    def step_bytes(self, batch: int, position: int) -> int:
-        """See `Runner`."""
-        return _step_bytes(self.model, self.weight_bytes, batch, self.cache_bytes(1, position))
-
     def _generate(self, tokens: Tensor, num_pixels: int, greedy: bool = False, **options: Any) -> Tensor:
         rules = {} if greedy else {"top_k": 0}  # no limit: the default of transformers is 50
         return self.model.generate(tokens, max_new_tokens=num_pixels, do_sample=not greedy, **rules, **options)
@@ -196,13 +193,6 @@ class _StepTimer(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _step_bytes(model: Any, weight_bytes: int, batch: int, cached_bytes: int) -> int:
-    """See `Runner.step_bytes`; computed from the actual tensors, in any layout and precision."""
-    embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
-    rows = sum(table[0].nbytes for table in embeddings)
-    return weight_bytes - sum(table.nbytes for table in embeddings) + batch * (rows + cached_bytes)
-
-
 def resolve_config(source: Source) -> ImageGPTConfig:
     """The configuration of a model, without loading its weights."""
     if isinstance(source, ImageGPTForCausalImageModeling):
@@ -214,22 +204,16 @@ def resolve_config(source: Source) -> ImageGPTConfig:
     return load_config(find_folder(source, weights=False))
 
 
-def load_or_init_model(source: Source, dtype: torch.dtype, device: str) -> ImageGPTForCausalImageModeling:
-    """Load a model of ours; for a size or a configuration, initialise random weights with seed 0."""
-    if isinstance(source, ImageGPTForCausalImageModeling) and source.dtype == dtype:
+def load_or_init_model(source: Source, device: str) -> ImageGPTForCausalImageModeling:
+    """Load a model of ours in float32; for a size or a configuration, initialise random weights with seed 0."""
+    if isinstance(source, ImageGPTForCausalImageModeling):
         return source
     if isinstance(source, str) and source not in NAMED_SIZES:
-        return load_model(find_folder(source), dtype=dtype, device=device)
+        return load_model(find_folder(source), device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ImageGPTForCausalImageModeling(resolve_config(source))
-    if isinstance(source, ImageGPTForCausalImageModeling):
-        model.load_state_dict(source.state_dict())
-    model = cast(Any, model).to(device, dtype).eval()
-    for module in model.modules():
-        if isinstance(module, ImageGPTLayerNorm):
-            module.to(torch.promote_types(dtype, torch.float32))  # as `from_pretrained` does
-    return model
+    return cast(Any, model).to(device).eval()
 
 
 def greedy_pixels_match(runners: Sequence[Runner], num_pixels: int) -> bool:

@@ -30,12 +30,6 @@ def peak_bytes_in_subprocess(
 ) -> int | None:
     """Measure the peak memory of sampling in a new process with as many threads; None if unknown.
 
-    Args:
-        implementation: to measure.
-        model: its name.
-        device: to sample on.
-        batch: batch size, images.
-        num_pixels: per image.
     Raises: MemoryError if the system killed the process, which it does when memory runs out.
     """
     task = {**dataclasses.asdict(implementation), "model": model, "device": device}

@@ -20,7 +20,6 @@ class BenchmarkOptions:
         batches: batch sizes, images.
         precisions: some of `PRECISIONS`.
         decoders: some of `DECODERS`; each precision is measured with each of them.
-        backend: of our sampler.
         num_pixels: per image; None is all, or a power of two of them if that would take over two minutes.
         repeats: timed rounds.
         device: for example "cpu" or "cuda".

@@ -10,8 +10,6 @@ class Measurement:
 
     Attributes:
         library: "imagegpt" (our sampler) or "transformers" (its ImageGPT's `generate`).
-        precision: of the weights.
-        decoder: of our sampler.
         batch: batch size, images.
         seconds: per batch, in each round.
         ms_per_pixel: median time of a step, which samples one pixel of each image.

@@ -42,7 +42,6 @@ def run_benchmark(options: BenchmarkOptions, on_progress: OnProgress | None = No
     """Measure sampling.
 
     Args:
-        options: what to measure.
         on_progress: called before each run with the current activity, and the number of runs done and in total.
     Raises: ValueError or OSError if the model does not exist or cannot be sampled, or an option does not suit it;
         MemoryError.
@@ -77,13 +76,11 @@ def _load_references(options: BenchmarkOptions) -> dict[Implementation, Runner]:
     supported = [name for name in dict.fromkeys(["float32", *options.precisions]) if name in DTYPES]
     precisions = options.reference_precisions or supported
     references = [Implementation(library="transformers", precision=precision) for precision in precisions]
-    model = load_or_init_model(options.model, torch.float32, options.device)
+    model = load_or_init_model(options.model, options.device)
     return {reference: reference.load(model, options.device) for reference in references}
 
 
 class _Benchmark:
-    """The measurements, and their progress."""
-
     def __init__(
         self,
         options: BenchmarkOptions,
@@ -126,7 +123,6 @@ class _Benchmark:
         self.num_done += 1
 
     def _greedy_pixels_match(self) -> bool | None:
-        """Whether both libraries produce the same greedy pixels in float32."""
         runners = [runner for one, runner in self.runners.items() if one.precision == "float32"]
         if not any(isinstance(runner, TransformersRunner) for runner in runners):
             return None
@@ -136,7 +132,6 @@ class _Benchmark:
         return greedy_pixels_match(runners, min(2 * _NUM_TRIAL_PIXELS, self.config.n_positions))
 
     def _decoders_match(self) -> bool | None:
-        """Whether both decoders sample the same pixels in float32."""
         ours = [run for one, run in self.runners.items() if (one.library, one.precision) == ("imagegpt", "float32")]
         if len(ours) < len(DECODERS):
             return None

@@ -30,8 +30,6 @@ def measure(
 
     Args:
         functions: by name; if one returns `Seconds`, those count.
-        repeats: timed rounds.
-        on_run: called with a description before each run.
         warm_ups: replacements for the warm-up of some functions.
     """
     first_round = {**functions, **(warm_ups or {})}
@@ -56,7 +54,6 @@ class ReadBandwidth:
     """Measures read bandwidth: each call sums a large tensor several times, with all threads or the whole GPU.
 
     Args:
-        device: of the memory.
         num_bytes: size of the tensor; the default is far larger than CPU caches.
     """
 
@@ -84,11 +81,7 @@ def time_call(function: Callable[[], Any]) -> float:
 
 
 def environment(command: str) -> dict[str, Any]:
-    """The command, versions, hardware and number of threads.
-
-    Args:
-        command: the name of the program; its arguments are added.
-    """
+    """The command (a program's name; its arguments are added), versions, hardware and number of threads."""
     return {
         "command": " ".join([command, *sys.argv[1:]]),
         "imagegpt": version("imagegpt"),

@@ -1,17 +1,16 @@
 """The index of a TensorFlow checkpoint: parsing and writing of its header and entries.
 
 The index maps the empty key to a `BundleHeaderProto` (number of data files, byte order), and each variable's name to a
-`BundleEntryProto` (dtype, shape, shard, offset, size, checksum). A variable saved in slices has an entry that lists
-them, and one more entry per slice, whose key `slice_names` encodes.
+`BundleEntryProto` (dtype, shape, shard, offset, size, checksum). Variables saved in slices, which
+OpenAI's code does not write, are refused.
 
-Source: TensorFlow's core/protobuf/tensor_bundle.proto, core/framework/tensor_{shape,slice}.proto.
+Source: TensorFlow's core/protobuf/tensor_bundle.proto, core/framework/tensor_shape.proto.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,25 +25,18 @@ _DTYPES = {
 DTYPE_IDS = {name: number for number, name in _DTYPES.items()}
 _STRING = 7
 _MAX_AXES = 32  # about numpy's limit
-_MAX_SLICES = 1000  # per variable; all pairs are compared
-_FULL_EXTENT = -1  # length of an axis that a slice covers completely
-
-TensorSlice = tuple[tuple[int, int], ...]  # (start, length) on each axis
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleEntry:
-    """A variable, or a slice of one, as the index describes it.
+    """A variable, as the index describes it.
 
     Attributes:
-        name: of the variable; the encoded key of a slice.
         dtype: numpy's name, or bfloat16; None for strings and other types that are not numeric.
-        shape: of the array.
         shard: index of its data file.
         offset: in bytes, in the file.
         size: in bytes.
         checksum: masked CRC-32C of the bytes.
-        slices: of a variable that was saved in slices; its shard, offset, size and checksum are unused.
     """
 
     name: str
@@ -54,7 +46,6 @@ class BundleEntry:
     offset: int = 0
     size: int = 0
     checksum: int = 0
-    slices: tuple[TensorSlice, ...] = field(default=())
 
     @property
     def nbytes(self) -> int:
@@ -96,35 +87,31 @@ def write_header(num_shards: int) -> bytes:
 
 
 def parse_entry(key: bytes, message: bytes, num_shards: int) -> BundleEntry:
-    """Parse and validate the entry of a variable or slice.
+    """Parse and validate the entry of a variable.
 
-    Raises: ValueError if it is damaged.
+    Raises: ValueError if it is damaged, or the variable was saved in slices.
     """
+    name = key.decode(errors="surrogateescape")
     numbers = {1: 0, 3: 0, 4: 0, 5: 0, 6: 0}
     shape: tuple[int, ...] = ()
-    slices: list[bytes] = []
     for number, value in read_fields(message):
         if number in numbers and isinstance(value, int):
             numbers[number] = to_signed(value)
         elif number == 2 and isinstance(value, bytes):
             shape = _parse_shape(value)
         elif number == 7 and isinstance(value, bytes):
-            slices.append(value)
+            raise ValueError(f"{name!r:.80} was saved in slices, which OpenAI's variables are not")
         else:
             raise ValueError("an entry has an unknown field")
     dtype_id, shard, offset, size, checksum = (numbers[number] for number in (1, 3, 4, 5, 6))
-    name = key.decode(errors="surrogateescape")
     entry = BundleEntry(
-        name=name, dtype=_DTYPES.get(dtype_id), shape=shape, shard=shard, offset=offset, size=size, checksum=checksum,
-        slices=tuple(_parse_slice(value, shape) for value in slices),
+        name=name, dtype=_DTYPES.get(dtype_id), shape=shape, shard=shard, offset=offset, size=size, checksum=checksum
     )  # fmt: skip
-    if len(slices) > _MAX_SLICES:
-        raise ValueError(f"{name!r:.80} has {len(slices):,} slices, more than {_MAX_SLICES:,}")
     if not (0 <= shard < num_shards and offset >= 0 and size >= 0):
         raise ValueError(f"the shard, offset or size of {name!r:.80} is invalid")
     if entry.dtype is None and dtype_id != _STRING and dtype_id < 1:
         raise ValueError(f"the dtype of {name!r:.80} is invalid")
-    if entry.dtype is not None and not slices and entry.nbytes != size:
+    if entry.dtype is not None and entry.nbytes != size:
         raise ValueError(f"{name!r:.80} has {size} bytes, but its shape needs {entry.nbytes}")
     return entry
 
@@ -153,55 +140,12 @@ def _parse_shape(message: bytes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def _parse_slice(message: bytes, shape: tuple[int, ...]) -> TensorSlice:
-    """Parse a slice. An extent without a length covers the whole axis."""
-    extents = [
-        dict(read_fields(value)) for number, value in read_fields(message) if number == 1 and isinstance(value, bytes)
-    ]
-    if len(extents) != len(shape):
-        raise ValueError("a slice and its variable differ in the number of axes")
-    result = []
-    for extent, whole in zip(extents, shape, strict=True):
-        start, length = extent.get(1, 0), extent.get(2, whole)
-        if not (isinstance(start, int) and isinstance(length, int)) or to_signed(start) < 0 or to_signed(length) < 0:
-            raise ValueError("the extent of a slice is invalid")
-        result.append((start, length))
-    return tuple(result)
-
-
-def slice_extents(tensor_slice: TensorSlice, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return a slice as its key encodes it: an axis that is covered completely has length -1."""
-    return [
-        (0, _FULL_EXTENT) if (start, length) == (0, whole) else (start, length)
-        for (start, length), whole in zip(tensor_slice, shape, strict=True)
-    ]
-
-
-def check_slices(entry: BundleEntry, prefix: Path) -> None:
-    """Check that the slices of a variable cover it exactly, without overlap.
-
-    Raises: ValueError if they do not.
-    """
-
-    def is_inside(tensor_slice: TensorSlice) -> bool:
-        return all(start + length <= whole for (start, length), whole in zip(tensor_slice, entry.shape, strict=True))
-
-    def overlap(one: TensorSlice, other: TensorSlice) -> bool:
-        return all(a < b + n and b < a + m for (a, m), (b, n) in zip(one, other, strict=True))
-
-    num_elements = sum(math.prod(length for _, length in tensor_slice) for tensor_slice in entry.slices)
-    pairs = ((one, other) for index, one in enumerate(entry.slices) for other in entry.slices[:index])
-    is_covered = num_elements == math.prod(entry.shape) and all(map(is_inside, entry.slices))
-    if not is_covered or any(overlap(one, other) for one, other in pairs):
-        raise ValueError(f"the slices of {entry.name} in {prefix}.index do not cover it exactly")
-
-
 def check_no_overlap(entries: Iterable[BundleEntry]) -> None:
     """Check that no two variables share bytes: a small file could then describe any amount of data.
 
     Raises: ValueError if they do.
     """
-    locations = sorted((e.shard, e.offset, e.offset + e.size) for e in entries if e.size and not e.slices)
+    locations = sorted((e.shard, e.offset, e.offset + e.size) for e in entries if e.size)
     if any(shard == other and end > start for (shard, _, end), (other, start, _) in pairwise(locations)):
         raise ValueError("its variables overlap")
 

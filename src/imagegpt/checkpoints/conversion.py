@@ -46,8 +46,6 @@ class ConversionResult:
     """The result of converting an OpenAI checkpoint.
 
     Attributes:
-        config: of the model.
-        num_parameters: of the model.
         step: number of training steps, or None if unknown.
         num_classes: of the classifier, 0 if there is none.
         ignored: names of variables that are not weights.
@@ -130,10 +128,6 @@ def convert_transformers(folder: Path, out: Path) -> ImageGPTConfig:
 def export_openai(folder: Path, prefix: Path, *, num_shards: int = 1) -> list[str]:
     """Export a model to a checkpoint that OpenAI's code can load.
 
-    Args:
-        folder: of the model.
-        prefix: of the files to write.
-        num_shards: number of data files.
     Returns: the names of the variables.
     Raises: ValueError, in one sentence, if OpenAI's code does not support the model, or another process writes the same
         checkpoint; OSError if it cannot be written.

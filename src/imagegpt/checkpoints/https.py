@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _MAX_ATTEMPTS = 5  # in a row without a new byte
+_RETRY_DELAY_S = 1.0  # before the first retry, doubled each time
 _TIMEOUT_S = 60
 _CHUNK_BYTES = 1 << 18
 
@@ -37,15 +38,12 @@ def check_url(url: str) -> None:
         raise ValueError(f"the URL is {url!r:.200}: give https://, or http:// to this machine")
 
 
-def download_file(url: str, path: Path, max_bytes: int, progress: Progress, retry_delay_s: float) -> None:
+def download_file(url: str, path: Path, max_bytes: int, progress: Progress) -> None:
     """Download a file, retrying and resuming as long as new bytes arrive.
 
     Args:
-        url: of the file.
         path: destination; its folder must exist.
-        max_bytes: limit on the file's size.
         progress: called with the file's name, the bytes received and the total.
-        retry_delay_s: delay before the first retry, doubled each time.
     Raises: ConnectionError if the server cannot be reached, or sends something unexpected or too large; ValueError if
         the file is damaged; OSError, unchanged, if it cannot be written.
     """
@@ -61,7 +59,7 @@ def download_file(url: str, path: Path, max_bytes: int, progress: Progress, retr
                 raise ConnectionError(
                     f"cannot download {url} ({error}): try again later, the same command resumes"
                 ) from error
-            time.sleep(retry_delay_s * 2 ** (attempts - 1))
+            time.sleep(_RETRY_DELAY_S * 2 ** (attempts - 1))
 
 
 class _InterruptedError(Exception):
@@ -131,7 +129,8 @@ def _receive(url: str, part: Path, max_bytes: int, progress: Callable[[int, int]
         with part.open("r+b" if start else "wb") as file:
             file.seek(start)
             file.truncate()
-            _write_etag(part, response.headers.get("ETag"))  # only now that no bytes of another version remain
+            etag = json.dumps({"etag": response.headers.get("ETag")})
+            _etag_path(part).write_text(etag, encoding="utf-8")  # only now that no bytes of another version remain
             while chunk := _read_chunk(response, min(_CHUNK_BYTES, total - file.tell() + 1)):
                 file.write(chunk)
                 progress(file.tell(), total)
@@ -176,10 +175,6 @@ def _read_etag(part: Path) -> str | None:
     return None
 
 
-def _write_etag(part: Path, etag: str | None) -> None:
-    _etag_path(part).write_text(json.dumps({"etag": etag}), encoding="utf-8")
-
-
 def _remove_part(part: Path) -> None:
     part.unlink(missing_ok=True)
     _etag_path(part).unlink(missing_ok=True)
@@ -190,8 +185,6 @@ def _size(path: Path) -> int:
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return base64.b64encode(digest.digest()).decode()

@@ -95,7 +95,6 @@ def upload_model(name: str, folder: Path, *, card: str | None, **options: Unpack
         name: on the hub, "owner/model", or "model" for the owner of the token.
         folder: written by `save_pretrained`.
         card: the text of the model card; None writes a short one, unless the model on the hub has a card.
-        **options: see `UploadOptions`.
     Returns: the URL of the commit.
     Raises: ValueError if the name is invalid, or the token lacks write permission; ConnectionError if the hub cannot be
         reached.

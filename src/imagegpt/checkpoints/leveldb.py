@@ -48,8 +48,6 @@ def masked_crc32c(data: bytes | memoryview) -> int:
 def read_table(content: bytes) -> dict[bytes, bytes]:
     """Read all entries of a table, in order.
 
-    Args:
-        content: of the whole file.
     Raises: ValueError if it is not a table, or damaged.
     """
     if len(content) < FOOTER_BYTES:
@@ -76,11 +74,7 @@ def read_table(content: bytes) -> dict[bytes, bytes]:
 
 
 def write_table(entries: Mapping[bytes, bytes]) -> bytes:
-    """Return the content of a file with these entries, uncompressed.
-
-    Args:
-        entries: in any order.
-    """
+    """Return the content of a file with these entries, given in any order, uncompressed."""
     out = bytearray()
     data_blocks = [(block[-1][0], _append_block(out, block)) for block in _split_blocks(sorted(entries.items()))]
     metaindex = _append_block(out, [])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack, cast
 import torch
 
 from imagegpt.checkpoints.hub import HubOptions, download_model
-from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
+from imagegpt.checkpoints.registry import CONFIG_FILE, find_local_folder
 from imagegpt.config import EXTENDED_MODEL_TYPE, ImageGPTConfig
 from imagegpt.files.config_json import read_config
 from imagegpt.files.schemas import prefix_errors
@@ -29,19 +29,19 @@ def find_folder(name: str | os.PathLike[str], *, weights: bool = True, **hub: Un
     """Return the folder with a model's files, after downloading them if they are on the hub and not cached.
 
     Args:
-        name: see `imagegpt.checkpoints.registry.resolve`.
+        name: see `imagegpt.checkpoints.registry.find_local_folder`.
         weights: False downloads only the configuration and the palette.
         **hub: see `HubOptions`; ignored for local models, except `revision`.
     Raises: ValueError if there is no such model, or a revision is given for a local model; ConnectionError if files
         cannot be downloaded.
     """
-    source = resolve(name)
-    if source.folder is None:
-        return download_model(source.name, weights=weights, **hub)
+    folder, name = find_local_folder(name), os.fspath(name)
+    if folder is None:
+        return download_model(name, weights=weights, **hub)
     revision = hub.get("revision")
     if revision is not None:
-        raise ValueError(f"revision {revision!r} was given for {source.name!r}, which is not on the hub: leave it out")
-    return source.folder
+        raise ValueError(f"revision {revision!r} was given for {name!r}, which is not on the hub: leave it out")
+    return folder
 
 
 def load_config(folder: Path) -> ImageGPTConfig:
@@ -68,23 +68,19 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    is_causal: bool | None = None,
+    config: ImageGPTConfig | None = None,
 ) -> Model:
     """Load a model whose weights match exactly, in evaluation mode.
 
     Args:
         folder: written by `save_pretrained`, ours or transformers'.
-        model_class: one of ours.
         dtype: of the weights; the norms stay in float32 under half precision.
-        device: of the weights.
-        is_causal: None uses the folder's configuration; other values override it, to use weights trained for the other
-            objective as initialisation.
+        config: for the model; None uses the folder's. With another `is_causal`, weights trained for the other objective
+            serve as initialisation.
     Raises: FileNotFoundError if a file is missing; ValueError, with their names, if weights are missing, unexpected or
         of another shape, or a file is damaged.
     """
-    config = load_config(folder)
-    if is_causal is not None:
-        config.is_causal = is_causal
+    config = load_config(folder) if config is None else config
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise FileNotFoundError(f"{folder} contains no weights: expected {WEIGHT_FILES[0]} in it")
     check_weights_of_folder(folder, config)
@@ -108,7 +104,6 @@ def load_processor(folder: Path, config: ImageGPTConfig) -> ImageGPTImageProcess
 
     Args:
         folder: with `preprocessor_config.json`, or `kmeans_centers.npy`, OpenAI's palette, for square images.
-        config: of the model.
     Raises: FileNotFoundError if there is no palette; ValueError if it is damaged or does not match the model.
     """
     path = folder / PROCESSOR_FILE
@@ -127,10 +122,6 @@ def load_processor(folder: Path, config: ImageGPTConfig) -> ImageGPTImageProcess
 def check_processor(config: ImageGPTConfig, processor: ImageGPTImageProcessor, *, name: str = "the processor") -> None:
     """Check that a processor produces the ids and the image size its model expects.
 
-    Args:
-        config: of the model.
-        processor: its processor.
-        name: of the processor, for error messages.
     Raises: ValueError if there is no palette, or the numbers of colours or pixels differ.
     """
     if processor.palette is None:

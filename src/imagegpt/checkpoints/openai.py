@@ -49,7 +49,6 @@ class OpenAIModel:
     """The contents of an OpenAI checkpoint, converted.
 
     Attributes:
-        config: of the model.
         weights: of `ImageGPTForCausalImageModeling`, by name, in the checkpoint's dtype.
         classifier: `score.weight` (K, C), or None.
         step: number of training steps, or None if the checkpoint does not contain it.
@@ -112,7 +111,6 @@ def to_openai(config: ImageGPTConfig, weights: Mapping[str, Tensor]) -> dict[str
     """Convert a model to OpenAI's variables.
 
     Args:
-        config: of the model.
         weights: its `state_dict`; `score.weight` of a classifier may be added.
     Raises: ValueError, in one sentence, for features that OpenAI's code does not support: biases that are not zero,
         pruned heads, cross-attention, other activations and the like.
@@ -174,7 +172,6 @@ def _zero_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(config: ImageGPTConfig) -> dict[str, tuple[int, ...]]:
-    """Return the expected shapes of the variables."""
     colors, channels, inner = config.num_colors, config.n_embd, config.inner_size
     heads = (config.n_head, channels // config.n_head, channels)
     block = [(channels,), heads, heads, heads, heads, (channels,), (channels, inner), (inner, channels)]

@@ -38,9 +38,7 @@ def checkpoint_urls(size: Size, step: int, *, bert: bool = False, base: str = BA
     """Return the URLs of a checkpoint's files and its palette, by file name.
 
     Args:
-        size: "s", "m" or "l".
         step: number of training steps, one of `STEPS`.
-        bert: the bidirectional model.
         base: URL of OpenAI's files, or of a mirror.
     Raises: ValueError unless it is HTTPS, or HTTP to this machine.
     """
@@ -63,7 +61,6 @@ def download_checkpoint(
     progress: Progress = lambda *_: None,
     *,
     max_bytes: int = _NUM_WEIGHTS["l"] * _BYTES_PER_WEIGHT,
-    retry_delay_s: float = 1.0,
 ) -> Path:
     """Download a checkpoint. Existing files are not downloaded again; an interrupted call is resumed.
 
@@ -72,7 +69,6 @@ def download_checkpoint(
         out: the folder, created if needed; its parent must exist.
         progress: called with a file's name, the bytes received and the total.
         max_bytes: limit on the data files together, see `max_checkpoint_bytes`.
-        retry_delay_s: delay before the first retry, doubled each time.
     Returns: the prefix of the checkpoint.
     Raises: ConnectionError if a server cannot be reached or sends something else; ValueError if a file is damaged, or
         another process downloads into the folder; OSError if a file cannot be written. Valid files stay.
@@ -84,7 +80,7 @@ def download_checkpoint(
         limits = {index: _MAX_INDEX_BYTES, PALETTE_FILE: _MAX_PALETTE_BYTES}
         for name in sorted(urls, key=lambda name: name != index):  # the index first, for the sizes of the others
             if not ((out / name).is_file() or (partial / name).is_file()):
-                download_file(urls[name], partial / name, limits.get(name, 0), progress, retry_delay_s)
+                download_file(urls[name], partial / name, limits.get(name, 0), progress)
             if name == index:
                 limits |= _data_limits(partial if (partial / index).is_file() else out, urls, partial, max_bytes)
         _verify(urls, out, partial)

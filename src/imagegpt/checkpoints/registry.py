@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from imagegpt.files.paths import expand_home
 
@@ -33,29 +33,12 @@ class BundledModel:
     """A model that ships inside the package.
 
     Attributes:
-        name: to load it by.
         description: one line, the first sentence of its model card.
-        folder: of its files.
     """
 
     name: str
     description: str
     folder: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """The location of a model.
-
-    Attributes:
-        name: as given by the user.
-        kind: "bundled" or "folder" for local files, or "hub", whose files may have to be downloaded.
-        folder: of the files; None for the hub.
-    """
-
-    name: str
-    kind: Literal["bundled", "folder", "hub"]
-    folder: Path | None
 
 
 def bundled_models() -> list[BundledModel]:
@@ -65,8 +48,8 @@ def bundled_models() -> list[BundledModel]:
     return [BundledModel(name=path.name, description=_description(path), folder=path) for path in folders]
 
 
-def resolve(name: str | os.PathLike[str]) -> ModelSource:
-    """Find the model of a name.
+def find_local_folder(name: str | os.PathLike[str]) -> Path | None:
+    """Return the folder of a model's files; None for a model on the hub, whose files may have to be downloaded.
 
     Args:
         name: of a bundled model, of a folder, or on the hub ("owner/model"), tried in this order; for a folder with the
@@ -77,10 +60,10 @@ def resolve(name: str | os.PathLike[str]) -> ModelSource:
     given = os.fspath(name)
     bundled = {model.name: model.folder for model in bundled_models()}
     if given in bundled:
-        return ModelSource(name=given, kind="bundled", folder=bundled[given])
+        return bundled[given]
     folder = Path(expand_home(given))
     if given and folder.is_dir():
-        return ModelSource(name=given, kind="folder", folder=folder)
+        return folder
     if folder.is_file():
         raise ValueError(f"{given} is a file: give the folder that contains {CONFIG_FILE} and the weights")
     if folder.is_absolute() or given.startswith(("./", "../")) or not isinstance(name, str):
@@ -88,7 +71,7 @@ def resolve(name: str | os.PathLike[str]) -> ModelSource:
             f"there is no folder {given}: check the path, or give a model's name ({_known(bundled)})"
         )
     if _HUB_NAME.fullmatch(given) and ".." not in given:
-        return ModelSource(name=given, kind="hub", folder=None)
+        return None
     close = difflib.get_close_matches(given.lower(), [*bundled, *HUB_MODELS], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(

@@ -17,19 +17,15 @@ import numpy as np
 from imagegpt.checkpoints.bundle_index import (
     DTYPE_IDS,
     BundleEntry,
-    TensorSlice,
     assign_shards,
     check_no_overlap,
-    check_slices,
     numpy_dtype,
     parse_entry,
     parse_header,
-    slice_extents,
     write_entry,
     write_header,
 )
 from imagegpt.checkpoints.leveldb import masked_crc32c, read_table, write_table
-from imagegpt.checkpoints.slice_names import encode_slice_name
 from imagegpt.common import ranges
 from imagegpt.files.atomic import temporary_path
 
@@ -51,12 +47,10 @@ class DamagedFileError(ValueError):
 class TensorBundle(Mapping[str, np.ndarray]):
     """The variables of a checkpoint by name, read and verified on access.
 
-    An array is a read-only view of the memory-mapped file; a variable saved in slices is assembled in memory.
+    An array is a read-only view of the memory-mapped file.
 
     Args:
-        prefix: of the files' paths.
-        entries: of the index, by key.
-        num_shards: number of data files.
+        entries: of the index, by name.
         is_big_endian: byte order of the data files.
         locate: maps the default path of a data file to its actual path.
     """
@@ -64,21 +58,20 @@ class TensorBundle(Mapping[str, np.ndarray]):
     def __init__(
         self,
         prefix: Path,
-        entries: Mapping[bytes, BundleEntry],
+        entries: Mapping[str, BundleEntry],
         num_shards: int,
         is_big_endian: bool,
         locate: Callable[[Path], Path] = lambda path: path,
     ) -> None:
         self.prefix, self.num_shards, self._locate = prefix, num_shards, locate
         self._entries, self._is_big_endian = entries, is_big_endian
-        self._keys = {entry.name: key for key, entry in entries.items() if not key.startswith(b"\0")}
         self._files: dict[int, mmap.mmap | bytes] = {}
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(self._entries)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read a variable.
@@ -89,44 +82,6 @@ class TensorBundle(Mapping[str, np.ndarray]):
         entry = self.entry(name)
         if entry.dtype is None:
             raise ValueError(f"{name} of {self.prefix} is not numeric: leave it out")
-        return self._assemble(entry) if entry.slices else self._read(entry, name)
-
-    def entry(self, name: str) -> BundleEntry:
-        """Return the index entry of a variable.
-
-        Raises: KeyError if there is none of this name.
-        """
-        return self._entries[self._keys[name]]
-
-    def min_data_sizes(self) -> list[int]:
-        """Return the bytes of each data file up to the end of its last variable."""
-        ends = [0] * self.num_shards
-        for entry in self._entries.values():
-            if not entry.slices:
-                ends[entry.shard] = max(ends[entry.shard], entry.offset + entry.size)
-        return ends
-
-    def _assemble(self, entry: BundleEntry) -> np.ndarray:
-        """Assemble a variable from its slices."""
-        assert entry.dtype is not None
-        check_slices(entry, self.prefix)
-        arrays: list[tuple[TensorSlice, np.ndarray]] = []
-        for tensor_slice in entry.slices:
-            stored = self._entries.get(encode_slice_name(entry.name, slice_extents(tensor_slice, entry.shape)))
-            if stored is None:
-                raise ValueError(f"{self.prefix}.index lists a slice of {entry.name} that is missing")
-            if stored.shape != tuple(length for _, length in tensor_slice) or stored.dtype != entry.dtype:
-                raise ValueError(
-                    f"a slice of {entry.name} in {self.prefix}.index has another shape or dtype than listed"
-                )
-            arrays.append((tensor_slice, self._read(stored, entry.name)))
-        out = np.empty(entry.shape, numpy_dtype(entry.dtype))
-        for tensor_slice, array in arrays:
-            out[tuple(slice(start, start + length) for start, length in tensor_slice)] = array
-        return out
-
-    def _read(self, entry: BundleEntry, name: str) -> np.ndarray:
-        assert entry.dtype is not None
         path, file = self._path(entry.shard), self._map_file(entry.shard)
         if entry.offset + entry.size > len(file):
             raise DamagedFileError(
@@ -146,6 +101,20 @@ class TensorBundle(Mapping[str, np.ndarray]):
         if not array.flags.aligned or stored_dtype != dtype:
             array = array.astype(dtype)
         return array.reshape(entry.shape)
+
+    def entry(self, name: str) -> BundleEntry:
+        """Return the index entry of a variable.
+
+        Raises: KeyError if there is none of this name.
+        """
+        return self._entries[name]
+
+    def min_data_sizes(self) -> list[int]:
+        """Return the bytes of each data file up to the end of its last variable."""
+        ends = [0] * self.num_shards
+        for entry in self._entries.values():
+            ends[entry.shard] = max(ends[entry.shard], entry.offset + entry.size)
+        return ends
 
     def _path(self, shard: int) -> Path:
         return self._locate(shard_path(self.prefix, shard, self.num_shards))
@@ -182,11 +151,11 @@ def read_bundle(prefix: str | Path, *, locate: Callable[[Path], Path] = lambda p
             raise ValueError(f"it has {path.stat().st_size:,} bytes, more than {_MAX_INDEX_BYTES:,}")
         table = read_table(path.read_bytes())
         num_shards, is_big_endian = parse_header(table.pop(b"", b""))
-        entries = {key: parse_entry(key, value, num_shards) for key, value in table.items()}
-        check_no_overlap(entries.values())
+        entries = [parse_entry(key, value, num_shards) for key, value in table.items()]
+        check_no_overlap(entries)
     except ValueError as error:
         raise ValueError(f"{path} is not the index of a TensorFlow checkpoint, or is damaged ({error})") from error
-    return TensorBundle(prefix, entries, num_shards, is_big_endian, locate)
+    return TensorBundle(prefix, {entry.name: entry for entry in entries}, num_shards, is_big_endian, locate)
 
 
 def write_bundle(prefix: str | Path, arrays: Mapping[str, np.ndarray], num_shards: int = 1) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
+from imagegpt.checkpoints.registry import CONFIG_FILE, find_local_folder
 
 
 def check_model(name: str, revision: str | None = None) -> None:
@@ -11,10 +11,10 @@ def check_model(name: str, revision: str | None = None) -> None:
     Raises: ValueError or FileNotFoundError if not.
     """
     check_utf8(name)
-    source = resolve(name)
-    if source.folder is not None and not (source.folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{source.folder} contains no {CONFIG_FILE}: give a folder written by save_pretrained")
-    if source.folder is not None and revision is not None:
+    folder = find_local_folder(name)
+    if folder is not None and not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{folder} contains no {CONFIG_FILE}: give a folder written by save_pretrained")
+    if folder is not None and revision is not None:
         raise ValueError(f"revision {revision!r} was given for {name!r}, which is not on the hub: leave it out")
 
 
@@ -56,7 +56,7 @@ def check_palette(source: str) -> None:
     """
     try:
         if not Path(source).is_file():
-            resolve(source)
+            find_local_folder(source)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"there is no palette {source!r}: give a .npy file or a folder made by imagegpt palette fit, or the "

@@ -26,9 +26,9 @@ class ModelOptions:
     model: str
     revision: str | None
     device: str | None
-    precision: Literal["auto", "float32", "bfloat16", "int8"] | None
-    decoder: Literal["sequential", "parallel"]
-    max_memory: float | None
+    precision: Literal["auto", "float32", "bfloat16", "int8"] | None = None
+    decoder: Literal["sequential", "parallel"] = "sequential"
+    max_memory: float | None = None
 
     def load_pipeline(self, *, verbose: bool = True) -> "ImageGPTPipeline":
         """Load the model; if `verbose`, print the precision that "auto" resolved to."""

@@ -42,9 +42,9 @@ def number_option(allowed: ranges.Range[Any], help_text: str, *, show_default: b
     return typer.Option(help=help_text, parser=parser, metavar=allowed.bounds, show_default=show_default)
 
 
-def path_option(help_text: str, *names: str, show_default: bool | str = True) -> Any:
-    """Declare an option that takes the path of a file or folder, called `names` or else like the parameter."""
-    return typer.Option(*names, help=help_text, parser=read_path, metavar="PATH", show_default=show_default)
+def path_option(help_text: str, *, show_default: bool | str = True) -> Any:
+    """Declare an option that takes the path of a file or folder."""
+    return typer.Option(help=help_text, parser=read_path, metavar="PATH", show_default=show_default)
 
 
 def path_argument(help_text: str, *, metavar: str | None = None) -> Any:

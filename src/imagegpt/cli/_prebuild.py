@@ -3,7 +3,7 @@
 import contextlib
 import threading
 
-from imagegpt.checkpoints.registry import CONFIG_FILE, resolve
+from imagegpt.checkpoints.registry import CONFIG_FILE, find_local_folder
 from imagegpt.files.schemas import read_json
 from imagegpt.kernels.compiler import find_or_build
 from imagegpt.kernels.step import DType, step_library
@@ -25,7 +25,7 @@ def prebuild_kernels(model: str, precision: str | None, device: str | None) -> N
 
 def _build(model: str, dtype: DType) -> None:
     with contextlib.suppress(Exception):
-        folder = resolve(model).folder
+        folder = find_local_folder(model)
         if folder is not None:
             config = read_json(folder / CONFIG_FILE)
             if config.get("is_causal", True):

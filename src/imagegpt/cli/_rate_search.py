@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,32 +9,18 @@ from rich.table import Table
 
 from imagegpt.cli import _broken_images, _console, _loading, _training
 from imagegpt.common import shell
+from imagegpt.training.callbacks import TrainingCallback
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
     from imagegpt.training.lr_finder import LearningRateSearch
-    from imagegpt.training.recipe import Recipe
 
 
-def find_rate(
-    choose: "Callable[[], Recipe]",
-    out: Path,
-    command: Callable[[str], str],
-    *,
-    num_steps: int | None,
-    device: str | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def find_rate(training: _training.TrainingCommand, num_steps: int | None) -> None:
     """Try learning rates in short runs, and print the largest that does not hurt validation.
 
     Args:
-        choose: returns the recipe; called when torch has been imported.
-        out: the folder of the search.
-        command: returns the command that trains this recipe, given a folder.
+        training: the recipe to try, and the folder of the search.
         num_steps: of each trial; None leaves it to the search.
-        device: as the user gave it.
-        force: start over if the folder holds a search.
-        as_json: print the result as JSON.
     """
     _training.check_libraries()
     with _training.stop_signals() as should_stop:
@@ -44,19 +29,19 @@ def find_rate(
             from imagegpt.training.lr_finder import LearningRateSearch
 
             _loading.quiet_libraries()
-            recipe = choose()
-        with distributed_context(device) as context:
-            search = LearningRateSearch(recipe, out, context, num_steps=num_steps, force=force)
+            recipe = training.choose()
+        with distributed_context(training.device) as context:
+            search = LearningRateSearch(recipe, training.out, context, num_steps=num_steps, force=training.force)
             is_finished = _run_trials(search, should_stop, shown=context.is_main)
     if not context.is_main or not is_finished:
         return
-    if as_json:
+    if training.as_json:
         _console.print_json(_to_dict(search))
     else:
         _print(search)
-    train = f"{command(str(shell.unused_path('model')))} --set training.learning_rate={search.best_rate:g}"
-    _console.print_stderr(f"The picture is {out / 'rates.png'}. Next: {train}")
-    if (out / "broken-images.txt").is_file() and context.world_size == 1:
+    train = f"{training.command(str(shell.unused_path('model')))} --set training.learning_rate={search.best_rate:g}"
+    _console.print_stderr(f"The picture is {search.out / 'rates.png'}. Next: {train}")
+    if (search.out / "broken-images.txt").is_file() and context.world_size == 1:
         raise typer.Exit(_broken_images.EXIT_STATUS)
 
 
@@ -64,10 +49,11 @@ def _run_trials(search: "LearningRateSearch", should_stop: Callable[[], bool], *
     """Run trials until the answer is known; False if the user stopped the search."""
     if shown:
         _console.print_stderr(f"precision: {search.precision}")
-    reported = False
+    callback, reported = TrainingCallback(), False
+    callback.should_stop = should_stop
     while (rate := search.next_rate()) is not None:
-        with _training.step_progress(search.recipe_for(rate), shown, lambda: math.inf) as show:
-            loss = search.try_rate(rate, on_step=show, should_stop=should_stop)
+        with _training.step_progress(search.recipe_for(rate), shown, lambda: math.inf) as callback.on_step:
+            loss = search.try_rate(rate, callback)
         if shown and search.broken and not reported:
             _broken_images.report_broken(search.broken, search.out / "broken-images.txt")
             reported = True

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,58 +12,101 @@ from typing import TYPE_CHECKING
 import typer
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from imagegpt.cli import _broken_images, _console, _loading
+from imagegpt.cli import _broken_images, _console, _loading, _progress
 from imagegpt.cli.evaluate import print_scores
+from imagegpt.training.callbacks import TrainingCallback
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
     from imagegpt.training.api import TrainingResult
     from imagegpt.training.recipe import Recipe
-    from imagegpt.training.trainer import StepReport
+    from imagegpt.training.run import Run
+    from imagegpt.training.trainer import Status, StepReport
 
 _LOG_EVERY_STEPS = 100  # if stderr is not a terminal
 
 
-def train_in_folder(
-    choose: "Callable[[], Recipe]",
-    out: Path,
-    command: Callable[[str], str],
-    *,
-    device: str | None,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Train a model, or resume its training, and report its scores on held-out images.
+@dataclass(frozen=True, kw_only=True)
+class TrainingCommand:
+    """What `train` and `finetune` do.
 
-    Args:
+    Attributes:
         choose: returns the recipe; called when torch has been imported.
         out: the folder.
-        command: returns the command for this run, given its folder; without --force, which would start over.
+        command: returns the command for this recipe, given its folder; without --force, which would start over.
         device: as the user gave it.
         force: start over if the folder holds a run.
         as_json: print the result as JSON.
     """
-    check_libraries()
-    with ExitStack() as stack:
-        should_stop = stack.enter_context(stop_signals())
-        with _console.spinner("loading"):
-            from imagegpt.cli._training_callback import ProgressCallback
-            from imagegpt.training.api import train
 
-            _loading.quiet_libraries()
-            recipe = choose()
-        callback = stack.enter_context(ProgressCallback(should_stop, command(str(out))))
-        try:
-            result = train(recipe, out, device=device, force=force, callback=callback, command=command(out.name))
-        except FloatingPointError as error:  # the recipe is at fault
-            raise ValueError(str(error)) from error
-    if not result.is_main:
-        return
-    if as_json:
-        _console.print_json(result.to_dict())
-    _print_result(result, recipe, command(str(out)), callback.data_name, as_json=as_json)
-    # torchrun would take an exit code for a failure, and restart all processes.
-    if result.num_broken_images and result.status != "stopped" and callback.is_alone:
-        raise typer.Exit(_broken_images.EXIT_STATUS)
+    choose: "Callable[[], Recipe]"
+    out: Path
+    command: Callable[[str], str]
+    device: str | None
+    force: bool
+    as_json: bool
+
+    def run(self) -> None:
+        """Train a model, or resume its training, and report its scores on held-out images."""
+        out, command = self.out, self.command
+        check_libraries()
+        with ExitStack() as stack:
+            should_stop = stack.enter_context(stop_signals())
+            with _console.spinner("loading"):
+                from imagegpt.training.api import train
+
+                _loading.quiet_libraries()
+                recipe = self.choose()
+            callback = _ProgressCallback(stack, should_stop, command(str(out)))
+            options = {"device": self.device, "force": self.force, "command": command(out.name)}
+            try:
+                result = train(recipe, out, callback=callback, **options)
+            except FloatingPointError as error:  # the recipe is at fault
+                raise ValueError(str(error)) from error
+        if not result.is_main:
+            return
+        if self.as_json:
+            _console.print_json(result.to_dict())
+        _print_result(result, recipe, command(str(out)), callback.run.data.name, as_json=self.as_json)
+        # torchrun would take an exit code for a failure, and restart all processes.
+        if result.num_broken_images and result.status != "stopped" and callback.run.context.world_size == 1:
+            raise typer.Exit(_broken_images.EXIT_STATUS)
+
+
+class _ProgressCallback(TrainingCallback):
+    """Shows a run on stderr, and stops it when asked.
+
+    Args:
+        stack: closes the progress bars.
+        should_stop: returns whether the user asked to stop.
+        command: that resumes the run.
+    """
+
+    def __init__(self, stack: ExitStack, should_stop: Callable[[], bool], command: str) -> None:
+        self.should_stop, self._command = should_stop, command
+        self._stack = stack.enter_context(ExitStack())
+
+    def on_start(self, run: "Run") -> None:
+        """Say what will be done, and start the progress bar."""
+        self.run = run
+        is_main = run.context.is_main
+        if is_main:
+            _console.print_stderr(f"precision: {run.precision}")
+            for note in run.data.notes:
+                _console.print_stderr(note)
+            _broken_images.report_broken(run.data.broken, run.out / "broken-images.txt")
+            if run.resumed:
+                _console.print_stderr(f"resuming after step {run.step:,}")
+        best = lambda: run.state.best["loss"]  # noqa: E731
+        self.on_step = self._stack.enter_context(step_progress(run.recipe, is_main, best))
+
+    def on_training_end(self, status: "Status") -> None:
+        """Replace the progress bar by one for the evaluation, which a signal stops at once."""
+        self._stack.close()
+        if status != "stopped" and self.run.context.is_main:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            message = f"stopped while scoring; the model is in {self.run.out}, and {self._command} scores it"
+            self._stack.enter_context(_progress.on_interrupt(lambda: message))
+            self.on_evaluation = self._stack.enter_context(_progress.image_progress("scoring"))
 
 
 def check_libraries() -> None:

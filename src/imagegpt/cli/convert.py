@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from imagegpt.cli import _checks, _console, _loading, _options, _output
-from imagegpt.cli.encode import find_palette
 from imagegpt.common import shell
 from imagegpt.images.palette import PALETTE_FILE
 
@@ -20,11 +19,6 @@ PrefixArgument = Annotated[
     Path, _options.path_argument("The path of the files without .index, such as model.ckpt-1000000.")
 ]
 NewFolderArgument = Annotated[Path, _options.path_argument("The folder to create.")]
-
-
-@app.callback()
-def _formats() -> None:
-    """Convert checkpoints of other formats."""
 
 
 @app.command("openai", no_args_is_help=True)
@@ -45,23 +39,19 @@ def convert_openai(
     as_json: _options.JsonOption = False,
 ) -> None:
     """Convert a TensorFlow checkpoint of OpenAI's code to a folder that loads here and in transformers."""
-    options = [
-        word
-        for name, value in (("palette", palette), ("objective", objective))
-        if value
-        for word in (f"--{name}", value)
-    ]
-    options += ["--biases"] if biases else []
+    given = {"--palette": palette, "--objective": objective}
+    options = [str(word) for pair in given.items() if pair[1] for word in pair] + ["--biases"] * biases
     command = shell.shell_command("convert", "openai", prefix.name, out.name, *options)
     _checks.check_prefix(prefix)
     _checks.check_utf8(out)
     palette_source = _find_palette_source(palette, prefix)
     with _output.new_folder(out, force=force, replaceable=_FILES) as folder, _console.spinner(f"reading {prefix}"):
         from imagegpt.checkpoints import conversion
+        from imagegpt.data.palettes import load_palette
 
         _loading.quiet_libraries()
         result = conversion.convert_openai(
-            prefix, folder, palette=find_palette(palette_source), objective=objective, biases=biases, command=command
+            prefix, folder, palette=load_palette(palette_source), objective=objective, biases=biases, command=command
         )
     if as_json:
         _console.print_json({**result.to_dict(), "path": str(out)})

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from imagegpt.checkpoints.registry import resolve
 from imagegpt.cli import _broken_images, _checks, _console, _loading, _options, _progress
 from imagegpt.cli.palette import SOURCE_HELP
 from imagegpt.common import ranges
 from imagegpt.common.shell import override, shell_command, unused_path
 
 if TYPE_CHECKING:  # importing torch takes seconds, and `--help` does not need it
-    from imagegpt.images.palette import ColorPalette
     from imagegpt.jobs.encode import EncodeResult
 
 
@@ -48,12 +46,13 @@ def encode(
     _checks.check_palette(palette)
     _checks.check_parent_folder(out)
     with _console.spinner("loading"):
+        from imagegpt.data.palettes import load_palette
         from imagegpt.images.processor import ImageGPTImageProcessor
         from imagegpt.jobs import encode as job
         from imagegpt.jobs.ranks import Ranks
 
         _loading.quiet_libraries()
-        processor = ImageGPTImageProcessor(find_palette(palette), size=size, resize_mode=resize)
+        processor = ImageGPTImageProcessor(load_palette(palette), size=size, resize_mode=resize)
     ranks = Ranks.from_environment(os.environ)
     with (
         _progress.on_interrupt(lambda: _how_to_resume(out) if ranks.reports else None),
@@ -67,21 +66,6 @@ def encode(
         _report(result, out, as_json)
     if result.broken:
         raise typer.Exit(_broken_images.EXIT_STATUS)
-
-
-def find_palette(name: str) -> "ColorPalette":
-    """Load the palette in a file or folder, or that of a model by its name.
-
-    Raises: ValueError or OSError, in one sentence, if there is none.
-    """
-    from imagegpt.checkpoints.loading import find_folder
-    from imagegpt.images.palette import ColorPalette
-
-    _checks.check_palette(name)
-    if Path(name).is_file():
-        return ColorPalette.load(Path(name))
-    source = resolve(name)
-    return ColorPalette.load(find_folder(name, weights=False) if source.folder is None else source.folder)
 
 
 def _how_to_resume(out: Path) -> str:

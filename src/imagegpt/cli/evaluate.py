@@ -11,7 +11,7 @@ from rich.table import Table
 from imagegpt.cli import _broken_images, _checks, _console, _loading, _options, _progress
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
-    from imagegpt.evaluation.comparison import Score
+    from imagegpt.evaluation.scoring import Score
 
 
 def evaluate(

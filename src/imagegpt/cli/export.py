@@ -8,7 +8,7 @@ import typer
 from imagegpt.cli import _checks, _console, _loading, _options
 from imagegpt.common import ranges, shell
 
-app = typer.Typer(help="Export a model to a checkpoint of another format.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

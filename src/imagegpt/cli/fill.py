@@ -12,7 +12,6 @@ from imagegpt.common import ranges
 
 if TYPE_CHECKING:  # imported late: torch takes seconds, and `--help` does not need it
     from imagegpt.pipeline.options import RuleOptions
-    from imagegpt.pipeline.pipeline import ImageGPTPipeline
 
 _MaskOption = Annotated[
     Path, _options.path_option("An image that is black at the pixels to sample.", show_default=False)
@@ -53,7 +52,7 @@ def fill(
     Broken images are skipped and listed in broken-images.txt beside the picture; the exit code is then 1.
     """
     paths = _check_paths(images, mask, num, out, singles, force)
-    pipe = _load_pipeline(model, revision, device)
+    pipe = _loading.ModelOptions(model=model, revision=revision, device=device).load_pipeline()
     from imagegpt.figures.grids import completion_grid, completion_grid_size
     from imagegpt.images.masks import read_mask
     from imagegpt.sampling import FillSchedule, SamplingRules
@@ -76,13 +75,6 @@ def fill(
     _broken_images.write_broken_list(broken, out.parent)
     if broken:
         raise typer.Exit(_broken_images.EXIT_STATUS)
-
-
-def _load_pipeline(model: str, revision: str | None, device: str | None) -> "ImageGPTPipeline":
-    options = _loading.ModelOptions(
-        model=model, revision=revision, device=device, precision=None, decoder="sequential", max_memory=None
-    )
-    return options.load_pipeline()
 
 
 def _print_result(counts: dict[str, int], out: Path, singles: Path | None, paths: list[Path], as_json: bool) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from imagegpt.cli import _checks, _options, _training
 from imagegpt.cli.train import MaxBrokenOption, OutOption, SetOption, StartOverOption, with_max_broken
 from imagegpt.common import ranges, shell
+from imagegpt.training.recipe_files import find_recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
     from imagegpt.training.recipe import Recipe
@@ -38,8 +39,6 @@ def finetune(
     A run that was stopped or killed is resumed from its last checkpoint by the same command. Launched by torchrun it
     trains on many processes. Broken images are skipped and listed in broken-images.txt; the exit code is then 1.
     """
-    from imagegpt.training.recipe_files import find_recipe
-
     _checks.check_model(model)
     _checks.check_source(data)
     _checks.check_parent_folder(out)
@@ -58,4 +57,6 @@ def finetune(
     def command(folder: str) -> str:
         return shell.shell_command("finetune", model, data, "--out", folder, *options)
 
-    _training.train_in_folder(choose, out, command, device=device, force=force, as_json=as_json)
+    _training.TrainingCommand(
+        choose=choose, out=out, command=command, device=device, force=force, as_json=as_json
+    ).run()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from rich.table import Table
 
-from imagegpt.checkpoints.registry import resolve
+from imagegpt.checkpoints.registry import find_local_folder
 from imagegpt.cli import _checks, _console, _options
 
 _WIDTH = 1000  # characters: one line per tensor on any terminal
@@ -19,7 +19,7 @@ def inspect(
     """List the tensors of a checkpoint: names, shapes, types, bytes."""
     if not _checks.is_checkpoint_prefix(Path(source)):
         _checks.check_utf8(source)
-        resolve(source)
+        find_local_folder(source)
     source = source if Path(source).name else str(Path(source).absolute())  # "." has no name
     with _console.spinner(f"reading {source}"):
         from imagegpt.checkpoints.listing import list_tensors

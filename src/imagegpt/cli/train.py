@@ -1,12 +1,13 @@
 """`imagegpt train`: train a model as a recipe says. The same command resumes a run that was stopped."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imagegpt.cli import _checks, _options, _rate_search, _training
 from imagegpt.common import ranges, shell
+from imagegpt.training.recipe_files import find_recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `--help` does not need it
     from imagegpt.training.recipe import Recipe
@@ -48,8 +49,6 @@ def train(
     A run that was stopped or killed is resumed from its last checkpoint by the same command. Launched by torchrun it
     trains on many processes. Broken images are skipped and listed in broken-images.txt; the exit code is then 1.
     """
-    from imagegpt.training.recipe_files import find_recipe
-
     if find_lr_steps is not None and not find_lr:
         raise ValueError("--find-lr-steps was given without --find-lr: give both, or none")
     _checks.check_parent_folder(out)
@@ -65,11 +64,13 @@ def train(
         words = (word for override in overrides for word in ("--set", override))
         return shell.shell_command("train", recipe, "--out", folder, *words)
 
-    options: dict[str, Any] = {"device": device, "force": force, "as_json": as_json}
+    training = _training.TrainingCommand(
+        choose=choose, out=out, command=command, device=device, force=force, as_json=as_json
+    )
     if find_lr:
-        _rate_search.find_rate(choose, out, command, num_steps=find_lr_steps, **options)
+        _rate_search.find_rate(training, find_lr_steps)
     else:
-        _training.train_in_folder(choose, out, command, **options)
+        training.run()
 
 
 def with_max_broken(overrides: list[str] | None, max_broken: float | None) -> list[str]:

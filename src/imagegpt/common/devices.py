@@ -1,4 +1,6 @@
-"""Choose the device to compute on."""
+"""Choose the device to compute on, and count the cores that this process may use."""
+
+import os
 
 import torch
 
@@ -16,6 +18,11 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         available = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         raise ValueError(f"there is no device {str(device)!r} here: choose from {', '.join(available)}")
     return torch.device(device)
+
+
+def num_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_usable(device: torch.device | str) -> bool:

@@ -21,7 +21,6 @@ class PrecisionChoice:
 
     Args:
         precision: of matrix products; sums, norms and losses use float32.
-        reason: for the user, in a few words.
     """
 
     precision: Precision
@@ -58,7 +57,6 @@ def choose_precision(
 
     Args:
         requested: "auto" chooses bfloat16 where it is fast, else float32; any other value is used unchanged.
-        device: to compute on.
         recorded: the precision of the run that is resumed, if any; "auto" keeps it on every device.
     """
     is_fast = has_fast_bfloat16(device)

@@ -28,9 +28,6 @@ class Range(ABC, Generic[Number]):
     def check(self, name: str, value: Any) -> Number:
         """Return the value as a plain int or float.
 
-        Args:
-            name: of the argument, for the error message.
-            value: what the caller passed.
         Raises: ValueError unless the value is a number of this kind and within the range.
         """
         number = self._convert(value)
@@ -70,8 +67,6 @@ class IntRange(Range[int]):
     """Integers from `min` to `max`, both inclusive.
 
     Args:
-        min: smallest allowed value.
-        max: largest allowed value.
         unit: what is counted, for messages; "" for plain numbers.
     """
 
@@ -98,10 +93,6 @@ class FloatRange(Range[float]):
     """Real numbers from `min` to `max`, both inclusive unless marked as open.
 
     Args:
-        min: lower bound.
-        max: upper bound.
-        min_open: exclude `min` itself.
-        max_open: exclude `max` itself.
         unit: of the value, for messages; "" for plain numbers.
     """
 
@@ -176,7 +167,6 @@ KEEP = FloatRange(min=0, max=1, max_open=True)  # fraction of the pixels
 RESCALE_FACTOR = FloatRange(min=0, max=1000, min_open=True)
 PIXEL_MEAN = FloatRange(min=-1000, max=1000)
 PIXEL_STD = FloatRange(min=0, max=1000, min_open=True)
-COLUMNS = IntRange(min=1, max=10**8, unit="columns")
 SHEET_SAMPLES = IntRange(min=0, max=1024, unit="images")
 
 # Colours: an id has 16 bits.

@@ -8,9 +8,10 @@ Ours are registered by a decorator. Another package declares its own as an entry
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+Named = TypeVar("Named")
 
 
 class Registry(Generic[T]):
@@ -38,6 +39,15 @@ class Registry(Generic[T]):
             return implementation
 
         return decorator
+
+    def register_class(self, implementation: Named) -> Named:
+        """Class decorator: register a class under its attribute `name`.
+
+        Raises: ValueError if the name is taken.
+        """
+        checked: Any = implementation  # a subclass of T, which Python's type variables cannot say
+        self.register(checked.name)(checked)
+        return implementation
 
     def names(self) -> list[str]:
         """The known names: registered ones in the order of registration, then entry points in alphabetical order."""

@@ -69,19 +69,15 @@ class _Request(NamedTuple):
     micro_batches: list[tuple[range, Int64[np.ndarray, " b"]]]
 
 
+@dataclass(frozen=True)
 class _StepReader(Dataset[list[Batch] | Exception]):
     """Loads the micro-batches of steps; a copy of it is in every worker process."""
 
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        seed: int,
-        mask_probability: float | None,
-        max_mask_probability: float | None,
-        needs_labels: bool,
-    ) -> None:
-        self._dataset, self._seed, self._needs_labels = dataset, seed, needs_labels
-        self._mask_probability, self._max_mask_probability = mask_probability, max_mask_probability
+    dataset: TokenDataset
+    seed: int
+    mask_probability: float | None
+    max_mask_probability: float | None
+    needs_labels: bool
 
     def __getitem__(self, request: _Request) -> list[Batch] | Exception:
         """Load a step. Errors are returned: a `DataLoader` would bury them in the traceback of its worker."""
@@ -92,21 +88,21 @@ class _StepReader(Dataset[list[Batch] | Exception]):
 
     def _load(self, step: int, positions: range, indices: Int64[np.ndarray, " b"]) -> Batch:
         rngs = None
-        if self._dataset.augmentation.is_random:
-            rngs = [rng.augmentation_rng(self._seed, step, position) for position in positions]
-        ids = self._dataset.read(indices, rngs)
-        labels = self._dataset.read_labels(indices)
-        if self._needs_labels:
+        if self.dataset.augmentation.is_random:
+            rngs = [rng.augmentation_rng(self.seed, step, position) for position in positions]
+        ids = self.dataset.read(indices, rngs)
+        labels = self.dataset.read_labels(indices)
+        if self.needs_labels:
             check_labels(labels)
         masked = None
-        if self._mask_probability is not None:
+        if self.mask_probability is not None:
             masked = rng.masks(
-                self._seed,
+                self.seed,
                 step,
                 np.asarray(positions),
                 ids.shape[1],
-                self._mask_probability,
-                self._max_mask_probability,
+                self.mask_probability,
+                self.max_mask_probability,
             )
         return Batch(
             ids=torch.from_numpy(ids),

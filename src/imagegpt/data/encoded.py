@@ -18,9 +18,8 @@ from jaxtyping import Int64, Integer, UInt64
 from imagegpt.data import encoding_folder as encoding
 from imagegpt.data.augmentation import find_augmentation
 from imagegpt.data.datasets import TokenDataset
-from imagegpt.data.encoding_settings import EncodingSettings
-from imagegpt.data.encoding_shards import open_shard
-from imagegpt.data.sources.saved import saved_splits
+from imagegpt.data.encoding_shards import EncodingSettings, open_shard
+from imagegpt.data.sources.saved import SPLITS_FILE, saved_splits
 from imagegpt.data.splits import choose_split
 from imagegpt.images.palette import PROCESSOR_FILE, ColorPalette
 from imagegpt.images.processor import ImageGPTImageProcessor
@@ -154,7 +153,7 @@ def _find_encoding(folder: Path, split: str | None) -> tuple[Path, EncodingSetti
             own = manifest.settings.split
             choose_split(str(folder), [] if own is None else [own], split)
         return folder, _verified_settings(folder, manifest)
-    if not (folder / encoding.SPLITS_FILE).is_file():
+    if not (folder / SPLITS_FILE).is_file():
         raise FileNotFoundError(
             f"{folder} holds no encoded images, or not all of them: (re)start imagegpt encode for this folder"
         )

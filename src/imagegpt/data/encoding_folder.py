@@ -13,22 +13,23 @@ byte becomes another pixel unnoticed.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagegpt.data.encoding_settings import KIND, EncodingSettings
-from imagegpt.data.encoding_shards import Shard, check_shard
+from imagegpt.data.encoding_shards import EncodingSettings, Shard, shard_damage
+from imagegpt.data.sources.saved import saved_splits
 from imagegpt.files.atomic import atomic_write
 from imagegpt.files.schemas import validate
 from imagegpt.files.versions import FORMAT_KEY, read_versioned_json
 
-MANIFEST, INFO_FILE, STATE_FILE, SPLITS_FILE = "encoding.json", "dataset_info.json", "state.json", "dataset_dict.json"
+MANIFEST, INFO_FILE = "encoding.json", "dataset_info.json"
 
 ENCODING_FORMAT = 4  # 1 had no hashes of the images, 2 no checksums of the shards, 3 no markers of finished shards
 
+_KIND = "images encoded by imagegpt"
 _MAX_MANIFEST_BYTES = 1 << 26  # 250,000 broken images
 
 
@@ -39,12 +40,19 @@ class Manifest:
     Attributes:
         settings: of the encoding.
         finished: whether all shards were made.
+        source_stamp: of the files that `source_fingerprint` was computed from, until the encoding is finished.
         checksums: the SHA-256 of each shard by its file name; empty until the encoding is finished.
     """
 
     settings: EncodingSettings
     finished: bool
+    source_stamp: str | None = None
     checksums: Mapping[str, str]
+
+
+def is_encoded(folder: Path) -> bool:
+    """Whether a folder, or that of one of its splits, was written by `imagegpt encode`."""
+    return any((folder / split / MANIFEST).is_file() for split in ("", "train", *saved_splits(folder)))
 
 
 def verify_shards(folder: Path, manifest: Manifest) -> list[str]:
@@ -62,18 +70,6 @@ def verify_shards(folder: Path, manifest: Manifest) -> list[str]:
         return [clause for clauses in threads.map(verify, range(settings.num_shards)) for clause in clauses]
 
 
-def shard_damage(folder: Path, settings: EncodingSettings, number: int, checksum: str | None) -> list[str]:
-    """Describe what is wrong with a shard, in one clause; nothing if it has the checksum."""
-    path = folder / settings.file(number)
-    try:
-        check_shard(path, settings, number, checksum)
-    except FileNotFoundError:
-        return [f"{path} is missing"]
-    except ValueError as error:
-        return [f"{path} is damaged ({error})"]
-    return []
-
-
 def read_manifest(folder: Path) -> Manifest | None:
     """Read a folder's `encoding.json`; None if there is none.
 
@@ -83,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     remedy = "encode the images again, into another folder"
     try:
         fields = read_versioned_json(
-            path, dict[str, Any], ENCODING_FORMAT, kind=KIND, remedy=remedy, max_bytes=_MAX_MANIFEST_BYTES
+            path, dict[str, Any], ENCODING_FORMAT, kind=_KIND, remedy=remedy, max_bytes=_MAX_MANIFEST_BYTES
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -94,20 +90,25 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ValueError(f"{error}; {remedy}") from error
 
 
-def write_manifest(folder: Path, settings: EncodingSettings, shards: Iterable[Shard] | None = None) -> None:
+def write_manifest(
+    folder: Path, settings: EncodingSettings, shards: Sequence[Shard] = (), source_stamp: str | None = None
+) -> None:
     """Write `encoding.json`.
 
     Args:
         folder: of the encoding, which must be locked.
         settings: of the encoding.
         shards: all of them in order, if the encoding is finished.
+        source_stamp: see `Manifest`; None if the encoding is finished.
     """
-    made = list(shards or ())
-    checksums = {settings.file(number): shard.checksum for number, shard in enumerate(made)}
-    fields: dict[str, Any] = {"kind": KIND, FORMAT_KEY: ENCODING_FORMAT, "finished": shards is not None}
+    finished = source_stamp is None
+    checksums = {settings.file(number): shard.checksum for number, shard in enumerate(shards)}
+    fields: dict[str, Any] = {"kind": _KIND, FORMAT_KEY: ENCODING_FORMAT, "finished": finished}
     fields |= {**dataclasses.asdict(settings), "checksums": checksums}
-    if shards is not None:
-        broken = [dataclasses.asdict(one) for shard in made for one in shard.broken]
-        fields |= {"num_images": sum(shard.num_images for shard in made), "num_broken": len(broken), "broken": broken}
+    if finished:
+        broken = [dataclasses.asdict(one) for shard in shards for one in shard.broken]
+        fields |= {"num_images": sum(shard.num_images for shard in shards), "num_broken": len(broken), "broken": broken}
+    else:
+        fields["source_stamp"] = source_stamp
     content = json.dumps(fields, indent=2) + "\n"
     atomic_write(folder / MANIFEST, content.encode(), "the settings of the encoding")

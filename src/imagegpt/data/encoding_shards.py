@@ -1,6 +1,6 @@
-"""A shard: one file of an encoding, with the ids of consecutive images of the source.
+"""The settings of an encoding, and its shards: files with the ids of consecutive images of the source.
 
-It is an Arrow stream, which is memory-mapped, or a parquet file, which is read into memory.
+A shard is an Arrow stream, which is memory-mapped, or a parquet file, which is read into memory.
 
 Axis letters: n images, T pixels in raster order.
 """
@@ -10,13 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Int64, UInt16, UInt64
 
+from imagegpt.common import ranges
+from imagegpt.common.pydantic_ranges import InRange
+from imagegpt.common.text import truncate
 from imagegpt.data.broken_images import BrokenImage
-from imagegpt.data.encoding_settings import EncodingSettings
 from imagegpt.data.sources.base import UNLABELED, in_one_line
 from imagegpt.files.checksums import file_sha256
 from imagegpt.files.schemas import parse_json, validate
@@ -24,7 +26,75 @@ from imagegpt.files.schemas import parse_json, validate
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
 
+ShardFormat = Literal["arrow", "parquet"]
+
 _OWN_KEY = b"imagegpt"  # in the metadata of the schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSettings:
+    """Everything that determines the content of the shards.
+
+    Args:
+        source: its absolute path, or its name.
+        split: of the source; None if it has none.
+        source_fingerprint: a hash of the content of its files.
+        num_source: images in it, broken or not.
+        classes: the names of the labels; None if there are none.
+        palette: its fingerprint.
+        num_colors: of the palette.
+        processor: its other settings: size, resize_mode, resample, background.
+        shard_size: images of the source per shard.
+        file_format: of the shards.
+        version: of this package.
+    """
+
+    source: str
+    split: str | None
+    source_fingerprint: str
+    num_source: Annotated[int, InRange(ranges.DATASET_SIZE)]
+    classes: list[str] | None
+    palette: str
+    num_colors: Annotated[int, InRange(ranges.COLORS)]
+    processor: dict[str, Any]
+    shard_size: Annotated[int, InRange(ranges.SHARD_IMAGES)]
+    file_format: ShardFormat
+    version: str
+
+    def __post_init__(self) -> None:
+        size = self.processor.get("size")
+        for edge in ("height", "width"):
+            ranges.IMAGE_SIDE.check(f"processor.size.{edge}", size.get(edge) if isinstance(size, dict) else None)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.processor["size"]["height"], self.processor["size"]["width"]
+
+    @property
+    def num_shards(self) -> int:
+        """The number of shards."""
+        return -(-self.num_source // self.shard_size)
+
+    def items(self, shard: int) -> range:
+        """The images of the source that a shard is made from."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_source))
+
+    def file(self, shard: int) -> str:
+        """The file name of a shard, as `datasets` names them."""
+        return f"data-{shard:05d}-of-{self.num_shards:05d}.{self.file_format}"
+
+    def differences(self, now: "EncodingSettings") -> list[str]:
+        """Describe the settings in which `now` differs from these."""
+        old, new = ({**vars(one), **one.processor} for one in (self, now))
+        words = {
+            "source_fingerprint": "content of the source", "num_source": "number of images", "file_format": "format"
+        }  # fmt: skip
+        return [
+            f"{words.get(name, name)} ({truncate(str(old[name]), 60)}, not {truncate(str(new.get(name)), 60)})"
+            for name in old
+            if name != "processor" and old[name] != new.get(name)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +157,7 @@ def shard_bytes(
 def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
     """Open a shard: its images, and the broken images of its range.
 
-    Only what Arrow needs to open the file is checked; see `check_shard`.
+    Only what Arrow needs to open the file is checked; see `shard_damage`.
 
     Raises: ValueError, without the path, if the file is damaged; OSError if it does not exist or cannot be opened;
         MemoryError.
@@ -106,22 +176,26 @@ def open_shard(path: Path) -> "tuple[RecordBatch, list[BrokenImage]]":
         raise ValueError(in_one_line(error)) from error
 
 
-def check_shard(path: Path, settings: EncodingSettings, number: int, checksum: str | None) -> Shard:
-    """Check that a shard is what was written, byte for byte, and that its content is possible.
+def shard_damage(folder: Path, settings: EncodingSettings, number: int, checksum: str | None) -> list[str]:
+    """Read a shard, and describe in one clause what is wrong: other bytes than were written, or impossible content.
 
     Args:
-        path: of the file, which is read entirely.
+        folder: of the encoding.
         settings: of the encoding.
         number: of the shard.
         checksum: the expected SHA-256; None matches nothing.
-    Raises: as `open_shard`.
+    Raises: OSError from the system, unless the file does not exist; MemoryError.
     """
-    found = file_sha256(path)
-    if found != checksum:
-        raise ValueError("its SHA-256 is not the recorded one")
-    batch, broken = open_shard(path)
-    _check_contents(batch, broken, settings, number)
-    return Shard(num_images=batch.num_rows, broken=broken, checksum=found)
+    path = folder / settings.file(number)
+    try:
+        if file_sha256(path) != checksum:
+            return [f"{path} is damaged (its SHA-256 is not the recorded one)"]
+        _check_contents(*open_shard(path), settings, number)
+    except FileNotFoundError:
+        return [f"{path} is missing"]
+    except ValueError as error:
+        return [f"{path} is damaged ({error})"]
+    return []
 
 
 def features(settings: EncodingSettings) -> dict[str, Any]:

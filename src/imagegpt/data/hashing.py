@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt64
 
-from imagegpt.data.broken_images import READ_ERRORS, BrokenImage
+from imagegpt.common.devices import num_cores
+from imagegpt.data.broken_images import BrokenImage
 from imagegpt.data.identity import pixel_hash
-from imagegpt.data.sources.base import ImageSource, no_warnings
+from imagegpt.data.sources.base import ImageSource
 from imagegpt.files.atomic import atomic_write
-from imagegpt.files.paths import cache_folder, expand_home
+from imagegpt.files.paths import cache_folder
 
 CACHE_FORMAT = 2  # increase it when images are decoded to other pixels than before, too
 
@@ -103,7 +104,7 @@ class _Cache:
     """Hashes by the stamps of files or images; one cache file for each source, replaced as a whole."""
 
     def __init__(self, kind: str, source: ImageSource) -> None:
-        name = hashlib.blake2b(os.fsencode(_place(source)), digest_size=12).hexdigest()
+        name = hashlib.blake2b(os.fsencode(f"{source.location}\0{source.split}"), digest_size=12).hexdigest()
         self._path = cache_folder() / "hashes" / f"{name}-{kind}"
 
     def find(self, stamps: Hashes) -> tuple[Hashes, Bool[np.ndarray, " n"]]:
@@ -132,11 +133,6 @@ class _Cache:
             if whole.startswith(_HEADER) and checksum == _checksum(content) and len(content) % 16 == 0:
                 return np.frombuffer(content, "<u8").reshape(-1, 2).astype(np.uint64)
         return np.empty((0, 2), np.uint64)
-
-
-def _place(source: ImageSource) -> str:
-    path = Path(expand_home(source.name))
-    return f"{path.resolve() if path.exists() else source.name}\0{source.split}"
 
 
 def _checksum(content: bytes) -> bytes:
@@ -184,7 +180,7 @@ def _file_hash(path: Path) -> int:
 def _read(source: ImageSource, missing: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[list[int], list[BrokenImage]]]]:
     """Yield hashes of images, some at a time; by several processes if there are many files to decode."""
     tasks = [missing[start : start + _TASK_IMAGES] for start in range(0, len(missing), _TASK_IMAGES)]
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = num_cores()
     if not source.has_a_file_each or len(missing) < _MIN_FILES_FOR_PROCESSES or workers == 1:
         yield from ((task, _hash_several(source, task.tolist())) for task in tasks)
         return
@@ -195,18 +191,8 @@ def _read(source: ImageSource, missing: np.ndarray) -> Iterator[tuple[np.ndarray
 
 
 def _hash_several(source: ImageSource, indices: Iterable[int]) -> tuple[list[int], list[BrokenImage]]:
-    hashes, broken = [], []
-    with no_warnings():
-        for index in indices:
-            name = f"image {index}"
-            try:
-                example = source[index]
-                name = example.name
-                hashes.append(pixel_hash(example.image))
-            except READ_ERRORS as error:
-                hashes.append(0)
-                broken.append(BrokenImage.of(index, name, error))
-    return hashes, broken
+    found = list(source.read_each(indices, lambda example: pixel_hash(example.image)))
+    return [one if isinstance(one, int) else 0 for one in found], [one for one in found if not isinstance(one, int)]
 
 
 # The source of a worker process: a pool can pass it to a process, rather than to every task, only through a global.

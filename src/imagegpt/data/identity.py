@@ -31,10 +31,10 @@ from imagegpt.images.reading import read_image
 
 RECORD_FILE = "data.json"
 DATA_FORMAT = 2  # 1 called the splits parts
+HASH_BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
 _KIND = "data of an imagegpt model"
 _CROPS = ("none", "center-crop")
-_WHITE = (255, 255, 255)
 _SHOWN = 3  # classes, in a sentence
 
 
@@ -45,26 +45,15 @@ def pixel_hash(image: Any) -> int:
         image: anything `ImageGPTImageProcessor` takes; transparent images are composited on white.
     Raises: ValueError or FileNotFoundError if it cannot be read.
     """
-    return hash_of_rgb(read_image(image, _WHITE))
+    return hash_of_rgb(read_image(image, HASH_BACKGROUND))
 
 
 def hash_of_rgb(rgb: Image.Image | UInt8[np.ndarray, "h w 3"]) -> int:
-    """Compute the `pixel_hash` of an image that is decoded already."""
+    """Compute the `pixel_hash` of an image that is decoded already, composited on `HASH_BACKGROUND`."""
     pixels = np.ascontiguousarray(rgb)
     digest = hashlib.blake2b(struct.pack("<2q", *pixels.shape[:2]), digest_size=8)
     digest.update(pixels.data)
     return int.from_bytes(digest.digest(), "little") or 1
-
-
-def hash_of_picture(image: Any, rgb: Image.Image | UInt8[np.ndarray, "h w 3"], background: tuple[int, int, int]) -> int:
-    """Compute the `pixel_hash` of an image that is decoded already; it does not depend on the background.
-
-    Args:
-        image: as `pixel_hash` takes it.
-        rgb: the decoded image, composited on the background.
-        background: the colour behind transparent pixels.
-    """
-    return hash_of_rgb(rgb) if background == _WHITE else pixel_hash(image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,15 +196,10 @@ def class_changes(old: Sequence[str] | None, new: Sequence[str] | None) -> str:
     return "; ".join(found) or "their order has changed"
 
 
-def preprocessing_of(processor: ImageGPTImageProcessor, crop: str) -> dict[str, Any]:
-    """Return what a record says of a processor.
-
-    Args:
-        processor: encodes the images.
-        crop: the crop before it, for images that are not augmented: "center-crop" or "none".
-    """
+def processor_settings(processor: ImageGPTImageProcessor) -> dict[str, Any]:
+    """Return the settings of a processor that determine the ids of an image, apart from the palette."""
     options = processor.to_dict()
-    return {**{name: options[name] for name in ("size", "resize_mode", "resample", "background")}, "crop": crop}
+    return {name: options[name] for name in ("size", "resize_mode", "resample", "background")}
 
 
 def _image_differences(split: str, old: ImagesRecord, new: ImagesRecord) -> list[str]:

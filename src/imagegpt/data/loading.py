@@ -18,8 +18,9 @@ from imagegpt.common import ranges
 from imagegpt.data.broken_images import MAX_BROKEN
 from imagegpt.data.data_splits import DataSplits
 from imagegpt.data.datasets import Subset, TokenDataset
-from imagegpt.data.identity import RECORD_FILE, DataRecord, ImagesRecord, SplitRecord, class_changes, preprocessing_of
+from imagegpt.data.identity import RECORD_FILE, DataRecord, ImagesRecord, SplitRecord, class_changes, processor_settings
 from imagegpt.data.opened_data import OpenedData, open_for_model, open_for_training
+from imagegpt.data.palettes import checked_palette
 from imagegpt.data.recipe import DataRecipe, SplitRecipe
 from imagegpt.data.shuffling import random_subset
 from imagegpt.data.splits import split_by_hash
@@ -75,43 +76,32 @@ def open_data_for_model(
     crop = "none" if record is None else record.preprocessing["crop"]
     opened = open_for_model(location, model, processor, crop, max_broken)
     split = SplitRecipe() if record is None else SplitRecipe(**record.hash_split)
-    missing = _missing_splits(opened.datasets, split)
     known = None if record is None else _match_sources(opened.datasets, record)
+    if record is None or known is None:
+        by_hash, subset = _missing_splits(opened.datasets, split), None
+        notes = [_note_on_other_data(location, model, record)]
+    else:
+        by_hash = {name for name, one in record.splits.items() if one.by == "hash" and one.source in known}
+        opened, subset, notes = dataclasses.replace(opened, datasets=known), record.validation_subset, []
+    fill, monitored = record is None or known is not None, None if subset is None else subset["num_images"]
+    assignment, repeated = _assign(location, opened.datasets, split, by_hash, fill=fill)
+    present = {name: assigned for name, assigned in assignment.items() if len(assigned.indices)}
+    data = _build(
+        location, opened, present, split, monitored, is_training_data=known is not None, notes=notes + repeated
+    )
+    return data if record is None else dataclasses.replace(data, notes=[*data.notes, *_changes(data, model, record)])
+
+
+def _note_on_other_data(location: str, model: str, record: DataRecord | None) -> str:
     if record is None:
-        note = (
+        return (
             f"{model} has no {RECORD_FILE}: it may have been trained on images of {location}; the default split and "
             "the preprocessing of its processor are assumed"
         )
-        assignment, notes = _assign(location, opened.datasets, split, missing)
-        return _build_for_model(location, opened, assignment, split, [note, *notes])
-    if known is None:
-        note = (
-            f"{location} is not the data that {model} was trained on, or has changed since: it is split by name or by "
-            "the model's hash"
-        )
-        assignment, notes = _assign(location, opened.datasets, split, missing, fill=False)
-        data = _build_for_model(location, opened, assignment, split, [note, *notes])
-    else:
-        by_hash = {name for name, one in record.splits.items() if one.by == "hash" and one.source in known}
-        assignment, notes = _assign(location, known, split, by_hash)
-        opened = dataclasses.replace(opened, datasets=known)
-        data = _build_for_model(location, opened, assignment, split, notes, record)
-    return dataclasses.replace(data, notes=[*data.notes, *_changes(data, model, record)])
-
-
-def _build_for_model(
-    location: str,
-    opened: OpenedData,
-    assignment: "_Assignment",
-    split: SplitRecipe,
-    notes: Sequence[str],
-    record: DataRecord | None = None,
-) -> DataSplits:
-    """Build the splits that are not empty; with the record of the model's training if these are its data."""
-    present = {name: assigned for name, assigned in assignment.items() if len(assigned.indices)}
-    subset = None if record is None else record.validation_subset
-    monitored = None if subset is None else subset["num_images"]
-    return _build(location, opened, present, split, monitored, is_training_data=record is not None, notes=notes)
+    return (
+        f"{location} is not the data that {model} was trained on, or has changed since: it is split by name or by "
+        "the model's hash"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,13 +168,13 @@ def _build(
             validation_indices = random_subset(len(indices), validation_images, split.seed)
             fingerprint = ImagesRecord.of(hashes[validation_indices], None).images
             subset_record = {"num_images": validation_images, "seed": split.seed, "images": fingerprint}
-    palette = opened.palette
+    palette = checked_palette(opened.processor)
     record = DataRecord(
         sources={source: ImagesRecord.of(one.hashes, one.labels) for source, one in opened.datasets.items()},
         splits=records,
         classes=opened.classes,
         palette={"fingerprint": palette.fingerprint, "num_colors": palette.num_colors},
-        preprocessing=preprocessing_of(opened.processor, opened.crop),
+        preprocessing={**processor_settings(opened.processor), "crop": opened.crop},
         hash_split=dataclasses.asdict(split),
         validation_subset=subset_record,
     )

@@ -1,24 +1,23 @@
 """Opening the data sets behind a location: encoded images, or a source of images with a processor that encodes them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from imagegpt.checkpoints.loading import find_folder
 from imagegpt.data.augmentation import find_augmentation
 from imagegpt.data.broken_images import BrokenImage, check_broken
 from imagegpt.data.datasets import ImageDataset, Subset, TokenDataset
 from imagegpt.data.encoded import EncodedDataset, numbered_classes
-from imagegpt.data.encoding_folder import MANIFEST
+from imagegpt.data.encoding_folder import is_encoded
 from imagegpt.data.identity import class_changes
+from imagegpt.data.palettes import load_palette
 from imagegpt.data.recipe import DataRecipe
 from imagegpt.data.sources.registry import list_splits, open_images, source_processor
 from imagegpt.data.sources.saved import saved_splits
 from imagegpt.data.splits import canonical
-from imagegpt.images.palette import ColorPalette
 from imagegpt.images.processor import ImageGPTImageProcessor
 
 _SPLITS = ("train", "validation", "test")
@@ -42,23 +41,10 @@ class OpenedData:
     classes: list[str] | None
     broken: list[BrokenImage] = field(default_factory=list)
 
-    @property
-    def palette(self) -> ColorPalette:
-        """The colours that the ids refer to."""
-        return next(iter(self.datasets.values())).palette
-
 
 def has_own_palette(location: str) -> bool:
     """Whether images come with palette and size: they are encoded, or their source prescribes a processor."""
-    return is_encoded(location) or source_processor(location) is not None
-
-
-def is_encoded(location: str) -> bool:
-    """Whether a location is a folder written by `imagegpt encode`."""
-    folder = Path(location)
-    return any(
-        (path / MANIFEST).is_file() for path in (folder, *(folder / name for name in ("train", *saved_splits(folder))))
-    )
+    return is_encoded(Path(location)) or source_processor(location) is not None
 
 
 def open_for_training(recipe: DataRecipe) -> OpenedData:
@@ -67,7 +53,7 @@ def open_for_training(recipe: DataRecipe) -> OpenedData:
     Raises: ValueError or OSError, in one sentence, if something is missing or does not fit together.
     """
     locations = {name: location for name in _SPLITS if (location := getattr(recipe, name)) is not None}
-    encoded = is_encoded(recipe.train)
+    encoded = is_encoded(Path(recipe.train))
     own = None if encoded else source_processor(recipe.train)
     if encoded or own is not None:
         for name in ("palette", "side"):
@@ -89,7 +75,7 @@ def open_for_training(recipe: DataRecipe) -> OpenedData:
             f"data.{missing} is missing, and {recipe.train} is not encoded: give data.palette and data.side, or encode "
             "it first (imagegpt encode)"
         )
-    processor = ImageGPTImageProcessor(palette=_load_palette(recipe.palette), size=recipe.side)
+    processor = ImageGPTImageProcessor(palette=load_palette(recipe.palette), size=recipe.side)
     return _open_images(locations, processor, recipe.augmentation, recipe.max_broken)
 
 
@@ -97,13 +83,13 @@ def open_for_model(
     location: str, model: str, processor: ImageGPTImageProcessor, crop: str, max_broken: float
 ) -> OpenedData:
     """Open the data sets behind a location for a model with that processor; see `open_data_for_model`."""
-    own = None if is_encoded(location) else source_processor(location)
-    if own is not None:
-        opened = _open_images({"train": location}, own, "none", max_broken)
-    elif is_encoded(location):
-        opened = _open_encoded({"train": location}, "none")
+    locations = {"train": location}
+    if is_encoded(Path(location)):
+        opened = _open_encoded(locations, "none")
+    elif (own := source_processor(location)) is not None:
+        opened = _open_images(locations, own, "none", max_broken)
     else:
-        return _open_images({"train": location}, processor, crop, max_broken)
+        return _open_images(locations, processor, crop, max_broken)
     ours, theirs = (math.prod(one.size.values()) for one in (processor, opened.processor))
     if ours != theirs:
         raise ValueError(
@@ -118,14 +104,21 @@ def open_for_model(
     return opened
 
 
-def _open_encoded(locations: Mapping[str, str], augmentation: str) -> OpenedData:
-    """Open encoded images; the location of "train" may hold the other splits, too."""
-    available = {canonical(split) for split in saved_splits(Path(locations["train"]))}
-    datasets: dict[str, EncodedDataset] = {}
+def _data_sets(
+    locations: Mapping[str, str], list_splits: Callable[[str], Sequence[str]]
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yield name, location and split of each data set; the location of "train" may hold the other splits, too."""
+    available = {canonical(split) for split in list_splits(locations["train"])}
     for name in _SPLITS:
         location = locations.get(name, locations["train"] if name in available else None)
         if location is not None:
-            datasets[name] = EncodedDataset(location, name if saved_splits(Path(location)) else None, augmentation)
+            yield name, location, name if list_splits(location) else None
+
+
+def _open_encoded(locations: Mapping[str, str], augmentation: str) -> OpenedData:
+    """Open encoded images, by the name of their split."""
+    found = _data_sets(locations, lambda location: saved_splits(Path(location)))
+    datasets = {name: EncodedDataset(location, split, augmentation) for name, location, split in found}
     train = datasets["train"]
     for name, dataset in datasets.items():
         if (dataset.palette, dataset.size) != (train.palette, train.size):
@@ -146,26 +139,21 @@ def _open_images(
     """Open sources of images; each image is read once, unless its hash is in the cache.
 
     Args:
-        locations: as in `_open_encoded`.
+        locations: by the name of the split.
         processor: encodes the images.
         augmentation: of the training images.
         max_broken: the largest fraction of a split's images that may be broken.
     """
-    available, broken = {canonical(split) for split in list_splits(locations["train"])}, []
     datasets: dict[str, ImageDataset] = {}
     readable: dict[str, TokenDataset] = {}
-    for name in _SPLITS:
-        location = locations.get(name, locations["train"] if name in available else None)
-        if location is None:
-            continue
-        source = open_images(location, split=name if list_splits(location) else None)
+    for name, location, split in _data_sets(locations, list_splits):
+        source = open_images(location, split=split)
         if source.is_sequential:
             raise ValueError(
                 f"{location} is a stream, which can only be read in order: encode it first (imagegpt encode)"
             )
         dataset = datasets[name] = ImageDataset(source, processor, augmentation)
         check_broken(dataset.broken, len(source), f"images of {location}", max_broken)
-        broken += dataset.broken
         readable[name] = Subset(dataset, np.flatnonzero(dataset.hashes)) if dataset.broken else dataset
         classes = datasets["train"].classes
         if dataset.classes is not None and classes is not None and dataset.classes != classes:
@@ -179,10 +167,5 @@ def _open_images(
         processor=processor,
         crop=train.augmentation.evaluation,
         classes=train.classes,
-        broken=broken,
+        broken=[one for dataset in datasets.values() for one in dataset.broken],
     )
-
-
-def _load_palette(location: str) -> ColorPalette:
-    path = Path(location)
-    return ColorPalette.load(path if path.exists() else find_folder(location, weights=False))

@@ -1,4 +1,4 @@
-"""Fitting a palette to the images of a source, and measuring how well it reproduces them.
+"""Loading a palette, fitting one to the images of a source, and measuring how well it reproduces them.
 
 Axis letters: H height, W width.
 """
@@ -6,14 +6,16 @@ Axis letters: H height, W width.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from imagegpt.checkpoints.loading import find_folder
 from imagegpt.common import ranges
-from imagegpt.data.broken_images import MAX_BROKEN, READ_ERRORS, BrokenImage, check_broken
-from imagegpt.data.sources.base import ImageSource, no_warnings
+from imagegpt.data.broken_images import MAX_BROKEN, BrokenImage, check_broken
+from imagegpt.data.sources.base import ImageSource
 from imagegpt.images.palette import ColorPalette, PaletteReport
 from imagegpt.images.processor import ImageGPTImageProcessor
 
@@ -99,6 +101,14 @@ def fit_palette(
     )
 
 
+def load_palette(name: str) -> ColorPalette:
+    """Load the palette in a file, in a folder, or of a model by its name.
+
+    Raises: ValueError or OSError, in one sentence, if there is none.
+    """
+    return ColorPalette.load(Path(name) if Path(name).is_file() else find_folder(name, weights=False))
+
+
 def checked_palette(processor: ImageGPTImageProcessor) -> ColorPalette:
     """Return the palette of a processor that makes images of one size.
 
@@ -139,15 +149,10 @@ class _Reader:
     def _images(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         total = len(self._indices)
         self._on_progress(0, total)
-        for position, index in enumerate(self._indices.tolist()):
-            name = f"image {index}"
-            try:
-                with no_warnings():
-                    example = self._source[index]
-                    name = example.name
-                    rgb = self._processor.to_rgb([example.image])[0]
-            except READ_ERRORS as error:
-                self.broken.append(BrokenImage.of(index, name, error))
+        found = self._source.read_each(self._indices.tolist(), lambda one: self._processor.to_rgb([one.image])[0])
+        for position, rgb in enumerate(found):
+            if isinstance(rgb, BrokenImage):
+                self.broken.append(rgb)
                 check_broken(self.broken, total, f"images of {self._source.name}", self._max_broken)
             else:
                 if position % self._example_step == 0 or not self.examples:

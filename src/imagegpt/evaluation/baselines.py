@@ -11,9 +11,6 @@ where the strength a is chosen from `STRENGTHS` on validation images. A context 
 Axis letters: N images, T pixels in raster order, V colours.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 from jaxtyping import Float64, Int64
 
@@ -24,37 +21,22 @@ Ids = Int64[np.ndarray, "n t"]
 OtherIds = Int64[np.ndarray, "m t"]  # of another number of images
 
 
-class Baseline(Protocol):
-    """A distribution over images that can be scored."""
-
-    def pixel_nll(self, ids: Ids) -> Float64[np.ndarray, "n t"]:
-        """Nats for each pixel of whole images, given the pixels before it."""
-        ...
-
-
 class PositionHistogram:
-    """The frequency of each colour at each position, shrunk towards the uniform distribution."""
+    """The frequency of each colour at each position, shrunk towards the uniform distribution.
 
-    def __init__(self, *, num_colors: int, counts: "_Counts", strength: float) -> None:
-        self.num_colors = num_colors
-        self.strength = strength
-        self._counts = counts
+    Args:
+        train: whole images to count over, ids 0 to V - 1.
+        validation: others, of the same size, to choose the strength of smoothing on.
+        num_colors: V.
+    Raises: ValueError for ids that are no colours, empty arrays or images of different sizes.
+    """
 
-    @classmethod
-    def fit(cls, train: Ids, validation: OtherIds, *, num_colors: int) -> "PositionHistogram":
-        """Count over `train`; choose the strength of smoothing on `validation`.
-
-        Args:
-            train: whole images, ids 0 to V - 1.
-            validation: others, of the same size.
-            num_colors: V.
-        Raises: ValueError for ids that are no colours, empty arrays or images of different sizes.
-        """
+    def __init__(self, train: Ids, validation: OtherIds, *, num_colors: int) -> None:
         _check_ids(train, validation, num_colors)
-        counts = _Counts(_positions(train), train, num_colors)
+        self.num_colors = num_colors
+        self._counts = _Counts(_positions(train), train, num_colors)
         uniform = np.full(validation.shape, 1 / num_colors)
-        strength = _choose_strength(counts, _positions(validation), validation, uniform)
-        return cls(num_colors=num_colors, counts=counts, strength=strength)
+        self.strength = _choose_strength(self._counts, _positions(validation), validation, uniform)
 
     def pixel_nll(self, ids: Ids) -> Float64[np.ndarray, "n t"]:
         """Nats for each pixel."""
@@ -76,48 +58,30 @@ class NeighbourModel:
     by expectation maximisation, the four strengths from `STRENGTHS`. Rejected, in nats per pixel on the digits' test
     images: the first distribution alone, shrunk towards the last, 1.546; a flat mixture of all of them, 1.524; this,
     1.501.
+
+    Args:
+        train: see `PositionHistogram`, as for `validation` and `num_colors`.
+        validation: to choose strengths and weights on.
+        num_colors: V.
+        side: pixels in a row.
+    Raises: as `PositionHistogram`; ValueError if rows of `side` pixels do not fill the images.
     """
 
-    def __init__(
-        self,
-        *,
-        side: int,
-        histogram: PositionHistogram,
-        tables: Sequence["_Counts"],
-        strengths: Sequence[float],
-        weights: Float64[np.ndarray, "3"],
-    ) -> None:
-        self.side = side
-        self.strengths = tuple(strengths)
-        self.weights = weights
-        self._histogram = histogram
-        self._tables = tuple(tables)
-
-    @classmethod
-    def fit(cls, train: Ids, validation: OtherIds, *, num_colors: int, side: int) -> "NeighbourModel":
-        """Count over `train`; choose strengths and weights on `validation`.
-
-        Args:
-            train: whole images, ids 0 to V - 1.
-            validation: others, of the same size.
-            num_colors: V.
-            side: pixels in a row.
-        Raises: as `PositionHistogram.fit`; ValueError if rows of `side` pixels do not fill the images.
-        """
-        histogram = PositionHistogram.fit(train, validation, num_colors=num_colors)
+    def __init__(self, train: Ids, validation: OtherIds, *, num_colors: int, side: int) -> None:
+        self.histogram = PositionHistogram(train, validation, num_colors=num_colors)
         if side < 1 or train.shape[1] % side:
             raise ValueError(f"side is {side}: it must divide the {train.shape[1]} pixels of an image")
-        tables = [_Counts(contexts, train, num_colors) for contexts in _contexts(train, side, num_colors)]
+        self.side = side
+        self._tables = [_Counts(contexts, train, num_colors) for contexts in _contexts(train, side, num_colors)]
         contexts = _contexts(validation, side, num_colors)
-        parent = histogram.probability(validation, validation)
-        strengths, rows = [], []
-        for table, context in zip(tables[:-1], contexts[:-1], strict=True):
-            strengths.append(_choose_strength(table, context, validation, parent))
-            rows.append(table.shrunk(context, validation, parent, strengths[-1]))
-        weights = _mixture_weights(np.stack(rows))
-        mixture = np.tensordot(weights, np.stack(rows), axes=1)
-        strengths.append(_choose_strength(tables[-1], contexts[-1], validation, mixture))
-        return cls(side=side, histogram=histogram, tables=tables, strengths=strengths, weights=weights)
+        parent = self.histogram.probability(validation, validation)
+        self.strengths, rows = [], []
+        for table, context in zip(self._tables[:-1], contexts[:-1], strict=True):
+            self.strengths.append(_choose_strength(table, context, validation, parent))
+            rows.append(table.shrunk(context, validation, parent, self.strengths[-1]))
+        self.weights = _mixture_weights(np.stack(rows))
+        mixture = np.tensordot(self.weights, np.stack(rows), axes=1)
+        self.strengths.append(_choose_strength(self._tables[-1], contexts[-1], validation, mixture))
 
     def pixel_nll(self, ids: Ids) -> Float64[np.ndarray, "n t"]:
         """Nats for each pixel."""
@@ -125,8 +89,8 @@ class NeighbourModel:
 
     def probability(self, ids: Ids, values: Ids) -> Float64[np.ndarray, "n t"]:
         """Return the probability of `values` given the neighbours in `ids`."""
-        estimate = self._histogram.probability(ids, values)
-        *contexts, full_context = _contexts(ids, self.side, self._histogram.num_colors)
+        estimate = self.histogram.probability(ids, values)
+        *contexts, full_context = _contexts(ids, self.side, self.histogram.num_colors)
         *tables, full_table = self._tables
         *strengths, full_strength = self.strengths
         rows = [

@@ -15,7 +15,8 @@ from torch.nn import functional
 from imagegpt.data.dataloader import ordered_batches
 from imagegpt.data.datasets import TokenDataset
 from imagegpt.data.rng import masks
-from imagegpt.evaluation.scoring import Progress, default_batch_size, load_for_evaluation, no_progress
+from imagegpt.evaluation.likelihood import Progress, no_progress
+from imagegpt.evaluation.scoring import default_batch_size, load_for_evaluation
 from imagegpt.model.losses import masked_embeddings
 from imagegpt.model.modeling import ImageGPTForImageClassification
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagegpt.checkpoints.loading import find_folder
+from imagegpt.checkpoints.loading import find_folder, load_config, load_processor
 from imagegpt.common.devices import choose_device
 from imagegpt.data.broken_images import MAX_BROKEN, BrokenImage
-from imagegpt.evaluation.comparison import Score
-from imagegpt.evaluation.scoring import Progress, no_progress, open_data_for_folder, score_split
+from imagegpt.data.identity import DataRecord
+from imagegpt.data.loading import open_data_for_model
+from imagegpt.evaluation.likelihood import Progress, no_progress
+from imagegpt.evaluation.scoring import Score, score_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ def evaluate(
         raise ValueError(f"all_images and split {split!r} were given: give one of them")
     name, location, chosen_device = str(model), str(data), str(choose_device(device))
     folder = find_folder(name)
-    images = open_data_for_folder(location, folder, name, max_broken=max_broken)
+    processor, record = load_processor(folder, load_config(folder)), DataRecord.read(folder)
+    images = open_data_for_model(location, name, processor, record, max_broken=max_broken)
     chosen = None if all_images else images.choose_split(split)
     scores = score_split(folder, images, split=chosen, name=name, device=chosen_device, progress=progress)
     return Evaluation(

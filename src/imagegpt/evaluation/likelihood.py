@@ -8,12 +8,17 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from imagegpt.common import ranges
-from imagegpt.common.precision import at_least_float32
 from imagegpt.model.eval_mode import eval_mode
+from imagegpt.model.losses import cross_entropy, with_start_token
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+
+Progress = Callable[[int, int], None]  # called with images scored, and images in all
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report no progress."""
 
 
 def pixel_nll(
@@ -21,7 +26,7 @@ def pixel_nll(
     ids: Int[Tensor, "n t"],
     *,
     batch_size: int = 64,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = no_progress,
 ) -> Float[Tensor, "n t"]:
     """-ln p(pixel | the pixels before it), for each pixel; an image's sum is its exact negative log-likelihood.
 
@@ -41,24 +46,15 @@ def pixel_nll(
     with eval_mode(model), torch.inference_mode():
         for batch in ids.split(batch_size):
             pixels = batch.to(model.device)
-            fed = functional.pad(pixels[:, :-1], (1, 0), value=sos)
-            logits = model(fed, use_cache=False).logits  # (B, T, V)
-            # In half precision a pixel's nats would be rounded to one part in 256.
-            by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
-            rows.append(functional.cross_entropy(by_class, pixels, reduction="none").cpu())
+            logits = model(with_start_token(pixels, sos), use_cache=False).logits  # (B, T, V)
+            rows.append(cross_entropy(logits.transpose(1, 2), pixels, reduction="none").cpu())
             progress(sum(map(len, rows)), len(ids))
     return torch.cat(rows)  # outside inference mode, so that the caller can use it in autograd
 
 
-def mean_nll(
-    model: ImageGPTForCausalImageModeling,
-    ids: Int[Tensor, "n t"],
-    *,
-    batch_size: int = 64,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> float:
+def mean_nll(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "n t"], *, batch_size: int = 64) -> float:
     """Return the mean of `pixel_nll` over all pixels of all images, in nats per pixel, summed in float64."""
-    return float(pixel_nll(model, ids, batch_size=batch_size, progress=progress).double().mean())
+    return float(pixel_nll(model, ids, batch_size=batch_size).double().mean())
 
 
 def _check(model: ImageGPTForCausalImageModeling, ids: Int[Tensor, "..."]) -> None:

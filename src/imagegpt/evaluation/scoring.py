@@ -1,9 +1,10 @@
-"""Scoring a trained model on a split of its data, or on other data.
+"""How well a trained model predicts a split of its data, or other data, beside baselines that count.
 
 Axis letters: N images, T pixels in raster order.
 """
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,46 +12,40 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from imagegpt.checkpoints.loading import load_config, load_model, load_processor
-from imagegpt.data.broken_images import MAX_BROKEN
+from imagegpt.checkpoints.loading import load_config, load_model
 from imagegpt.data.data_splits import DataSplits
 from imagegpt.data.dataloader import ordered_batches
 from imagegpt.data.datasets import Subset, TokenDataset
-from imagegpt.data.identity import DataRecord
-from imagegpt.data.loading import open_data_for_model
 from imagegpt.data.rng import masks
 from imagegpt.data.shuffling import random_subset
-from imagegpt.evaluation.comparison import BaselineData, Score, compare, score_model, uniform_score
+from imagegpt.evaluation.baselines import NeighbourModel
+from imagegpt.evaluation.likelihood import Progress, no_progress, pixel_nll
 from imagegpt.model.attention import kernels
 from imagegpt.model.losses import bert_loss
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 
 _MAX_BASELINE_IMAGES = 50_000  # for the baselines: more take memory, and change little
 _READ_BATCH = 1024
+_MASK_SEED = 0
 _GPU_BATCH = 64
 _CPU_PIXELS = 1 << 13  # of a batch: what fits into the cache is read faster
 
-Progress = Callable[[int, int], None]
 Model = TypeVar("Model", bound=ImageGPTPreTrainedModel)
 
 
-def no_progress(done: int, total: int) -> None:
-    """Report no progress."""
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well something predicts images.
 
-
-def open_data_for_folder(location: str, folder: Path, name: str, *, max_broken: float = MAX_BROKEN) -> DataSplits:
-    """Open images to evaluate a model on, split as its training data were if they are the same images.
-
-    Args:
-        location: digits, encoded images, or any other source of images.
-        folder: of the model.
-        name: of the model, for messages.
-        max_broken: the largest fraction of a split's images that may be broken; broken images are skipped.
-    Raises: ValueError or OSError, in one sentence, if there are no such images, too many are broken, or they do not fit
-        the model.
+    Attributes:
+        name: for people.
+        nats: per pixel.
+        note: what it is, in a few words.
     """
-    processor, record = load_processor(folder, load_config(folder)), DataRecord.read(folder)
-    return open_data_for_model(location, name, processor, record, max_broken=max_broken)
+
+    name: str
+    nats: float
+    note: str
 
 
 def score_split(
@@ -77,33 +72,62 @@ def score_split(
     Returns: the scores, best first.
     """
     model = load_for_evaluation(folder, ImageGPTForCausalImageModeling, device)
-    batch_size = default_batch_size(model)
+    sources = data.sources if split is None else [data.splits[split]]
+    ids = np.concatenate([read_all_ids(source) for source in sources])
     subset = data.validation_indices if split == "validation" else None
+    scores = score_model(model, ids, name=name, subset=subset, progress=progress)
     if split is None or split == "train" or "train" not in data.splits:
-        ids = np.concatenate([read_all_ids(one) for one in (data.sources if split is None else [data.splits[split]])])
-        own = score_model(model, ids, name=name, subset=subset, batch_size=batch_size, progress=progress)
-        return sorted([*own, uniform_score(data.palette.num_colors)], key=lambda one: one.nats)
-    images = baseline_data(data, split)
-    return compare(model, images, name=name, subset=subset, batch_size=batch_size, progress=progress)
+        scores.append(_uniform_score(data))
+    else:
+        scores += baselines(data, split, ids)
+    return sorted(scores, key=lambda one: one.nats)
 
 
-def baseline_data(data: DataSplits, split: str) -> BaselineData:
-    """Read the images that the baselines need.
+def score_model(
+    model: ImageGPTForCausalImageModeling,
+    ids: Int64[np.ndarray, "n t"],
+    *,
+    name: str,
+    subset: Int64[np.ndarray, " s"] | None,
+    progress: Progress,
+) -> list[Score]:
+    """Score a model on images, and separately on the subset that it was validated on, if that is given by indices."""
+    batch_size = default_batch_size(model)
+    nats = pixel_nll(model, torch.from_numpy(ids), batch_size=batch_size, progress=progress).double().mean(dim=1)
+    scores = [Score(name=name, nats=float(nats.mean()), note=f"{model.num_parameters():,} parameters")]
+    if subset is not None:
+        note = f"the same, on the {len(subset):,} of these images that chose the checkpoint"
+        scores.append(Score(name="while training", nats=float(nats[torch.from_numpy(subset)].mean()), note=note))
+    return scores
+
+
+def baselines(data: DataSplits, split: str, ids: Int64[np.ndarray, "n t"]) -> list[Score]:
+    """Fit the baselines to the train split, and score them and the uniform distribution.
 
     Args:
         data: with a train split. The baselines count over at most 50,000 of its images, a random subset that is always
             the same.
-        split: to score.
+        split: that is scored. The strengths of smoothing are chosen on the validation split, or on this one if there is
+            no other.
+        ids: all images of the split.
     """
-    train = Subset(data.train, random_subset(len(data.train), _MAX_BASELINE_IMAGES, data.record.hash_split["seed"]))
-    scored = read_all_ids(data.splits[split])
-    return BaselineData(
-        train=read_all_ids(train),
-        validation=read_all_ids(data.validation) if split != "validation" and "validation" in data.splits else scored,
-        test=scored,
-        num_colors=data.palette.num_colors,
-        side=data.processor.size["width"],
-    )
+    subset = random_subset(len(data.train), _MAX_BASELINE_IMAGES, data.record.hash_split["seed"])
+    validation = read_all_ids(data.validation) if split != "validation" and "validation" in data.splits else ids
+    num_colors, side = data.palette.num_colors, data.processor.size["width"]
+    train = read_all_ids(Subset(data.train, subset))
+    neighbours = NeighbourModel(train, validation, num_colors=num_colors, side=side)
+    nats, histogram_nats = (float(one.pixel_nll(ids).mean()) for one in (neighbours, neighbours.histogram))
+    return [
+        Score(name="neighbours", nats=nats, note="left and upper pixel, position"),
+        Score(name="histogram", nats=histogram_nats, note="position"),
+        _uniform_score(data),
+    ]
+
+
+def _uniform_score(data: DataSplits) -> Score:
+    """The score of the uniform distribution over the palette, on any images."""
+    num_colors = data.palette.num_colors
+    return Score(name="uniform", nats=math.log(num_colors), note=f"all {num_colors} colours alike")
 
 
 def read_all_ids(dataset: TokenDataset) -> Int64[np.ndarray, "n t"]:
@@ -117,7 +141,6 @@ def masked_nats(
     dataset: TokenDataset,
     *,
     probability: float = 0.15,
-    seed: int = 0,
     device: str = "cpu",
     progress: Progress = no_progress,
 ) -> float:
@@ -127,7 +150,6 @@ def masked_nats(
         folder: of the model.
         dataset: the images.
         probability: that a pixel is masked.
-        seed: of the masks.
         device: to compute on.
         progress: called with images scored, and images in all.
     """
@@ -137,7 +159,7 @@ def masked_nats(
     progress(0, len(dataset))
     for batch in ordered_batches(dataset, default_batch_size(model)):
         positions = np.arange(batch.start, batch.start + len(batch.ids))
-        masked = torch.from_numpy(masks(seed, 0, positions, batch.ids.shape[1], probability))
+        masked = torch.from_numpy(masks(_MASK_SEED, 0, positions, batch.ids.shape[1], probability))
         total += float(bert_loss(model, batch.ids.to(device), masked.to(device))) * len(batch.ids)
         num_scored += len(batch.ids)
         progress(num_scored, len(dataset))

@@ -16,9 +16,7 @@ def check_gif_size(size: tuple[int, int], image_size: tuple[int, int], num_visib
     """Check that a GIF of this size is possible, before the images are sampled.
 
     Args:
-        size: (width, height) of a frame.
-        image_size: see `reveal_frames`.
-        num_visible: see `reveal_frames`.
+        size: (width, height) of a frame; the other arguments are those of `reveal_frames`.
     Raises: ValueError if the frames are too large for the format, or the animation for the memory.
     """
     width, height = size

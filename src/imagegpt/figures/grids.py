@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from imagegpt.common import ranges
 from imagegpt.common.memory import check_memory
 from imagegpt.common.text import printable
 
@@ -42,12 +41,10 @@ def completion_grid(
         labels: captions of the originals, or None.
         num_shown: pixels to show of each completion; None means all.
     Returns: an RGB image.
-    Raises: ValueError if there are no images, or their numbers or sizes differ.
+    Raises: ValueError if there are no images or their sizes differ.
     """
-    _check_counts(originals, completions, labels)
+    _check_sizes([*originals, *(image for several in completions for image in several)])
     width, height = originals[0].size
-    _check_visible(visible, originals[0].size)
-    _check_pixels("num_shown", num_shown, originals[0].size)
     columns = min(_COLUMNS, len(completions[0]))
     canvas = _Canvas(originals[0].size)
     canvas.open(*completion_grid_size(len(originals), len(completions[0]), originals[0].size, labels is not None))
@@ -72,23 +69,19 @@ def completion_grid(
     return canvas.image
 
 
-def sample_grid(
-    images: Sequence[Image.Image], columns: int | None = None, *, num_shown: int | None = None
-) -> Image.Image:
-    """Draw images in a grid, row by row.
+def sample_grid(images: Sequence[Image.Image], *, num_shown: int | None = None) -> Image.Image:
+    """Draw images in a grid that is as square as possible, row by row.
 
     Args:
         images: at least one, all of one size.
-        columns: images per row; None makes the grid as square as possible.
         num_shown: pixels to show of each image; None means all.
     Returns: an RGB image.
     Raises: ValueError if there are no images or their sizes differ.
     """
     _check_sizes(images)
-    _check_pixels("num_shown", num_shown, images[0].size)
-    columns = _columns(len(images), columns)
+    columns = _columns(len(images))
     canvas = _Canvas(images[0].size)
-    canvas.open(*sample_grid_size(len(images), images[0].size, columns))
+    canvas.open(*sample_grid_size(len(images), images[0].size))
     step_x, step_y = canvas.cell[0] + _GAP, canvas.cell[1] + _GAP
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
@@ -109,12 +102,12 @@ def completion_grid_size(
     return _checked_size(width, 2 * _MARGIN + _HEADER + block_height * num_originals - 2 * _GAP)
 
 
-def sample_grid_size(num: int, image_size: tuple[int, int], columns: int | None = None) -> tuple[int, int]:
+def sample_grid_size(num: int, image_size: tuple[int, int]) -> tuple[int, int]:
     """Return (width, height) of a `sample_grid`, for images of size (width, height).
 
     Raises: ValueError if there is not enough memory for it.
     """
-    cell, columns = _cell(image_size), _columns(num, columns)
+    cell, columns = _cell(image_size), _columns(num)
     lines = -(-num // columns)
     width, height = columns * (cell[0] + _GAP), lines * (cell[1] + _GAP)
     return _checked_size(2 * _MARGIN + width - _GAP, 2 * _MARGIN + height - _GAP)
@@ -123,8 +116,6 @@ def sample_grid_size(num: int, image_size: tuple[int, int], columns: int | None 
 def palette_grid(rgb: UInt8[np.ndarray, "v 3"]) -> Image.Image:
     """Draw the colours of a palette in order, as squares, 32 per row.
 
-    Args:
-        rgb: the colours, `ColorPalette.rgb`.
     Returns: an RGB image.
     """
     columns = min(_PALETTE_COLUMNS, len(rgb))
@@ -212,9 +203,8 @@ def _cell(image_size: tuple[int, int]) -> tuple[int, int]:
     return image_size[0] * factor + 2, image_size[1] * factor + 2
 
 
-def _columns(num: int, requested: int | None) -> int:
-    columns = math.ceil(math.sqrt(num)) if requested is None else ranges.COLUMNS.check("columns", requested)
-    return min(columns, num)
+def _columns(num: int) -> int:
+    return math.ceil(math.sqrt(num))
 
 
 def _block(num_completions: int, cell_height: int, has_labels: bool) -> tuple[int, int]:
@@ -240,27 +230,12 @@ def _first_pixels(size: tuple[int, int], num: int) -> Image.Image:
 
 
 def _hatching(size: tuple[int, int]) -> Image.Image:
-    """Diagonal stripes."""
     ground, stripe = _HATCH
     image = Image.new("RGB", size, ground)
     pen = ImageDraw.Draw(image)
     for start in range(-size[1], size[0], 8):
         pen.line((start, size[1], start + size[1], 0), fill=stripe, width=2)
     return image
-
-
-def _check_counts(
-    originals: Sequence[Image.Image], completions: Sequence[Sequence[Image.Image]], labels: Sequence[str] | None
-) -> None:
-    if len(completions) != len(originals) or (labels is not None and len(labels) != len(originals)):
-        given = f"{len(completions)} lists of completions" + (
-            f" and {len(labels)} labels" if labels is not None else ""
-        )
-        raise ValueError(f"{given} were given for {len(originals)} originals: give one per original")
-    counts = sorted({len(several) for several in completions})
-    if len(counts) > 1 or counts == [0]:
-        raise ValueError(f"the originals have {counts} completions: give all the same number, at least 1")
-    _check_sizes([*originals, *(image for several in completions for image in several)])
 
 
 def _check_sizes(images: Sequence[Image.Image]) -> None:
@@ -271,16 +246,3 @@ def _check_sizes(images: Sequence[Image.Image]) -> None:
         raise ValueError(
             f"the images differ in width and height ({', '.join(map(str, sizes))}): give images of one size"
         )
-
-
-def _check_visible(visible: int | Bool[np.ndarray, "h w"], size: tuple[int, int]) -> None:
-    if isinstance(visible, int):
-        _check_pixels("visible", visible, size)
-    elif visible.shape != size[::-1]:
-        raise ValueError(f"visible has shape {visible.shape}, the images have {size[::-1]}: give a mask of that shape")
-
-
-def _check_pixels(name: str, num: int | None, size: tuple[int, int]) -> None:
-    num_pixels = size[0] * size[1]
-    if num is not None and not 0 <= num <= num_pixels:
-        raise ValueError(f"{name} is {num}: it must be an integer from 0 to {num_pixels}, the pixels of an image")

@@ -3,7 +3,8 @@
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 _MAX_POINTS = 2000
 _MAX_CLASSES = 40  # in a confusion matrix, whose size is quadratic in them
 _MAX_NAME_LENGTH = 30  # characters of a class name
+
+
+@contextmanager
+def warn_on_failure(what: str) -> Iterator[None]:
+    """Context manager that turns errors into a warning, for pictures that a run can do without.
+
+    Args:
+        what: would be missing.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - plotting libraries raise many kinds
+        reason = printable(" ".join(str(error).split())) or type(error).__name__
+        warnings.warn(f"there is no {what} ({reason})", stacklevel=3)
 
 
 def loss_plot(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> bytes:
@@ -49,7 +64,6 @@ def confusion_matrix_plot(counts: Int64[np.ndarray, "k k"], classes: Sequence[st
 
     Args:
         counts: number of images by true class (rows) and predicted class (columns).
-        classes: names of the classes.
     Returns: a PNG.
     """
     fractions = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -76,7 +90,6 @@ def learning_rate_plot(losses: Sequence[tuple[float, float]], chosen: float) -> 
 
     Args:
         losses: (learning rate, validation loss) pairs in ascending order of the rates.
-        chosen: the rate that was chosen.
     Returns: a PNG.
     """
     figure, axes = _figure(7, 4)

@@ -15,7 +15,6 @@ def atomic_write(path: Path, content: bytes, what: str, *, durable: bool = True)
 
     Args:
         path: of the file, in an existing folder. If it is a symbolic link, the file it points to is replaced.
-        content: of the file.
         what: what the file is, for the error message, for example "the palette".
         durable: flush to disk, so that the file survives a power failure; about 10 ms on a slow disk.
     Raises: OSError if it cannot be written; no temporary file remains.
@@ -41,8 +40,6 @@ def write_error(what: str, path: Path, error: OSError) -> OSError:
 
     Args:
         what: what was being written, for example "the palette".
-        path: of the file.
-        error: from the operating system.
     """
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     advice = "free some space, or choose another path" if is_full else "choose another path"

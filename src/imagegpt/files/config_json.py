@@ -60,7 +60,6 @@ def check_config_fields(fields: Mapping[str, Any], config_class: type) -> None:
 
     Args:
         fields: of a `config.json`, or from `to_dict`.
-        config_class: the class that will be built from them.
     Raises: ValueError, naming the key, if one is unsupported or invalid.
     """
     for key, value in fields.items():
@@ -88,7 +87,6 @@ def check_pruned_heads(pruned_heads: Mapping[Any, Sequence[int]], num_blocks: in
 
     Args:
         pruned_heads: block index -> indices of its pruned heads.
-        num_blocks: in the model.
         num_heads: in each block, before pruning.
     Raises: ValueError, naming the block, if not.
     """

@@ -22,7 +22,6 @@ def lock_folder(folder: Path, doing: str, *, name: str = LOCK_FILE, wait_s: floa
         folder: must exist.
         doing: what the lock holder does with the folder, for the error message: "encodes images into", for example.
         name: of the lock file; processes that share a folder use one lock file per shard.
-        wait_s: how long to wait for another process to release the lock.
     Raises: BusyError if another process holds the lock; OSError if the file system does not support locks.
     """
     # Not thread-local: the thread that ends the work may not be the one that started it.

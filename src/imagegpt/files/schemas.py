@@ -39,7 +39,6 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file.
 
     Args:
-        path: of the file.
         max_bytes: larger files are refused without reading them.
     Raises: OSError if it cannot be read; ValueError, naming the file, if it is too large or not JSON.
     """
@@ -54,7 +53,6 @@ def parse_json(text: str | bytes, what: str, *, max_bytes: int = MAX_JSON_BYTES)
     Args:
         text: the JSON; bytes are UTF-8.
         what: the source of the text; error messages begin with it.
-        max_bytes: maximum length.
     Raises: ValueError if it is too long, nested too deeply or not JSON.
     """
     if len(text) > max_bytes:
@@ -102,7 +100,6 @@ def format_validation_error(error: ValidationError, reasons: Mapping[str, str] |
     """Format the first error of a validation in our form: the field, its value, what is allowed.
 
     Args:
-        error: from pydantic.
         reasons: error type of pydantic's -> message that replaces the usual one.
     """
     first = error.errors(include_url=False)[0]

@@ -28,7 +28,6 @@ def check_attention(fields: Mapping[str, Any], kwargs: Mapping[str, Any] | None 
     """Check that a `config.json` does not select an attention implementation that would be downloaded.
 
     Args:
-        fields: of the file.
         kwargs: of `from_pretrained`, which may select any.
     Raises: ValueError if it does.
     """
@@ -48,7 +47,6 @@ def check_config(fields: Mapping[str, Any], kwargs: Mapping[str, Any] | None = N
     """Check that a `config.json` refers to no foreign code and to no file outside its folder.
 
     Args:
-        fields: of the file.
         kwargs: of `from_pretrained`, which may allow foreign code.
     Raises: ValueError, naming the key, if it does.
     """
@@ -109,9 +107,6 @@ def check_index(content: Any) -> WeightIndex:
 def check_adapter(fields: dict[str, Any], has_model: bool) -> None:
     """Check that an `adapter_config.json` refers to no other model and to no foreign code.
 
-    Args:
-        fields: of the file.
-        has_model: whether its folder also contains a model.
     Raises: ValueError if it does.
     """
     found = validate(fields, _AdapterConfig, "")
@@ -156,7 +151,6 @@ def check_model_files(name: str | os.PathLike[str], kwargs: Mapping[str, Any]) -
 
     Args:
         name: a folder, or a name on the hub.
-        kwargs: of `from_pretrained`.
     Raises: ValueError, naming the file, if one is damaged or refused. Missing files are left to the loader.
     """
     config = _find(name, "config.json", kwargs)
@@ -173,7 +167,6 @@ def check_processor_files(name: str | os.PathLike[str], kwargs: Mapping[str, Any
 
     Args:
         name: a file, a folder, or a name on the hub.
-        kwargs: of `from_pretrained`.
     Raises: ValueError, naming the file, if one is damaged.
     """
     paths = [Path(name)] if Path(name).is_file() else [_find(name, file, kwargs) for file in _PROCESSOR_FILES]

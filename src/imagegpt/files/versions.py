@@ -14,9 +14,7 @@ def check_format_version(content: Mapping[str, Any], version: int, *, what: str,
 
     Args:
         content: of the file; without `FORMAT_KEY` it predates format versions.
-        version: the version we read and write.
         what: the file, for the error message, usually its path.
-        remedy: what the user can do, for the error message.
     Raises: ValueError if the file has another version.
     """
     found = content.get(FORMAT_KEY, "an older one")
@@ -36,9 +34,7 @@ def read_versioned_json(
     """Read and validate a JSON file that imagegpt wrote.
 
     Args:
-        path: of the file.
         schema: see `validate`.
-        version: format version it must have.
         remedy: what the user can do if it is invalid or has another version; ends the error message.
         kind: value that its key "kind" must have.
         max_bytes: maximum size; None means the default of `read_json`.

@@ -85,8 +85,6 @@ def to_id_array(ids: Any, height: int, width: int, num_colors: int) -> np.ndarra
     Args:
         ids: (B, T) or, for one image, (T,), as an array, tensor or nested lists; a start token (id V) before H * W
             pixels is dropped.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
         num_colors: V.
     Raises: ValueError if T is not H * W, or the rows differ in length.
     """

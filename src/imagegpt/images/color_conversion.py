@@ -116,7 +116,8 @@ def _strip_to_rgb(
 ) -> Image.Image:
     """Convert a strip of rows, or a whole image, to RGB."""
     if image.mode == "LAB":
-        return _apply_transform(image, _lab_to_srgb())
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return _apply_transform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _to_8_bits(image)
     if image.mode == "La":  # premultiplied grey: Pillow only converts it to LA
@@ -172,10 +173,6 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     except Exception:  # noqa: BLE001 - a broken profile can raise anything in LittleCMS; use the pixels without it
         return None
     return None if np.abs(transformed - np.asarray(samples.convert("RGB"))).max() <= _SRGB_TOLERANCE else transform
-
-
-def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
 
 
 def _apply_transform(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:

@@ -33,9 +33,6 @@ _LOW_BYTE_MODES = {
 def open_image(file: Path | IO[bytes], name: str) -> Image.Image:
     """Open an image file without decoding its pixels.
 
-    Args:
-        file: a path, or an open file.
-        name: for error messages.
     Raises: ValueError, with the name in it, if Pillow cannot read it or it has more pixels than Pillow allows.
     """
     try:
@@ -66,7 +63,6 @@ def decode_image(image: Image.Image, name: str) -> Image.Image:
 
     Args:
         image: opened by Pillow, or created in memory.
-        name: for error messages.
     Raises: ValueError, with the name in it, if it has no pixels or they are damaged.
     """
     if not (image.width and image.height):

@@ -57,8 +57,6 @@ def read_mask(mask: Any, height: int, width: int, resize_mode: str = "crop") -> 
 
     Args:
         mask: an image of any kind and size.
-        height: of the model's images.
-        width: of the model's images.
         resize_mode: as for images, so that a mask of an image's size covers the same region, see
             `ImageGPTImageProcessor`.
     Raises: ValueError if it cannot be read.
@@ -136,3 +134,20 @@ def num_visible_from_mask(kept: Bool[np.ndarray, "h w"]) -> int:
             "BERT model"
         )
     return num_visible
+
+
+def num_visible_pixels(
+    height: int, width: int, resize_mode: str, *, keep: float | None, rows: int | None, mask: Any
+) -> int:
+    """Count the pixels to keep by a fraction, rows or a mask; half of them if none is given.
+
+    Raises: ValueError if several are given, no pixel is left to complete, or the mask cannot be read.
+    """
+    given = [name for name, value in (("keep", keep), ("rows", rows), ("mask", mask)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} were given: give only one of them")
+    if rows is not None:
+        return num_visible_from_rows(rows, height, width)
+    if mask is not None:
+        return num_visible_from_mask(read_mask(mask, height, width, resize_mode))
+    return num_visible_from_fraction(0.5 if keep is None else keep, height * width)

@@ -41,7 +41,6 @@ class PaletteReport:
     """Reconstruction error and colour usage of a palette on a set of images.
 
     Attributes:
-        num_pixels: number of pixels measured.
         mse: mean squared error per channel, on the 0..255 scale, against the palette's 8-bit colours.
         psnr_db: 10 log10(255^2 / mse); infinite if every pixel is reproduced exactly.
         usage: int64 (V,), number of pixels per colour.

@@ -95,10 +95,8 @@ def resize_image(
     """Resize an RGB image, unless it already has the requested size.
 
     Args:
-        image: from `read_image`.
         size: {"height": ..., "width": ...}.
         mode: "crop" scales the image to cover the size and crops the centre; "squash" ignores the aspect ratio.
-        resample: a Pillow filter.
     """
     height, width = size["height"], size["width"]
     if (image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)) == (height, width):
@@ -125,7 +123,6 @@ def resize_and_crop(
         resized: width and height of the whole image after resizing.
         corner: left and top of the crop in it.
         size: width and height of the crop.
-        resample: a Pillow filter.
     """
     (left, top), (width, height) = corner, size
     if resized[0] * resized[1] <= _MAX_RESIZED_PIXELS:

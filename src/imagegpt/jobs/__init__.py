@@ -4,7 +4,7 @@ In: images or a model, and a folder. Out: the folder, filled with files that do 
 killed, by how many processes it was done, or who made which part of it; and a result object.
 
     plan        what a job is: items, shards, and how to make and check one shard
-    manifest    the settings in the job's folder
+    job_folder  whether a job may use its folder
     markers     the finished shards, and claims on the unfinished ones
     ranks       which of several processes this is: torchrun, Slurm, job arrays
     engine      doing a job

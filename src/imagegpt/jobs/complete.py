@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,11 +18,10 @@ from jaxtyping import Int64
 from imagegpt.common import ranges
 from imagegpt.data.broken_images import BROKEN_FILE, MAX_BROKEN, BrokenImage, check_broken, write_list
 from imagegpt.data.hashing import pixel_hashes, source_fingerprint
-from imagegpt.data.sources.base import UNLABELED, Example, ImageSource
-from imagegpt.jobs.encode_job import absolute_name
+from imagegpt.data.sources.base import Example, ImageSource
 from imagegpt.jobs.image_job import ImageJob
 from imagegpt.jobs.sample import SampleResult, SamplingOptions, choose_settings, run_image_job
-from imagegpt.jobs.sampling_settings import PromptSettings, SamplingSettings
+from imagegpt.jobs.sampling_settings import PromptSettings
 from imagegpt.pipeline.pipeline import ImageGPTPipeline
 from imagegpt.sampling import image_seed
 
@@ -38,7 +37,7 @@ class FileList(ImageSource):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
-        self.name, self.split, self.classes = f"{len(paths)} files", None, None
+        self.name = f"{len(paths)} files"
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -49,11 +48,6 @@ class FileList(ImageSource):
     def files(self) -> Iterable[Path]:
         """See `ImageSource`."""
         return self._paths
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """See `ImageSource`; there are none."""
-        return np.full(len(self), UNLABELED, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,22 +136,15 @@ def complete_many(
     broken = pixel_hashes(source).broken
     check_broken(broken, len(source), f"images of {source.name}", max_broken)
     prompts = PromptSettings(
-        source=absolute_name(source),
+        source=source.location,
         source_fingerprint=source_fingerprint(source),
         num_images=len(source) - len(broken),
         num_kept=num_kept,
         num_completions=ranges.NUM_IMAGES.check("num", num),
     )
     settings = choose_settings(pipe, prompts.num_completions * prompts.num_images, prompts=prompts, **options)
-
-    def make_job(agreed: SamplingSettings) -> CompleteJob:
-        load, batch_size = options.get("load") or (lambda: pipe), options.get("batch_size")
-        indices = tuple(one.index for one in broken)
-        return CompleteJob(
-            folder=folder, settings=agreed, load=load, batch_size=batch_size, source=source, broken=indices
-        )
-
-    done = run_image_job(make_job, settings, folder, **options)
+    make_job = partial(CompleteJob, source=source, broken=tuple(one.index for one in broken))
+    done = run_image_job(make_job, pipe, settings, folder, **options)
     if broken:
         write_list(folder.with_name(f"{folder.name}-{BROKEN_FILE}"), broken)
     fields = {**vars(done), "seconds": time.monotonic() - started}

@@ -15,17 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from imagegpt.common import ranges
+from imagegpt.common.devices import num_cores
 from imagegpt.data.broken_images import MAX_BROKEN, BrokenImage
-from imagegpt.data.encoding_settings import EncodingSettings, ShardFormat
+from imagegpt.data.encoding_shards import EncodingSettings, ShardFormat
+from imagegpt.data.identity import processor_settings
 from imagegpt.data.palettes import checked_palette
 from imagegpt.data.sources.base import ImageSource, missing_library
 from imagegpt.data.sources.registry import list_splits, open_images
 from imagegpt.images.processor import ImageGPTImageProcessor
-from imagegpt.jobs.encode_folder import ChooseSettings, SplitFolder, check_folder, describe_splits, listed
-from imagegpt.jobs.encode_job import EncodeJob, absolute_name, check_room, default_shard_size
-from imagegpt.jobs.engine import Monitor, Progress, unmark_damaged
-from imagegpt.jobs.executors import Executor, ExecutorName, InProcess, choose_executor
-from imagegpt.jobs.manifest import new_or_existing
+from imagegpt.jobs.encode_job import (
+    EncodeJob,
+    check_folder,
+    check_room,
+    default_shard_size,
+    describe_splits,
+    join_encoding,
+    listed,
+)
+from imagegpt.jobs.engine import Progress, run
+from imagegpt.jobs.executors import ExecutorName, InProcess, choose_executor
+from imagegpt.jobs.job_folder import new_or_existing
 from imagegpt.jobs.markers import Markers
 from imagegpt.jobs.ranks import Ranks
 
@@ -125,124 +134,106 @@ def encode(
     Raises: ValueError or OSError, in one sentence, for values outside these ranges, a source or folder that cannot be
         used, a source that has changed, other settings, or too many broken images; finished shards remain.
     """
-    started = time.monotonic()
-    run = _Run(
-        num_workers=ranges.WORKERS.check_optional("num_workers", num_workers),
-        executor=executor,
-        ranks=ranks or Ranks(),
-        on_progress=on_progress,
-    )
-    choose = _settings_chooser(processor, shard_size, file_format)
-    max_broken = ranges.BROKEN_FRACTION.check("max_broken", max_broken)
-    names = [] if split is not None else list_splits(source)
-    sources = [open_images(source, split=name) for name in names or [split]]
-    splits = run.encode(sources, names, Path(out), processor, max_broken, choose)
+    started, folder = time.monotonic(), Path(out)
+    num_workers = ranges.WORKERS.check_optional("num_workers", num_workers)
+    jobs = _open_jobs(source, split, folder, processor, max_broken, shard_size, file_format)
+    splits = _encode_all(jobs, folder, num_workers, executor, ranks or Ranks(), on_progress)
     return EncodeResult(splits=splits, seconds=time.monotonic() - started)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Who encodes: see the arguments of `encode`."""
-
-    num_workers: int | None
-    executor: ExecutorName
-    ranks: Ranks
-    on_progress: Progress | None
-
-    def encode(
-        self,
-        sources: Sequence[ImageSource],
-        names: Sequence[str],
-        folder: Path,
-        processor: ImageGPTImageProcessor,
-        max_broken: float,
-        choose: ChooseSettings,
-    ) -> list[EncodedSplit]:
-        """Encode sources into the folders of these names, or a single one into the folder itself."""
-        check_folder(folder, names)
-        splits = [
-            SplitFolder(source=source, folder=place, processor=processor, max_broken=max_broken)
-            for source, place in zip(sources, [folder / name for name in names] or [folder], strict=True)
-        ]
-        with new_or_existing(folder):
-            executor = choose_executor(self.executor, self._plan_workers(splits, choose))
-            with contextlib.ExitStack() as stack:
-                jobs = [stack.enter_context(one.joined(choose)) for one in splits]
-                num_new = self._make_shards(jobs, executor)
-            if names:
-                describe_splits(folder, names, processor)
-        return [_result(job, new) for job, new in zip(jobs, num_new, strict=True)]
-
-    def _plan_workers(self, splits: Sequence[SplitFolder], choose: ChooseSettings) -> int:
-        """Choose the number of processes, and check that their work fits into memory and on the disk."""
-        settings, num_images, num_shards = [choose(one.source, "") for one in splits], 0, 0
-        for one, split in zip(settings, splits, strict=True):
-            missing = set(range(one.num_shards)) - Markers(split.folder, EncodeJob.doing).finished()
-            num_images += sum(len(one.items(shard)) for shard in missing)
-            num_shards += len(missing)
-        workers = max(1, min(self._choose_workers(num_images), num_shards))
-        check_room(settings, num_images, workers, splits[0].folder)
-        return workers
-
-    def _choose_workers(self, num_images: int) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        if num_images < _WORTH_PROCESSES or self.ranks.world_size > 1:
-            return 1
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-    def _make_shards(self, jobs: Sequence[EncodeJob], executor: Executor) -> list[int]:
-        """Make the missing shards; return the number of images that were missing, per job."""
-        for job in jobs:
-            unmark_damaged(job, self.ranks)
-        monitor = Monitor(jobs, self.on_progress)
-        num_missing = [job.plan.num_items - job.plan.count(job.shards) for job in jobs]
-        if any(num_missing):
-            with contextlib.nullcontext() if isinstance(executor, InProcess) else listed(jobs):
-                executor.run(jobs, self.ranks, monitor)
-        monitor.poll(force=True)
-        return num_missing
-
-
-def _result(job: EncodeJob, num_new: int) -> EncodedSplit:
-    return EncodedSplit(
-        split=job.source.split,
-        folder=job.folder,
-        num_source=job.settings.num_source,
-        num_images=sum(shard.num_images for shard in job.shards.values()),
-        num_new=num_new,
-        broken=job.broken,
-        classes=job.settings.classes,
-    )
-
-
-def _settings_chooser(
-    processor: ImageGPTImageProcessor, shard_size: int | None, file_format: ShardFormat
-) -> ChooseSettings:
-    """Return the function that gives the settings for a source and its fingerprint; see `encode`."""
-    _check_pyarrow()
-    palette, options = checked_palette(processor), processor.to_dict()
-    given_size = ranges.SHARD_IMAGES.check_optional("shard_size", shard_size)
+def _open_jobs(
+    source: str | os.PathLike[str],
+    split: str | None,
+    folder: Path,
+    processor: ImageGPTImageProcessor,
+    max_broken: float,
+    shard_size: int | None,
+    file_format: ShardFormat,
+) -> list[EncodeJob]:
+    """Check the arguments of `encode`; return a job for each split, in a folder of its own if there are several."""
+    max_broken = ranges.BROKEN_FRACTION.check("max_broken", max_broken)
+    shard_size = ranges.SHARD_IMAGES.check_optional("shard_size", shard_size)
     if file_format not in ("arrow", "parquet"):
         raise ValueError(f"file_format is {file_format!r}: choose arrow or parquet")
-
-    def choose(source: ImageSource, fingerprint: str) -> EncodingSettings:
-        size = options["size"]
-        return EncodingSettings(
-            source=absolute_name(source),
-            split=source.split,
-            source_fingerprint=fingerprint,
-            num_source=len(source),
-            classes=source.classes,
-            palette=palette.fingerprint,
-            num_colors=palette.num_colors,
-            processor={key: options[key] for key in ("size", "resize_mode", "resample", "background")},
-            shard_size=given_size or default_shard_size(len(source), size["height"] * size["width"]),
-            file_format=file_format,
-            version=importlib.metadata.version("imagegpt"),
+    _check_pyarrow()
+    names = [] if split is not None else list_splits(source)
+    jobs = [
+        EncodeJob(
+            folder=folder / str(images.split) if names else folder,
+            source=images,
+            processor=processor,
+            settings=_settings(images, processor, shard_size, file_format),
+            max_broken=max_broken,
         )
+        for images in [open_images(source, split=name) for name in names or [split]]
+    ]
+    check_folder(folder, names)
+    return jobs
 
-    return choose
+
+def _encode_all(
+    jobs: Sequence[EncodeJob],
+    folder: Path,
+    num_workers: int | None,
+    executor_name: ExecutorName,
+    ranks: Ranks,
+    on_progress: Progress | None,
+) -> list[EncodedSplit]:
+    with new_or_existing(folder):
+        executor = choose_executor(executor_name, _plan_workers(jobs, num_workers, ranks))
+        with contextlib.ExitStack() as stack:
+            jobs = [stack.enter_context(join_encoding(job)) for job in jobs]
+            if not isinstance(executor, InProcess):
+                stack.enter_context(listed(jobs))
+            num_new = run(jobs, executor, ranks, on_progress)
+        if jobs[0].folder != folder:
+            describe_splits(folder, [job.folder.name for job in jobs], jobs[0].processor)
+    return [
+        EncodedSplit(
+            split=job.source.split,
+            folder=job.folder,
+            num_source=job.settings.num_source,
+            num_images=sum(shard.num_images for shard in job.shards.values()),
+            num_new=new,
+            broken=job.broken,
+            classes=job.settings.classes,
+        )
+        for job, new in zip(jobs, num_new, strict=True)
+    ]
+
+
+def _plan_workers(jobs: Sequence[EncodeJob], num_workers: int | None, ranks: Ranks) -> int:
+    """Choose the number of processes, and check that their work fits into memory and on the disk."""
+    num_images = num_shards = 0
+    for job in jobs:
+        missing = set(range(job.plan.num_shards)) - Markers(job.folder, job.doing).finished()
+        num_images += job.plan.count(missing)
+        num_shards += len(missing)
+    if num_workers is None:
+        num_workers = 1 if num_images < _WORTH_PROCESSES or ranks.world_size > 1 else num_cores()
+    num_workers = max(1, min(num_workers, num_shards))
+    check_room([job.settings for job in jobs], num_images, num_workers, jobs[0].folder)
+    return num_workers
+
+
+def _settings(
+    source: ImageSource, processor: ImageGPTImageProcessor, shard_size: int | None, file_format: ShardFormat
+) -> EncodingSettings:
+    """The settings of an encoding without the fingerprint of its source, which takes long."""
+    palette, size = checked_palette(processor), processor.size
+    return EncodingSettings(
+        source=source.location,
+        split=source.split,
+        source_fingerprint="",
+        num_source=len(source),
+        classes=source.classes,
+        palette=palette.fingerprint,
+        num_colors=palette.num_colors,
+        processor=processor_settings(processor),
+        shard_size=shard_size or default_shard_size(len(source), size["height"] * size["width"]),
+        file_format=file_format,
+        version=importlib.metadata.version("imagegpt"),
+    )
 
 
 def _check_pyarrow() -> None:

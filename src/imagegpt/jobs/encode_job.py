@@ -1,10 +1,15 @@
-"""Encoding one split of a source: how a shard is made, checked and recorded.
+"""Encoding one split of a source: how a shard is made, checked and recorded, and what is in the folder.
 
 Axis letters: n images, T pixels in raster order.
 """
 
+import contextlib
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -12,20 +17,24 @@ from typing import ClassVar
 import numpy as np
 
 from imagegpt.common.memory import check_disk_space, check_memory
-from imagegpt.data import encoding_folder as encoding
-from imagegpt.data.broken_images import READ_ERRORS, BrokenImage, check_broken
-from imagegpt.data.encoding_settings import EncodingSettings
-from imagegpt.data.encoding_shards import Shard, shard_bytes
-from imagegpt.data.identity import hash_of_picture
+from imagegpt.data.broken_images import BrokenImage, check_broken
+from imagegpt.data.encoding_folder import INFO_FILE, MANIFEST, read_manifest, write_manifest
+from imagegpt.data.encoding_shards import EncodingSettings, Shard, features, shard_bytes, shard_damage
+from imagegpt.data.hashing import source_fingerprint, source_stamp
+from imagegpt.data.identity import HASH_BACKGROUND, hash_of_rgb, pixel_hash
 from imagegpt.data.palettes import checked_palette
-from imagegpt.data.sources.base import UNLABELED, ImageSource, no_warnings
+from imagegpt.data.sources.base import UNLABELED, Example, ImageSource
+from imagegpt.data.sources.saved import SPLITS_FILE, STATE_FILE
 from imagegpt.files.atomic import atomic_write
-from imagegpt.files.paths import expand_home
+from imagegpt.files.locks import folder_lock
+from imagegpt.images.palette import PROCESSOR_FILE
 from imagegpt.images.processor import ImageGPTImageProcessor
 from imagegpt.images.reading import read_image
-from imagegpt.jobs.markers import remove_temporaries
+from imagegpt.jobs.job_folder import check_content, check_place
+from imagegpt.jobs.markers import STATE_FOLDER, joined, remove_temporaries
 from imagegpt.jobs.plan import Job, Report, ShardPlan, choose_shard_size
 
+_SHARD = re.compile(r"data-\d{5,}-of-\d{5,}\.(arrow|parquet)")
 _REPORT_EVERY = 16  # images
 _MEMORY_BYTES, ID_BYTES = 3 + 2, 2  # per pixel: in memory its colour and its id, in a file its id
 _PROCESS_BYTES = 150_000_000  # of a process that has imported torch
@@ -35,12 +44,6 @@ _SMALL_SHARD, _FEW_SHARDS = 1024, 16  # few images are cut into 16 shards, so th
 def default_shard_size(num_images: int, num_pixels: int) -> int:
     """Images per shard of a source with so many images of so many pixels."""
     return choose_shard_size(ID_BYTES * num_pixels, max(_SMALL_SHARD, -(-num_images // _FEW_SHARDS)))
-
-
-def absolute_name(source: ImageSource) -> str:
-    """What identifies a source in settings: its absolute path, or its name if it is not a file or folder."""
-    path = Path(expand_home(source.name))
-    return str(path.resolve()) if path.exists() and source.name != "digits" else source.name
 
 
 _Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -89,10 +92,7 @@ class EncodeJob(Job):
             checksum = self._parse(shard, record).checksum
         except ValueError:
             checksum = None  # which no file has
-        return encoding.shard_damage(self.folder, self.settings, shard, checksum)
-
-    def check_settings(self) -> None:
-        """See `Job`; an encoding is never replaced."""
+        return shard_damage(self.folder, self.settings, shard, checksum)
 
     def review(self, records: Mapping[int, str]) -> None:
         """Check that not too many images are broken."""
@@ -118,27 +118,127 @@ class EncodeJob(Job):
         labels, indices = np.full(len(items), UNLABELED, np.int64), np.empty(len(items), np.int64)
         hashes, background = np.empty(len(items), np.uint64), self.processor.background
         row, broken = 0, []
-        with no_warnings():
-            for count, index in enumerate(items, start=1):
-                name = f"image {index}"
-                try:
-                    example = self.source[index]
-                    name = example.name
-                    picture = read_image(example.image, background)
-                    # An array of the right size is used as it is, without reading it again.
-                    rgb[row] = self.processor.to_rgb(picture[None] if isinstance(picture, np.ndarray) else [picture])[0]
-                    hashes[row] = hash_of_picture(example.image, picture, background)
-                except READ_ERRORS as error:
-                    broken.append(BrokenImage.of(index, name, error))
-                else:
-                    labels[row] = UNLABELED if example.label is None else example.label
-                    indices[row] = index
-                    row += 1
-                if count % _REPORT_EVERY == 0 or count == len(items):
-                    report(count)
+
+        def read(example: Example) -> int | None:
+            picture = read_image(example.image, background)
+            # An array of the right size is used as it is, without reading it again.
+            rgb[row] = self.processor.to_rgb(picture[None] if isinstance(picture, np.ndarray) else [picture])[0]
+            hashes[row] = hash_of_rgb(picture) if background == HASH_BACKGROUND else pixel_hash(example.image)
+            return example.label
+
+        for count, found in enumerate(self.source.read_each(items, read), start=1):
+            if isinstance(found, BrokenImage):
+                broken.append(found)
+            else:
+                labels[row], indices[row] = UNLABELED if found is None else found, items[count - 1]
+                row += 1
+            if count % _REPORT_EVERY == 0 or count == len(items):
+                report(count)
         pixels = rgb.shape[1] * rgb.shape[2]
         ids = checked_palette(self.processor).encode(rgb[:row], dtype=np.uint16).reshape(row, pixels)
         return (ids, labels[:row], indices[:row], hashes[:row]), broken
+
+
+def check_folder(folder: Path, names: Sequence[str] = ()) -> None:
+    """Check that an encoding may use a folder: it does not exist, is empty, or contains an encoding and nothing else.
+
+    Args:
+        folder: of one split, or of several.
+        names: of the splits; none if the folder contains the shards themselves.
+    Raises: ValueError or OSError, in one sentence, if not. Nothing is changed.
+    """
+    check_place(folder, "encoded images need a folder")
+    own = {SPLITS_FILE, PROCESSOR_FILE, *names} if names else {MANIFEST, INFO_FILE, STATE_FILE, PROCESSOR_FILE}
+    paths = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    check_content(
+        folder, paths, lambda path: path in own or (not names and bool(_SHARD.fullmatch(path))), "this encoding"
+    )
+
+
+@contextlib.contextmanager
+def join_encoding(job: EncodeJob) -> Iterator[EncodeJob]:
+    """Take part in an encoding, and finish it when the `with` block ends without an error.
+
+    Args:
+        job: with all settings but the fingerprint of its source. The parent of its folder must exist.
+    Returns: the job with this fingerprint.
+    Raises: ValueError if the folder contains another encoding, or the source's files change meanwhile.
+    """
+    job.folder.mkdir(exist_ok=True)
+    stamp = source_stamp(job.source)  # before the content is read, so that a change in between is noticed
+    with joined(job.folder, job.doing, lambda _: _agree(job, stamp)) as settings:
+        job = dataclasses.replace(job, settings=settings)
+        yield job
+        if source_stamp(job.source) != stamp:
+            raise ValueError(f"the files of {job.source.name} have changed meanwhile: give the same command again")
+        _finish(job)
+
+
+def _agree(job: EncodeJob, stamp: str) -> EncodingSettings:
+    remove_temporaries(job.folder, lambda name: not _SHARD.fullmatch(name))
+    existing = read_manifest(job.folder)
+    if existing is not None and existing.source_stamp == stamp:  # hashing millions of files again would take hours
+        fingerprint = existing.settings.source_fingerprint
+    else:
+        fingerprint = source_fingerprint(job.source)
+    settings = dataclasses.replace(job.settings, source_fingerprint=fingerprint)
+    differences = existing.settings.differences(settings) if existing else []
+    if differences:
+        raise ValueError(
+            f"the images in {job.folder} were encoded with another {' and another '.join(differences)}: "
+            "give the same, or choose another folder"
+        )
+    if existing is None:
+        write_manifest(job.folder, settings, source_stamp=stamp)
+    return settings
+
+
+def _finish(job: EncodeJob) -> None:
+    """Write everything beside the shards, all of which are finished."""
+    with folder_lock(job.folder, job.doing, wait_s=60):
+        job.processor.save_pretrained(job.folder)
+        if job.settings.file_format == "arrow":
+            _write_descriptions(job.folder, job.settings)
+        write_manifest(job.folder, job.settings, [job.shards[one] for one in sorted(job.shards)])
+
+
+def describe_splits(folder: Path, names: Sequence[str], processor: ImageGPTImageProcessor) -> None:
+    """Write what belongs beside the folders of the splits."""
+    with folder_lock(folder, EncodeJob.doing, wait_s=60):
+        remove_temporaries(folder, lambda _: True)
+        processor.save_pretrained(folder)
+        content = json.dumps({"splits": list(names)}) + "\n"
+        atomic_write(folder / SPLITS_FILE, content.encode(), "the list of splits")
+
+
+@contextlib.contextmanager
+def listed(jobs: Sequence[EncodeJob]) -> Iterator[None]:
+    """Let other processes read the lists of images from files, within a `with` block, instead of listing them again."""
+    paths = {job.folder / STATE_FOLDER / f".images.{secrets.token_hex(4)}.tmp": job for job in jobs}
+    try:
+        for path, job in paths.items():
+            job.source.save_listing(path)
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _write_descriptions(folder: Path, settings: EncodingSettings) -> None:
+    """Write what `datasets.load_from_disk` reads."""
+    info = {"description": f"Images as ids of the palette {settings.palette}", "features": features(settings)}
+    state = {
+        "_data_files": [{"filename": settings.file(number)} for number in range(settings.num_shards)],
+        # The library's own fingerprints are random, which would make every encoding a different data set.
+        "_fingerprint": hashlib.sha256(repr(settings).encode()).hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": settings.split,
+    }
+    for name, fields in {INFO_FILE: info, STATE_FILE: state}.items():
+        atomic_write(folder / name, (json.dumps(fields, indent=2) + "\n").encode(), "the description of the data set")
 
 
 def check_room(settings: Sequence[EncodingSettings], num_missing: int, num_workers: int, folder: Path) -> None:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from imagegpt.files.locks import BusyError
 from imagegpt.jobs.markers import Markers, joined
@@ -20,6 +21,35 @@ Progress = Callable[[float, int], None]
 _POLL_S = 0.2
 _RELIST_S, _RELIST_COST = 1.0, 20  # list the markers at most every so many seconds, and for at most 5 % of the time
 _SHOWN = 3  # damaged files, in warnings
+
+
+class Executor(Protocol):
+    """Runs jobs to their end, in this process or in others."""
+
+    def run(self, jobs: Sequence[Job], ranks: Ranks, monitor: "Monitor") -> None:
+        """Do all jobs.
+
+        Raises: what a job raises; ChildProcessError if processes died and work is left.
+        """
+
+
+def run(jobs: Sequence[Job], executor: Executor, ranks: Ranks, on_progress: Progress | None) -> list[int]:
+    """Do jobs whose folders this process has joined; damaged files cause a warning and are made again.
+
+    Args:
+        jobs: to be done.
+        executor: runs them.
+        ranks: of this process.
+        on_progress: called with the items done and their total, over all jobs.
+    Returns: the number of items of each job that did not exist before.
+    """
+    for job in jobs:
+        unmark_damaged(job, ranks)
+    monitor = Monitor(jobs, on_progress)
+    if not monitor.is_finished:
+        executor.run(jobs, ranks, monitor)
+    monitor.poll(force=True)
+    return monitor.num_missing
 
 
 def work(job: Job, ranks: Ranks, on_items: Callable[[int, float], None], on_made: Callable[[int, str], None]) -> None:
@@ -69,7 +99,7 @@ def unmark_damaged(job: Job, ranks: Ranks) -> None:
         more = f"{len(clauses) - _SHOWN:,} more files in {job.folder} are missing or damaged and are made again"
         clauses = [*clauses[:_SHOWN], more]
     for clause in clauses:
-        warnings.warn(clause, stacklevel=3)
+        warnings.warn(clause, stacklevel=4)
 
 
 class Monitor:
@@ -80,20 +110,21 @@ class Monitor:
         on_progress: called with the items done and their total, over all jobs.
 
     Attributes:
-        num_before: items that were done when this process began.
+        num_missing: items of each job that did not exist when this process began.
     """
 
     def __init__(self, jobs: Sequence[Job], on_progress: Progress | None) -> None:
         self._jobs, self._on_progress = list(jobs), on_progress
         self._records: list[dict[int, str]] = [{} for _ in jobs]  # of finished shards
         self._items: list[dict[int, float]] = [{} for _ in jobs]  # done, of shards that this process makes
+        self._num_items = sum(job.plan.num_items for job in jobs)
         self._next_listing = self._shown = 0.0
         self._list_markers()
-        existing = 0
+        self.num_missing = []
         for job, records in zip(self._jobs, self._records, strict=True):
-            existing += job.count_existing(set(range(job.plan.num_shards)) - records.keys())
-        self.num_before = self._num_done + existing
-        self._show(self.num_before)
+            missing = set(range(job.plan.num_shards)) - records.keys()
+            self.num_missing.append(job.plan.count(missing) - job.count_existing(missing))
+        self._show(self._num_items - sum(self.num_missing))
 
     @property
     def is_finished(self) -> bool:
@@ -146,6 +177,5 @@ class Monitor:
 
     def _show(self, done: float) -> None:
         if self._on_progress is not None:
-            total = sum(job.plan.num_items for job in self._jobs)
-            self._shown = max(self._shown, min(done, total))
-            self._on_progress(self._shown, total)
+            self._shown = max(self._shown, min(done, self._num_items))
+            self._on_progress(self._shown, self._num_items)

@@ -12,10 +12,10 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from imagegpt.common import ranges
-from imagegpt.jobs.engine import Monitor, work_on_all
+from imagegpt.jobs.engine import Executor, Monitor, work_on_all
 from imagegpt.jobs.plan import Job
 from imagegpt.jobs.ranks import Ranks
 
@@ -24,16 +24,6 @@ ExecutorName = Literal["local", "ray"]
 _POLL_S = 0.2
 _RAY_RETRIES = 10  # of a task whose process or machine dies
 _DIED = "{} died, perhaps for lack of memory: the same command continues where they stopped, try it with fewer workers"
-
-
-class Executor(Protocol):
-    """Runs jobs to their end."""
-
-    def run(self, jobs: Sequence[Job], ranks: Ranks, monitor: Monitor) -> None:
-        """Do all jobs.
-
-        Raises: what a job raises; ChildProcessError if processes died and work is left.
-        """
 
 
 class InProcess:

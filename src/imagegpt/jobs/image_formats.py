@@ -18,6 +18,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from imagegpt.common.text import printable, truncate
+from imagegpt.data.palettes import checked_palette
 from imagegpt.images.png import encode_png
 from imagegpt.images.processor import ImageGPTImageProcessor
 
@@ -70,7 +71,8 @@ def npz_encoder(processor: ImageGPTImageProcessor, seed: int) -> Encode:
 
     Beside them are, of all images, `seed`, uint64, `palette` (V, 3), uint8, and `size`, height and width.
     """
-    palette, height, width = _colors(processor), processor.size["height"], processor.size["width"]
+    colors = checked_palette(processor)
+    palette, size = colors.decode(np.arange(colors.num_colors)), [processor.size["height"], processor.size["width"]]
 
     def encode(indices: Sequence[int], ids: Int64[np.ndarray, "n t"]) -> bytes:
         content = io.BytesIO()
@@ -80,7 +82,7 @@ def npz_encoder(processor: ImageGPTImageProcessor, seed: int) -> Encode:
             indices=np.asarray(indices, dtype=np.int64),
             seed=np.uint64(seed),
             palette=palette,
-            size=np.asarray([height, width]),
+            size=np.asarray(size),
         )
         return content.getvalue()
 
@@ -140,12 +142,6 @@ def damage_of(path: Path, num_images: int) -> str | None:
         reason = truncate(printable(str(error).replace(str(path), "the file")), 200)
         return reason or type(error).__name__
     return None if found == num_images else f"it has {found} images instead of {num_images}"
-
-
-def _colors(processor: ImageGPTImageProcessor) -> np.ndarray:
-    """The palette as 8-bit colours, (V, 3)."""
-    assert processor.palette is not None, "a pipeline has checked that there is one"
-    return processor.palette.decode(np.arange(processor.palette.num_colors))
 
 
 def _verify_png(path: Path) -> int:

@@ -30,7 +30,7 @@ from jaxtyping import Int64
 from imagegpt.config import ImageGPTConfig
 from imagegpt.files.atomic import atomic_write, target_name
 from imagegpt.jobs.image_formats import Encode, damage_of, npz_encoder, png_encoder, table_encoder
-from imagegpt.jobs.manifest import check_content, check_place
+from imagegpt.jobs.job_folder import check_content, check_place
 from imagegpt.jobs.markers import Markers, remove_temporaries
 from imagegpt.jobs.plan import Job, Report, ShardPlan
 from imagegpt.jobs.sampling_settings import MANIFEST, SamplingSettings, differences, folders_of, read_run, write_run
@@ -88,7 +88,7 @@ class ImageJob(Job):
         items = self.plan.items(shard)
         self._clear(items)
         files = {self.folder / path: part for path, part in self.settings.files(items)}
-        waiting = {path: part for path, part in files.items() if _is_incomplete(path, part)}
+        waiting = {path: part for path, part in files.items() if _damage(path, part)}
         wanted = [index for part in waiting.values() for index in part]
         ids: dict[int, np.ndarray] = {}
         num_done = len(items) - len(wanted)
@@ -109,7 +109,7 @@ class ImageJob(Job):
     def check(self, shard: int, record: str) -> list[str]:
         """See `Job`."""
         files = {self.folder / path: part for path, part in self.settings.files(self.plan.items(shard))}
-        damage = {path: clause for path, part in files.items() if (clause := _damage(path, part)) is not None}
+        damage = {path: clause for path, part in files.items() if (clause := _damage(path, part))}
         self.damaged.update(damage)
         return list(damage.values())
 
@@ -262,10 +262,6 @@ def _paths(folder: Path) -> Iterator[str]:
                 continue
             with os.scandir(entry.path) as images:
                 yield from (f"{entry.name}/{image.name}" for image in images)
-
-
-def _is_incomplete(path: Path, part: range) -> bool:
-    return _damage(path, part) is not None
 
 
 def _damage(path: Path, part: range) -> str | None:

@@ -4,7 +4,6 @@
     folder/.imagegpt/00012.done      shard 12 is finished; holds the shard's record, which is empty for most jobs
     folder/.imagegpt/00013.lock      held by the process that makes shard 13
     folder/.imagegpt/process-0.lock  held by a process that takes part in the job
-    folder/.imagegpt/source.json     of an unfinished encoding: the fingerprint of its source, computed once
 
 A marker is written after the files of its shard, so a shard without a marker is not finished, and the number of
 finished shards is known from one directory listing. The operating system releases the locks of a process that dies:
@@ -24,12 +23,12 @@ from filelock import FileLock
 from imagegpt.files.atomic import atomic_write, target_name
 from imagegpt.files.locks import BusyError, folder_lock, lock_folder
 
-STATE_FOLDER, SOURCE_FILE = ".imagegpt", "source.json"
+STATE_FOLDER = ".imagegpt"
 
 _FOREVER = -1.0  # another process may hash a large source while it holds the folder's lock
 _LEAVING_S = 10.0
 _MARKER = re.compile(r"(\d{5,})\.done")
-_OWN = re.compile(r"\d{5,}\.(done|lock)|process-\d+\.lock|source\.json")
+_OWN = re.compile(r"\d{5,}\.(done|lock)|process-\d+\.lock")
 _TEMPORARY = re.compile(r"\..+\.tmp")
 
 Settings = TypeVar("Settings")
@@ -134,11 +133,8 @@ def foreign_state(folder: Path) -> list[str]:
     """The files in the state folder of a job that are not ours, as paths within the job's folder."""
     place = folder / STATE_FOLDER
     names = sorted(os.listdir(place)) if place.is_dir() else []  # noqa: PTH208 - as above
-    return [f"{STATE_FOLDER}/{name}" for name in names if not _is_own(name)]
-
-
-def _is_own(name: str) -> bool:
-    return bool(_OWN.fullmatch(target_name(name)) or _TEMPORARY.fullmatch(name))
+    foreign = (name for name in names if not (_OWN.fullmatch(target_name(name)) or _TEMPORARY.fullmatch(name)))
+    return [f"{STATE_FOLDER}/{name}" for name in foreign]
 
 
 def _check_alone(folder: Path, doing: str) -> None:

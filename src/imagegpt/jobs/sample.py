@@ -13,11 +13,11 @@ from jaxtyping import Int64
 
 import imagegpt
 from imagegpt.common import ranges
-from imagegpt.jobs.engine import Monitor, Progress, unmark_damaged
-from imagegpt.jobs.executors import Executor, InProcess
+from imagegpt.jobs.engine import Executor, Progress, run
+from imagegpt.jobs.executors import InProcess
 from imagegpt.jobs.image_formats import ImageFormat, check_format
 from imagegpt.jobs.image_job import ImageJob, agree, check_folder, model_fingerprint
-from imagegpt.jobs.manifest import new_or_existing
+from imagegpt.jobs.job_folder import new_or_existing
 from imagegpt.jobs.markers import joined
 from imagegpt.jobs.plan import choose_shard_size
 from imagegpt.jobs.ranks import Ranks
@@ -113,17 +113,12 @@ def sample_many(
     Raises: ValueError or OSError, in one sentence, for values outside these ranges, a folder that contains anything
         else, or one with other settings; BusyError if others are at work in a folder that is to grow or be replaced.
     """
-    settings = choose_settings(pipe, num, **options)
-
-    def make_job(agreed: SamplingSettings) -> ImageJob:
-        load, batch_size = options.get("load"), options.get("batch_size")
-        return SampleJob(folder=Path(folder), settings=agreed, load=load or (lambda: pipe), batch_size=batch_size)
-
-    return run_image_job(make_job, settings, Path(folder), **options)
+    return run_image_job(SampleJob, pipe, choose_settings(pipe, num, **options), Path(folder), **options)
 
 
 def run_image_job(
-    make_job: Callable[[SamplingSettings], ImageJob],
+    make_job: Callable[..., ImageJob],
+    pipe: ImageGPTPipeline,
     settings: SamplingSettings,
     folder: Path,
     **options: Unpack[SamplingOptions],
@@ -131,7 +126,8 @@ def run_image_job(
     """Do a sampling job.
 
     Args:
-        make_job: makes it for the settings that the folder then has.
+        make_job: makes it, from the attributes of `ImageJob`.
+        pipe: samples, in this process.
         settings: as asked for.
         folder: of the job.
         **options: see `SamplingOptions`.
@@ -145,13 +141,9 @@ def run_image_job(
         return agree(folder, settings, shard_is_given=is_given, force=force, check_alone=check_alone)
 
     with new_or_existing(folder), joined(folder, ImageJob.doing, settle) as agreed:
-        job = make_job(agreed)
-        unmark_damaged(job, ranks)
-        monitor = Monitor([job], options.get("on_progress"))
-        if not monitor.is_finished:
-            executor.run([job], ranks, monitor)
-        monitor.poll(force=True)
-    num_new = agreed.num - int(monitor.num_before)
+        load, batch_size = options.get("load") or (lambda: pipe), options.get("batch_size")
+        job = make_job(folder=folder, settings=agreed, load=load, batch_size=batch_size)
+        (num_new,) = run([job], executor, ranks, options.get("on_progress"))
     return SampleResult(folder=folder, num_images=agreed.num, num_new=num_new, seconds=time.monotonic() - started)
 
 

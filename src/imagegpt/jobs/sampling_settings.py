@@ -1,13 +1,18 @@
 """The settings of a sampling job, `run.json`, and the names of its files."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imagegpt.common import ranges
+from imagegpt.files.atomic import atomic_write
+from imagegpt.files.schemas import validate
+from imagegpt.files.versions import FORMAT_KEY, read_versioned_json
 from imagegpt.jobs.image_formats import ImageFormat
-from imagegpt.jobs.manifest import read_settings, write_settings
 from imagegpt.sampling import SamplingRules
 
 RUN_FORMAT = 3  # of run.json; 2 had blocks of the batch's size and no markers
@@ -93,9 +98,14 @@ class SamplingSettings:
         return f"{index // _FILES_PER_FOLDER:04d}/{name}" if self.file_format == "png" else name
 
 
+def run_json(settings: SamplingSettings) -> str:
+    """The content of `run.json`."""
+    return json.dumps({"kind": _KIND, FORMAT_KEY: RUN_FORMAT, **dataclasses.asdict(settings)}, indent=2) + "\n"
+
+
 def write_run(folder: Path, settings: SamplingSettings) -> None:
     """Write `run.json`."""
-    write_settings(folder / MANIFEST, settings, _KIND, RUN_FORMAT)
+    atomic_write(folder / MANIFEST, run_json(settings).encode(), "the settings of the job")
 
 
 def read_run(folder: Path) -> SamplingSettings | None:
@@ -103,12 +113,26 @@ def read_run(folder: Path) -> SamplingSettings | None:
 
     Raises: ValueError if it is damaged, not ours, or of another version.
     """
-    return read_settings(folder / MANIFEST, SamplingSettings, _KIND, RUN_FORMAT)
+    path, remedy = folder / MANIFEST, "choose another folder"
+    damaged = f"{path} was not written by imagegpt or is damaged"
+    try:
+        fields = read_versioned_json(path, dict[str, Any], RUN_FORMAT, kind=_KIND, remedy=remedy)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        settings = validate(fields, SamplingSettings, damaged)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
+    if json.loads(run_json(settings)) != fields:  # "0" for 0, for example, or unknown fields
+        raise ValueError(f"{damaged}: {remedy}")
+    return settings
 
 
 def differences(existing: SamplingSettings, now: SamplingSettings) -> list[str]:
     """Describe the settings in which a job differs from the one in a folder, so that it cannot continue it."""
-    old, new = ({**vars(one), **vars(one.rules), **_fields(one.prompts)} for one in (existing, now))
+    old, new = (
+        {**vars(one), **vars(one.rules), **(vars(one.prompts) if one.prompts else {})} for one in (existing, now)
+    )
     found: list[str] = []
     if existing.precision == now.precision and existing.fingerprint != now.fingerprint:  # rounding changes both
         same_name = f"other weights, palette or configuration of {now.model}"
@@ -134,10 +158,6 @@ _WORDS = {
     "file_format": "format", "source_fingerprint": "content of the images", "num_images": "number of images",
     "num_kept": "number of kept pixels", "num_completions": "number of completions",
 }  # fmt: skip
-
-
-def _fields(prompts: PromptSettings | None) -> dict[str, object]:
-    return {} if prompts is None else dict(vars(prompts))
 
 
 def folders_of(settings: SamplingSettings, items: Sequence[range]) -> set[str]:

@@ -85,13 +85,14 @@ def is_loaded() -> bool:
     return bool(_loaded)
 
 
-def load() -> None:
-    """Load the kernels; compile them first if they are not cached.
+def load() -> ctypes.CDLL:
+    """Return the kernels, loaded once; compile them first if they are not cached.
 
     Raises: OSError or RuntimeError if they cannot be compiled or loaded.
     """
     if not _loaded:  # two threads may get here at once: both load the same library
         _loaded.append(ctypes.CDLL(str(find_or_build(_LIBRARY))))
+    return _loaded[0]
 
 
 @torch.library.custom_op("imagegpt::attention", mutates_args=(), device_types="cpu")
@@ -188,9 +189,7 @@ def _run(function: str, tensors: dict[str, Tensor], logsumexp: Tensor, scale: fl
 
 
 def _call(function: str, call: AttentionStruct) -> None:
-    if not _loaded:
-        load()
-    status = _loaded[0][function](ctypes.byref(call))
+    status = load()[function](ctypes.byref(call))
     if status == _OUT_OF_MEMORY:
         raise MemoryError(f"not enough memory for attention of {call.queries} queries to {call.keys} keys")
     if status:

@@ -39,8 +39,7 @@ def find_or_build(library: Library, folder: Path | None = None) -> Path:
     """Return the path of a compiled library; compile it first if it is not cached, which takes some seconds.
 
     Args:
-        library: to find or build.
-        folder: the cache; None is `kernels` in `files.cache_folder()`.
+        folder: the cache; None is `kernels` in `files.paths.cache_folder()`.
     Raises: OSError or RuntimeError if compiling fails; PermissionError if other users can write to the folder.
     """
     folder = cache_folder() / "kernels" if folder is None else folder

@@ -98,8 +98,6 @@ class StepLibrary:
     """The compiled step for one dtype and head width.
 
     Args:
-        dtype: of weights and cache.
-        head_width: of the model's heads.
         folder: the cache of compiled libraries; None is the user's cache folder.
     Raises: OSError or RuntimeError if it cannot be compiled or loaded.
     """

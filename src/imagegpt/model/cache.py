@@ -60,8 +60,6 @@ def prepare_cache(
 
     Args:
         past_key_values: the caller's; tuples are wrapped in a `DynamicCache`.
-        config: of the model.
-        use_cache: whether the caller wants a cache back.
         is_checkpointing: whether this pass uses gradient checkpointing, which recomputes blocks and so cannot cache.
     Raises: ValueError for a cache that this model or this pass cannot use.
     """

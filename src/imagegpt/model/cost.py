@@ -21,7 +21,6 @@ def weight_bytes(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
     """Return the bytes of the weights in memory; the norms' gains stay in float32 under half precision.
 
     Args:
-        config: of the model.
         bytes_per_number: 4 for float32, 2 for bfloat16 and float16.
     """
     norms_per_block = 3 if config.add_cross_attention else 2
@@ -29,48 +28,37 @@ def weight_bytes(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
     return (num_parameters(config) - num_gains) * bytes_per_number + num_gains * max(4, bytes_per_number)
 
 
-def cache_bytes_per_pixel(config: ImageGPTConfig, bytes_per_number: int = 4, bytes_per_vector: int = 0) -> int:
-    """Return the bytes of keys and values cached per pixel: 2 A numbers in each block, in vectors of C / heads.
+def cache_bytes_per_pixel(config: ImageGPTConfig, bytes_per_number: int = 4) -> int:
+    """Return the bytes of keys and values cached per pixel: 2 A numbers in each block.
 
     Args:
-        config: of the model.
-        bytes_per_number: 4 for float32, 2 for bfloat16 and float16, 1 for int8.
-        bytes_per_vector: stored with each vector, such as int8's scale.
+        bytes_per_number: 4 for float32, 2 for bfloat16 and float16, 1 for int8 (without its scales).
     """
-    num_vectors = 2 * sum(len(config.kept_heads(layer)) for layer in range(config.n_layer))
-    return num_vectors * (config.n_embd // config.n_head * bytes_per_number + bytes_per_vector)
+    return 2 * _total_attention_width(config) * bytes_per_number
 
 
-def forward_flops(config: ImageGPTConfig, num_positions: int | None = None) -> int:
+def forward_flops(config: ImageGPTConfig) -> int:
     """Return the FLOPs of a forward pass over one image, all positions in parallel.
 
-    Args:
-        config: of the model.
-        num_positions: T; None means `config.n_positions`.
     Returns: 2 T x the weights in matrix products, and 4 T^2 A per block for scores and mixed values. All pairs of
         positions count, masked ones too, because the kernels compute them.
     """
-    length = config.n_positions if num_positions is None else num_positions
-    width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
-    return length * 2 * _matmul_weights(config) + 4 * length * length * width
-
-
-def step_flops(config: ImageGPTConfig, position: int) -> int:
-    """Return the FLOPs of sampling one pixel of one image with a cache.
-
-    Args:
-        config: of the model.
-        position: 0 to T - 1; it attends to itself and to all earlier positions.
-    """
-    width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
-    return 2 * _matmul_weights(config) + 4 * (position + 1) * width
+    length = config.n_positions
+    return length * 2 * _matmul_weights(config) + 4 * length * length * _total_attention_width(config)
 
 
 def image_flops(config: ImageGPTConfig) -> int:
-    """Return the FLOPs of sampling one whole image pixel by pixel: the sum of `step_flops` over all positions."""
+    """Return the FLOPs of sampling one whole image pixel by pixel with a cache.
+
+    Returns: 2 T x the weights in matrix products, and 4 (t + 1) A per block for each position t from 0 to T - 1, which
+        attends to itself and to all earlier positions.
+    """
     length = config.n_positions
-    width = sum(_attention_width(config, layer) for layer in range(config.n_layer))
-    return length * 2 * _matmul_weights(config) + 2 * length * (length + 1) * width
+    return length * 2 * _matmul_weights(config) + 2 * length * (length + 1) * _total_attention_width(config)
+
+
+def _total_attention_width(config: ImageGPTConfig) -> int:
+    return sum(_attention_width(config, layer) for layer in range(config.n_layer))
 
 
 def _attention_width(config: ImageGPTConfig, layer_idx: int) -> int:

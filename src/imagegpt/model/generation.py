@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.cache_utils import Cache
 from transformers.generation import logits_process
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
@@ -44,7 +43,6 @@ class FixedWidthLogitsProcessor(LogitsProcessor):
     """A logits processor applied to scores of a fixed number of tokens.
 
     Args:
-        processor: the processor to apply.
         width: the number of scores it expects. Missing scores are padded with -inf, and superfluous ones (the start
             token's) cut off; the output has the width of the input.
     """
@@ -72,7 +70,6 @@ class ImageGPTGenerationMixin(GenerationMixin):
             inputs: (B, P) prompts: the start token, then pixels; None is the start token alone. Instead you may pass
                 `inputs_embeds` (B, E, C), or both: the model then reads the embeddings, and `inputs` is returned.
             generation_config: as in transformers; without a length, whole images are generated.
-            args: as in transformers.
             kwargs: as in transformers; the cache may be named `cache` or `past_key_values`.
         Returns: as in transformers; ids are (B, 1 + pixels), the start token first.
         Raises: ValueError for more pixels than the model has positions, for a bidirectional model, and for options
@@ -83,9 +80,8 @@ class ImageGPTGenerationMixin(GenerationMixin):
                 "this model is bidirectional (is_causal=False): it fills masked pixels and cannot generate"
             )
         device: torch.device = cast(Any, self).device
-        names = list(inspect.signature(cast(Any, GenerationMixin).generate).parameters)[
-            3:
-        ]  # after self and the two above
+        # The first three are self and the two above.
+        names = list(inspect.signature(cast(Any, GenerationMixin).generate).parameters)[3:]
         kwargs.update(zip(names, args, strict=False))
         kwargs = {k: v for k, v in kwargs.items() if v is not None or k not in ("input_ids", "inputs_embeds")}
         cache = kwargs.pop("past_key_values" if CACHE_ARGUMENT == "cache" else "cache", None)  # transformers would warn
@@ -178,16 +174,6 @@ class ImageGPTGenerationMixin(GenerationMixin):
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse continuous batching, and with it `generate_batch`: all images of a batch have the same length."""
         raise ValueError(f"continuous batching was requested: {NO_PAGED_CACHE} to generate(), and a batch of prompts")
-
-    @staticmethod
-    def _reorder_cache(past_key_values: Any, beam_idx: Tensor) -> Any:
-        """Reorder the cached images for beam search: image i becomes image beam_idx[i]."""
-        if isinstance(past_key_values, Cache):
-            past_key_values.reorder_cache(cast(torch.LongTensor, beam_idx))
-            return past_key_values
-        return tuple(
-            tuple(states.index_select(0, beam_idx.to(states.device)) for states in layer) for layer in past_key_values
-        )
 
 
 def _pad_or_cut(scores: Tensor, width: int) -> Tensor:

@@ -38,8 +38,6 @@ def check_options(options: dict[str, Any], config: ImageGPTConfig, device: str, 
     """Check that the model supports all options.
 
     Args:
-        options: of this call.
-        config: of the model.
         device: the type of the model's device.
         num_virtual_tokens: number of tokens that peft prepends to the prompt.
     """
@@ -56,7 +54,6 @@ def check_options(options: dict[str, Any], config: ImageGPTConfig, device: str, 
 
 
 def _check_cache_implementation(kind: Any, device: str, num_virtual_tokens: int) -> None:
-    """Refuse caches that do not work for this call."""
     if kind == "paged":
         raise ValueError(f'cache_implementation="paged" was given: {NO_PAGED_CACHE}')
     if isinstance(kind, str) and kind.startswith("offloaded") and device == "cpu":
@@ -90,7 +87,6 @@ def _check_stateful_processors(options: dict[str, Any]) -> None:
 
 
 def _check_forced_colors(options: dict[str, Any], num_colors: int) -> None:
-    """Refuse to force a token that is not a colour."""
     names = ["forced_bos_token_id", "forced_eos_token_id"]
     if options.get("exponential_decay_length_penalty") is not None:
         names.append("eos_token_id")
@@ -118,7 +114,6 @@ def validate_prompt(inputs: Tensor | None, options: dict[str, Any], width: int) 
 
     Args:
         inputs: the first argument of `generate`; may be given as `input_ids` in the options instead.
-        options: of this call.
         width: C.
     """
     ids, embeds = options.get("input_ids"), options.get("inputs_embeds")
@@ -151,8 +146,6 @@ def resolve_num_new_pixels(
         embeds: (B, E, C), or None.
         options: of this call; the attention mask (B, S) may be longer than the prompt if a cache holds the rest, and
             its padding takes no positions.
-        num_positions: of the model.
-        num_virtual_tokens: number of tokens that peft prepends to the prompt.
     """
     lengths = [x.shape[1] for x in (ids, embeds) if x is not None]
     columns, padding, mask = max(lengths), 0, options.get("attention_mask")

@@ -16,12 +16,8 @@ IGNORE_INDEX = -100  # the label of a pixel that does not count in the loss, as 
 
 
 def validate_ids(ids: Any, name: str, vocab_size: int) -> Tensor:
-    """Check token ids (B, T) and return them as int64.
+    """Check token ids (B, T) of any integer type and return them as int64.
 
-    Args:
-        ids: of any integer type.
-        name: of the argument, for the error.
-        vocab_size: number of tokens of the model.
     Raises: ValueError for another type, shape or range.
     """
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:

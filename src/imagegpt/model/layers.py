@@ -141,7 +141,6 @@ class ImageGPTAttention(nn.Module):
             encoder_hidden_states: (B, S, C), for cross-attention.
             attn_implementation: the backend, by name or as a function like `eager_attention_forward`; defaults to the
                 config's.
-            kwargs: passed to the backend.
         Returns: the output (B, T, C), and the attention weights (B, H, T, S) if the backend returns them, else None.
         """
         if self.is_cross_attention:

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from imagegpt.common.precision import at_least_float32
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
+from imagegpt.model.pixel_loss import cross_entropy
 
 
 def with_start_token(ids: Int[Tensor, "b t"], sos: int) -> Int[Tensor, "b t"]:
@@ -18,7 +18,6 @@ def with_start_token(ids: Int[Tensor, "b t"], sos: int) -> Int[Tensor, "b t"]:
 
     Args:
         ids: pixels in raster order.
-        sos: id of the start token, `config.sos_token_id`.
     """
     return functional.pad(ids[:, :-1], (1, 0), value=sos)
 
@@ -28,8 +27,6 @@ def masked_embeddings(model: Any, ids: Int[Tensor, "b t"], masked: Bool[Tensor, 
 
     Args:
         model: any model with a `transformer` that has embeddings `wte`.
-        ids: pixels in raster order.
-        masked: True where a pixel is hidden.
     """
     return model.transformer.wte(ids).masked_fill(masked.unsqueeze(-1), 0)
 
@@ -78,11 +75,5 @@ def masked_cross_entropy(
 
     An image without masked pixels counts as 0.
     """
-    by_class = logits.to(at_least_float32(logits.dtype)).transpose(1, 2)
-    nats = functional.cross_entropy(by_class, ids, reduction="none")
+    nats = cross_entropy(logits.transpose(1, 2), ids, reduction="none")
     return ((nats * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)).mean()
-
-
-def cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in float32 or better whatever the dtype of the logits."""
-    return functional.cross_entropy(logits.to(at_least_float32(logits.dtype)), targets)

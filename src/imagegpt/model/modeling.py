@@ -25,13 +25,6 @@ from imagegpt.model.pixel_loss import drop_final_pixel, pixel_loss, pixel_target
 from imagegpt.model.pretrained_model import ImageGPTPreTrainedModel
 from imagegpt.model.tracing import can_read_values
 
-__all__ = [
-    "ImageGPTForCausalImageModeling",
-    "ImageGPTForImageClassification",
-    "ImageGPTModel",
-    "ImageGPTPreTrainedModel",
-]
-
 
 class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGenerationMixin):
     """The generative model: for each position, logits over the colours of the next pixel.

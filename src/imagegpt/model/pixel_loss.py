@@ -21,7 +21,6 @@ def drop_final_pixel(inputs: Mapping[str, Any], num_positions: int) -> dict[str,
 
     Args:
         inputs: of `ImageGPTModel`, by name.
-        num_positions: of the model.
     Returns: the inputs, those of another length unchanged.
     """
     names = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
@@ -88,7 +87,6 @@ def pixel_targets(
         shift_labels: (B, T), label t + 1 at index t; replaces `labels`.
         shape: (B, T).
         slice_indices: the kept positions, from `resolve_logits_to_keep`.
-        is_causal: whether the model is.
     Raises: ValueError for another shape or type, for `shift_labels` of a bidirectional model, and if no kept position
         has a label.
     """
@@ -127,8 +125,11 @@ def pixel_loss(logits: Tensor, targets: Tensor, num_items_in_batch: Tensor | int
     Raises: ValueError if a target is not a colour.
     """
     check_targets(targets, logits.shape[-1])
-    # Half precision would lose small differences between large sums.
-    flat = logits.flatten(0, 1).to(at_least_float32(logits.dtype))
     reduction = "mean" if num_items_in_batch is None else "sum"
-    loss = functional.cross_entropy(flat, targets.flatten().to(flat.device), reduction=reduction)
+    loss = cross_entropy(logits.flatten(0, 1), targets.flatten().to(logits.device), reduction)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Compute torch's cross-entropy in at least float32: half precision would lose small differences of large sums."""
+    return functional.cross_entropy(logits.to(at_least_float32(logits.dtype)), targets, reduction=reduction)

@@ -18,6 +18,7 @@ from imagegpt.model.layers import ImageGPTAttention, ImageGPTBlock
 from imagegpt.model.loading_checks import checked_from_pretrained
 from imagegpt.model.pruning import prune_heads
 from imagegpt.model.resizing import resize_color_embeddings, resize_position_embeddings, round_up_to_multiple
+from imagegpt.model.weight_files import STORED_MASKS
 
 if TYPE_CHECKING:
     from imagegpt.model.base import ImageGPTModel
@@ -36,8 +37,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     # The norms keep their gains in float32 in a half-precision model, see `ImageGPTLayerNorm`.
     _keep_in_fp32_modules_strict = ["ln_1", "ln_2", "ln_f"]  # noqa: RUF012
-    # transformers 4 stored the causal mask of each block.
-    _keys_to_ignore_on_load_unexpected = [r"\.(attn|crossattention)\.(bias|masked_bias)$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [STORED_MASKS]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True

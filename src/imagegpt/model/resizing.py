@@ -45,7 +45,6 @@ def resize_color_embeddings(
         wte: token embedding, (colours + 1, C).
         lm_head: output matrix, (colours, C), or None if the model has none.
         vocab_size: new number of input tokens, start token included.
-        std: standard deviation of new rows.
         around_mean: centre new rows on the mean of the old ones, otherwise on 0.
     Raises: ValueError if fewer than two colours would remain, or the sizes of the two matrices do not match.
     """

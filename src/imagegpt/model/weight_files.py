@@ -37,7 +37,6 @@ class TensorInfo:
     """Metadata of a tensor in a checkpoint.
 
     Attributes:
-        name: in the checkpoint.
         shape: () for a scalar.
         dtype: its name in numpy or torch; "not numeric" for strings and the like.
         nbytes: size of its values.

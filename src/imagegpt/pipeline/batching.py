@@ -21,9 +21,6 @@ _BYTES_PER_PIXEL = 3 + 8  # of a finished image: its colour, and its id in the p
 def check_images_fit(num: int, num_pixels: int) -> None:
     """Check that there is enough memory for all images, which are returned together.
 
-    Args:
-        num: number of images.
-        num_pixels: in each image.
     Raises: ValueError if not.
     """
     advice = "ask for fewer, or write them to a folder (imagegpt sample --out FOLDER)"
@@ -43,11 +40,7 @@ def sample_in_batches(
     """Sample one image per prompt.
 
     Args:
-        sampler: of the model.
-        processor: converts the sampled ids to images.
         prompts: ids of the first pixels of each image, in raster order.
-        seeds: one per prompt.
-        rules: see `SamplingRules`.
         batch_size: images per batch; None means as many as the sampler's plan allows.
         progress: called after each step with (pixels sampled, pixels in total), over all images.
     Raises: ValueError if the batch size is out of range or the sampler refuses a prompt.

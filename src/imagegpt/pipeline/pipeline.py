@@ -23,10 +23,10 @@ from imagegpt.checkpoints.registry import MODEL_CARD
 from imagegpt.checkpoints.saving import save_folder
 from imagegpt.common import ranges
 from imagegpt.common.devices import choose_device
+from imagegpt.images.masks import num_visible_pixels, read_mask
 from imagegpt.images.reading import ImageLike
 from imagegpt.pipeline.batching import check_images_fit, sample_in_batches
 from imagegpt.pipeline.options import LoadOptions, Progress, RuleOptions, SamplerOptions, choose_dtype
-from imagegpt.pipeline.visible_pixels import prompt_length, visible_pixels
 from imagegpt.sampling import FillSchedule, Sampler, SamplingRules, fill, image_seed
 from imagegpt.sampling.packed_linear import is_lossless
 
@@ -203,15 +203,10 @@ class ImageGPTPipeline:
         progress: Progress | None = None,
         **rules: Unpack[RuleOptions],
     ) -> list[list[Image.Image]]:
-        """Complete images whose first pixels are given as colour ids.
+        """Complete images whose first pixels are given as colour ids; the other arguments are those of `complete`.
 
         Args:
             prompts: colour ids in raster order, for example `encode(images)[:, :prompt_length(rows=4)]`.
-            num: see `complete`.
-            seed: see `complete`.
-            batch_size: see `complete`.
-            progress: see `complete`.
-            **rules: see `complete`.
         Returns: for each prompt a list of `num` images.
         Raises: ValueError for values outside these ranges.
         """
@@ -255,7 +250,10 @@ class ImageGPTPipeline:
         Raises: ValueError for values outside these ranges, a causal model, or images that cannot be read.
         """
         num = ranges.NUM_IMAGES.check("num", num)
-        visible = visible_pixels(self.processor, mask)
+        size = self.processor.size
+        visible = read_mask(mask, size["height"], size["width"], self.processor.resize_mode)
+        if visible.all():
+            raise ValueError(f"the mask keeps all of {visible.size} pixels: leave at least one to fill")
         ids = self.encode(images)
         check_images_fit(num * len(ids), self.model.config.n_positions)
         hidden = torch.from_numpy(~visible).flatten().expand(len(ids) * num, -1)
@@ -284,7 +282,8 @@ class ImageGPTPipeline:
                 raster order, so the visible pixels must come first.
         Raises: ValueError if several are given, no pixel remains to sample, or the mask cannot be read.
         """
-        return prompt_length(self.processor, keep=keep, rows=rows, mask=mask)
+        size, resize_mode = self.processor.size, self.processor.resize_mode
+        return num_visible_pixels(size["height"], size["width"], resize_mode, keep=keep, rows=rows, mask=mask)
 
     def encode(self, images: ImageLike | Sequence[ImageLike]) -> Int64[Tensor, "b t"]:
         """Convert images to colour ids in raster order, on the CPU."""

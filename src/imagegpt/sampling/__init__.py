@@ -2,7 +2,7 @@
 
 Inside: the sampling rules and their noise (`rules`, `noise`), the plan that decides how a model runs (`plan`), its
 packed weights (`weight_formats`, `packed_linear`), what computes a decoding step (`backends/`), the batch in progress
-(`session`), the decoders (`sequential`, `parallel` with `drafting` and `draft_length`), and `sampler`, which puts them
+(`session`), the decoders (`decoders`, `parallel` with `drafting` and `draft_length`), and `sampler`, which puts them
 together. `fill` samples hidden pixels from a bidirectional model.
 
 In: a model, prompts (colour ids), one seed per image, and `SamplingRules`. Out: colour ids, (images, pixels).

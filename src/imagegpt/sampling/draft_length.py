@@ -83,7 +83,6 @@ class DraftLengthTuner:
         Args:
             length: positions fed.
             accepted: pixels accepted per image, on average.
-            seconds: its duration.
         """
         if self._warmup_left:
             self._warmup_left -= 1

@@ -35,8 +35,6 @@ def build_bigram_table(
 
     Args:
         backend: without images, with room for two pixels of each.
-        capacity: of the backend.
-        device: of the backend.
     Returns: scaled log-probabilities, or None if the palette is too large for a table.
     """
     num_colors = backend.num_colors
@@ -59,8 +57,6 @@ def draft_tokens(
     """The tokens to feed in a window: the draft of an earlier pass, or else the nearest pixel above that has one.
 
     Args:
-        tokens: of the images.
-        window: positions.
         num_drafted: the position up to which an image has drafts, right or wrong.
         row_length: pixels per row of the image.
     """
@@ -78,7 +74,6 @@ def redraft(
     """Sample the pixel at each position; correct the scores after a wrong draft, to get better drafts.
 
     Args:
-        backend: does the work, see `StepBackend.redraft`.
         scores: see `gumbel_scores`.
         tokens: fed at these positions; from the second on, drafts of the pixel before.
         window: positions, ascending for each image; the last one may repeat.

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from imagegpt.common import ranges
 from imagegpt.model.eval_mode import eval_mode
+from imagegpt.model.losses import masked_embeddings
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.noise import gumbel_noise, image_seed, seed_tensor
 from imagegpt.sampling.rules import SamplingRules, sample_colors
+from imagegpt.sampling.session import LogitsNotFiniteError
 
 _BATCH_SIZE = 32
 
@@ -73,7 +75,6 @@ def fill(
         hidden: True for the pixels to sample.
         seeds: one per image; the result depends on its seed, its known pixels, the rules and the schedule alone.
         rules: None is the model's own distribution.
-        schedule: None is the default.
         progress: called with the number of passes done and in total.
     Returns: the images, with the known pixels unchanged.
     Raises: ValueError if the model is causal, or shapes, ids or the number of seeds do not fit.
@@ -130,10 +131,9 @@ def _run_pass(
     """Sample the target pixels in one forward pass."""
     if not target.any():
         return ids
-    embeddings = model.transformer.wte(ids).masked_fill(unknown.unsqueeze(-1), 0)
-    logits = model(inputs_embeds=embeddings, use_cache=False).logits.float()
+    logits = model(inputs_embeds=masked_embeddings(model, ids, unknown), use_cache=False).logits.float()
     if not torch.isfinite(logits).all():
-        raise ValueError("the model's logits are not finite: its weights are damaged, or need float32 precision")
+        raise LogitsNotFiniteError
     noise = None
     if not rules.is_greedy:
         pixels = torch.arange(ids.shape[1], device=ids.device)

@@ -28,8 +28,6 @@ class PackedLinear(nn.Module):
 
     Args:
         projection: the module to replace, packed already or not. Its bias is shared, its weight copied.
-        weight_format: of the stored weight.
-        layout: of the stored weight.
     """
 
     weight: nn.Parameter
@@ -141,7 +139,6 @@ def prepare_model(
     Args:
         model: in any dtype.
         weight_format: of the projections; None keeps all weights unchanged.
-        layout: of the packed weights.
         in_place: replace the projections of the model itself, one by one, so that there are never two sets of weights
             in memory. Otherwise the model is copied, and later changes to it have no effect on the copy.
     Returns: a model in evaluation mode.
@@ -160,8 +157,9 @@ def prepare_model(
             is_float = parameter.dtype in (torch.float16, torch.bfloat16, torch.float64)
             if is_float and not isinstance(module, PackedLinear):
                 setattr(module, name, nn.Parameter(parameter.detach().float(), requires_grad=parameter.requires_grad))
-    if in_place:
-        _return_freed_memory()
+    if in_place:  # return freed memory to the system: glibc would hold on to 30 MB for iGPT-S
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+            ctypes.CDLL(None).malloc_trim(0)
     return model.eval()
 
 
@@ -181,9 +179,3 @@ def prepared_bytes(model: ImageGPTForCausalImageModeling, weight_format: WeightF
         return stored_bytes(model)
     empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
     return stored_bytes(prepare_model(copy.deepcopy(model, empty), weight_format, layout, in_place=True))
-
-
-def _return_freed_memory() -> None:
-    """Return freed memory to the system: glibc would hold on to 30 MB for iGPT-S."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)

@@ -39,8 +39,6 @@ def prepare_parallel(
 
     Args:
         make_backend: makes a backend from capacity and pixels per image.
-        config: of the model.
-        device: of the model.
     """
     side = math.isqrt(config.n_positions)
     row_length = side if side**2 == config.n_positions else 1
@@ -55,9 +53,7 @@ class ParallelDecoder(Decoder):
     """Drafts several pixels of each row per pass, and accepts those that are right.
 
     Args:
-        num_pixels: T.
         row_length: pixels per row of the image, for initial drafts.
-        bigrams: from `drafting.build_bigram_table`, for better drafts.
     """
 
     def __init__(self, num_pixels: int, *, row_length: int, bigrams: Float32[Tensor, "v v"] | None) -> None:

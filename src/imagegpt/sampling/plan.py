@@ -75,16 +75,12 @@ class ExecutionPlan:
         max_memory: int | None = None,
         in_place: bool = False,
     ) -> Self:
-        """Decide how to sample a model, and prepare it.
+        """Decide how to sample a model, and prepare it. The other options are those of `Sampler`.
 
         Args:
             model: on the device to sample on. It is copied, unless its weights are offloaded, or `in_place`.
-            precision: see `Sampler`.
-            decoder: see `Sampler`.
             backend: one of `BackendName`; "auto" is "cuda" on an NVIDIA GPU, else "cpp" where it supports the model,
                 else "torch".
-            max_memory: bytes for weights, keys and values.
-            in_place: prepare the model itself, so that its weights are in memory once.
         Raises: TypeError or ValueError for a model that cannot be sampled, and for unknown or conflicting options.
         """
         _use_one_thread_after_fork()
@@ -93,8 +89,7 @@ class ExecutionPlan:
         weight_format = _choose_weight_format(model, precision)
         backend = _choose_backend(model, weight_format, backend)
         layout: Layout = "tiles" if backend == "cpp" else "rows"
-        cache_dtype = _cache_dtype(model, weight_format, backend)
-        pixel_bytes = _cache_bytes_per_pixel(model, weight_format, backend, cache_dtype)
+        cache_dtype, pixel_bytes = _cache_layout(model, weight_format, backend)
         # Checks max_memory before `prepare_model`, which may change the caller's model.
         batch_size = _batch_size(model, weight_format, layout, decoder, pixel_bytes, max_memory)
         if not _is_offloaded(model):
@@ -229,21 +224,17 @@ def _why_not_cpp(
     return reason
 
 
-def _cache_dtype(
+def _cache_layout(
     model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, backend: BackendName
-) -> torch.dtype:
-    """The dtype of keys and values: that of the weights, where attention can read it."""
+) -> tuple[torch.dtype, int]:
+    """The dtype of keys and values (that of the weights, where attention can read it), and their bytes per pixel."""
     if weight_format is None:
-        return model.dtype
-    return weight_format.dtype if backend == "cpp" else weight_format.cache_dtype
-
-
-def _cache_bytes_per_pixel(
-    model: ImageGPTForCausalImageModeling, weight_format: WeightFormat | None, backend: BackendName, dtype: torch.dtype
-) -> int:
-    if backend == "cpp" and weight_format is not None and weight_format.kernel_dtype is not None:
-        return cpp.cache_elements_per_position(model, weight_format.kernel_dtype) * dtype.itemsize
-    return cost.cache_bytes_per_pixel(model.config, dtype.itemsize)
+        return model.dtype, cost.cache_bytes_per_pixel(model.config, model.dtype.itemsize)
+    if backend != "cpp" or weight_format.kernel_dtype is None:
+        dtype = weight_format.cache_dtype
+        return dtype, cost.cache_bytes_per_pixel(model.config, dtype.itemsize)
+    dtype = weight_format.dtype
+    return dtype, cpp.cache_elements_per_position(model, weight_format.kernel_dtype) * dtype.itemsize
 
 
 def _bytes_per_image(config: ImageGPTConfig, cache_bytes_per_pixel: int) -> int:

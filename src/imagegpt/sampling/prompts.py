@@ -1,4 +1,4 @@
-"""Validation of the sampler's inputs: prompts, image sizes, and memory for a batch.
+"""Validation of the sampler's inputs: prompts and image sizes.
 
 Axes: B images, P pixels of the prompts, T pixels of the images.
 """
@@ -10,7 +10,6 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from imagegpt.common import ranges
-from imagegpt.common.memory import check_memory
 from imagegpt.config import ImageGPTConfig
 
 Prompts = Int64[Tensor, "b p"] | Sequence[Int64[Tensor, " p"]]
@@ -50,16 +49,6 @@ def validate_prompts(
         if prompt.ndim != 1:
             raise ValueError(f"prompt {index} has the shape {tuple(prompt.shape)}: give (pixels,)")
     return [_validate_prompt(prompt, num_pixels, config) for prompt in prompts]
-
-
-def check_batch_memory(num_images: int, bytes_per_image: int, device: torch.device) -> None:
-    """Check that a batch fits into the machine's memory. On a GPU there is no check: the sampler halves the batch.
-
-    Raises: ValueError if it does not fit.
-    """
-    if device.type == "cpu":
-        advice = "choose a smaller batch size, or set max_memory to sample them in several batches"
-        check_memory(f"sampling {num_images:,} images at once", num_images * bytes_per_image, advice)
 
 
 def _validate_prompt(prompt: Int64[Tensor, "*b p"], num_pixels: int, config: ImageGPTConfig) -> Int64[Tensor, "*b p"]:

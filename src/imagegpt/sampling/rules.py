@@ -107,7 +107,6 @@ def gumbel_scores(
     Args:
         logits: finite; not edited.
         noise: from `gumbel_noise`; unused, and may be None, if `rules.is_greedy`.
-        rules: see `SamplingRules`.
     """
     if rules.is_greedy or noise is None:
         assert rules.is_greedy, "sampling needs noise"

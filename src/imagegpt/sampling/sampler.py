@@ -12,10 +12,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from imagegpt.common import ranges
+from imagegpt.common.memory import check_memory
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.noise import seed_tensor
 from imagegpt.sampling.plan import BackendOption, ExecutionPlan
-from imagegpt.sampling.prompts import Prompts, check_batch_memory, resolve_num_pixels, validate_prompts
+from imagegpt.sampling.prompts import Prompts, resolve_num_pixels, validate_prompts
 from imagegpt.sampling.rules import SamplingRules
 from imagegpt.sampling.session import Session, Statistics
 from imagegpt.sampling.weight_formats import PrecisionOption
@@ -153,11 +154,7 @@ class Sampler:
         """Sample images and yield their rows as they are finished, from the top.
 
         Args:
-            prompts: as for `generate`.
-            seeds: as for `generate`.
-            rules: as for `generate`.
-            num_pixels: as for `generate`.
-            row_length: W; None is the side of the model's square images.
+            row_length: W; None is the side of the model's square images. The others are those of `generate`.
         Yields: each row, prompt rows included, once all images of its batch have it.
         Raises: ValueError as `generate`, and if T is not a multiple of W.
         """
@@ -188,7 +185,10 @@ class Sampler:
         seed_tensor(seeds)  # checks all seeds before any sampling
         size = max(1, self.plan.batch_size if self._has_memory_limit else len(seeds))
         batches = [range(len(seeds))[start : start + size] for start in range(0, len(seeds), size)]
-        check_batch_memory(len(batches[0]) if batches else 0, self.plan.bytes_per_image, torch.device(self.plan.device))
+        if batches and torch.device(self.plan.device).type == "cpu":  # on a GPU, batches are halved as needed
+            advice = "choose a smaller batch size, or set max_memory to sample them in several batches"
+            num = len(batches[0])
+            check_memory(f"sampling {num:,} images at once", num * self.plan.bytes_per_image, advice)
         while batches:
             images = batches.pop(0)
             try:

@@ -32,6 +32,9 @@ _NOISE_CHUNK_ON_CPU, _NOISE_CHUNK = 1 << 16, 1 << 22
 class LogitsNotFiniteError(ValueError):
     """The model's logits contain NaN or infinity."""
 
+    def __init__(self) -> None:
+        super().__init__("the model's logits are not finite: its weights are damaged, or need float32 precision")
+
 
 @dataclass
 class Statistics:
@@ -76,15 +79,11 @@ class Session:
     """Rows that are sampled together. Not thread-safe: use one session per thread.
 
     Args:
-        backend: computes the steps.
-        decoder: samples the next pixels.
         capacity: R.
         num_pixels: T.
-        device: of the backend.
 
     Attributes:
         statistics: of all pixels sampled so far.
-        num_pixels: T.
         positions: of each row, the next position to feed, which equals the number of pixels it has.
         tokens: (R, T + 1), see above.
     """
@@ -116,7 +115,6 @@ class Session:
         Args:
             prompt: its first pixels, at most T.
             seed: 0 to 2^64 - 1.
-            rules: see `SamplingRules`.
         Returns: its row.
         Raises: ValueError if all rows are taken, or the prompt is too long.
         """
@@ -186,9 +184,7 @@ class Session:
         self._rules[row] = None
         heapq.heappush(self._free_rows, row)
         if not torch.isfinite(self._logit_sums[row]):
-            raise LogitsNotFiniteError(
-                "the model's logits are not finite: its weights are damaged, or need float32 precision"
-            )
+            raise LogitsNotFiniteError
 
     def row_index(self, rows: Sequence[int]) -> slice | Tensor:
         """Rows as an index: a slice, which copies nothing, if they are consecutive."""

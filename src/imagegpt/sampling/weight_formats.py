@@ -30,7 +30,6 @@ class WeightFormat(ABC):
 
     Attributes:
         name: the value of the `precision` option that selects it.
-        dtype: of the stored numbers.
         cache_dtype: of keys and values in `TorchBackend`.
         kernel_dtype: its name in the C++ step, or None if there is no kernel.
     """
@@ -100,8 +99,6 @@ def choose_format(precision: str | None, device: torch.device, dtype: torch.dtyp
 
     Args:
         precision: a name; "auto" is the fastest on the device, None the model's own dtype.
-        device: of the model.
-        dtype: of the model.
     Returns: a format, or None if the model's dtype has none: its weights are then used unchanged.
     Raises: ValueError for an unknown precision.
     """

@@ -14,9 +14,9 @@ from imagegpt.common.shell import shell_command
 from imagegpt.data.identity import DataRecord
 from imagegpt.data.opened_data import has_own_palette
 from imagegpt.data.sources.registry import source_processor
-from imagegpt.evaluation.comparison import Score
+from imagegpt.evaluation.scoring import Score
 from imagegpt.training.callbacks import TrainingCallback
-from imagegpt.training.card import FinalEvaluation, write_card
+from imagegpt.training.card import write_card
 from imagegpt.training.distributed import distributed_context
 from imagegpt.training.recipe import Recipe
 from imagegpt.training.recipe_files import bundled_recipes, find_recipe
@@ -100,14 +100,7 @@ def train(
     with ExitStack() as lock:  # of the folder, until the card is written
         with distributed_context(device) as context:
             is_restart = context.any(context.restarts > 0)  # by torchrun: then the folder holds this very run
-            run = Run(
-                loaded,
-                out,
-                context,
-                force=force and not is_restart,
-                on_step=callback.on_step,
-                should_stop=callback.should_stop,
-            )
+            run = Run(loaded, out, context, force=force and not is_restart, callback=callback)
             callback.on_start(run)
             lock.enter_context(run.lock())
             status = run.train()
@@ -193,16 +186,8 @@ def finetuning_recipe(
     return read_recipe(path, [*chosen, *overrides])
 
 
-def finish_run(run: Run, status: Status, command: str, callback: TrainingCallback | None = None) -> TrainingResult:
-    """Score the best model of a run and write its card, in the main process; not if the run was stopped.
-
-    Args:
-        run: that has ended.
-        status: how it ended.
-        command: that the card names.
-        callback: is told about the progress.
-    """
-    callback = callback or TrainingCallback()
+def finish_run(run: Run, status: Status, command: str, callback: TrainingCallback) -> TrainingResult:
+    """Score the best model of a run that has ended and write its card, in the main process; not if it was stopped."""
     result = TrainingResult(
         folder=run.out,
         status=status,
@@ -216,14 +201,13 @@ def finish_run(run: Run, status: Status, command: str, callback: TrainingCallbac
     if status == "stopped" or not run.context.is_main:
         return result
     split = run.data.choose_split()
-    objective, device = run.recipe.objective, str(run.device)
+    objective, device = run.recipe.objective, str(run.context.device)
     scores = objective.evaluate(run.out, run.data, split, device=device, progress=callback.on_evaluation)
-    evaluation = FinalEvaluation(scores=scores, num_images=len(run.data.splits[split]), split=run.data.describe(split))
-    write_card(run, evaluation, command)
+    write_card(run, split, scores, command)
     return dataclasses.replace(
         result,
-        split=evaluation.split,
-        num_images=evaluation.num_images,
+        split=run.data.describe(split),
+        num_images=len(run.data.splits[split]),
         scores=scores.scores,
         accuracy=scores.accuracy,
         next_command=shell_command(*(("sample", "--model") if objective.can_sample else ("info",)), run.out),

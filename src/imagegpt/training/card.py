@@ -2,16 +2,14 @@
 
 import re
 import time
-from dataclasses import dataclass
 
 import torch
 
 from imagegpt.checkpoints.loading import load_config
 from imagegpt.common.text import printable
-from imagegpt.figures.plots import confusion_matrix_plot
+from imagegpt.figures.plots import confusion_matrix_plot, warn_on_failure
 from imagegpt.files.atomic import atomic_write
 from imagegpt.model.cost import num_parameters
-from imagegpt.training.callbacks import warn_on_failure
 from imagegpt.training.objectives import FinalScores
 from imagegpt.training.optimizers import OPTIMIZERS
 from imagegpt.training.run import Run
@@ -43,51 +41,36 @@ library_name: imagegpt
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinalEvaluation:
-    """The evaluation of the best model of a run.
-
-    Attributes:
-        scores: on test images, or on validation images if there are no others.
-        num_images: that were scored.
-        split: which images these are, in words; see `DataSplits.describe`.
-    """
-
-    scores: FinalScores
-    num_images: int
-    split: str
-
-
-def write_card(run: Run, evaluation: FinalEvaluation, command: str) -> None:
+def write_card(run: Run, split: str, scores: FinalScores, command: str) -> None:
     """Write the model card, and for a classifier the confusion matrix as a picture.
 
     Args:
         run: that has ended.
-        evaluation: of its best model.
+        split: that its best model was scored on.
+        scores: of its best model.
         command: that started it.
     """
-    confusion = evaluation.scores.confusion
-    if confusion is not None:
+    if scores.confusion is not None:
         assert run.data.classes is not None, "a classifier has classes"
         with warn_on_failure("confusion picture"):
-            picture = confusion_matrix_plot(confusion, run.data.classes)
+            picture = confusion_matrix_plot(scores.confusion, run.data.classes)
             atomic_write(run.out / CONFUSION_FILE, picture, "the confusion picture")
-    card = "\n".join(map(printable, _card(run, evaluation, command).split("\n")))
+    card = "\n".join(map(printable, _card(run, split, scores, command).split("\n")))
     atomic_write(run.out / CARD_FILE, card.encode(), "the card")
 
 
-def _card(run: Run, evaluation: FinalEvaluation, command: str) -> str:
-    recipe, config, training = run.recipe, run.config, run.recipe.training
+def _card(run: Run, split: str, scores: FinalScores, command: str) -> str:
+    recipe, config, training, device = run.recipe, run.config, run.recipe.training, run.context.device
     header = f"license: {recipe.card.license}\n" if recipe.card.license else ""
     average = f", an exponential moving average ({training.ema_decay} per step),"
     return _CARD.format(
         header=header + "tags: [imagegpt]\n",
         title=recipe.card.title or f"ImageGPT trained on {run.data.name}",
         description=recipe.card.description or "An ImageGPT: it models images pixel by pixel.",
-        scores=_scores(run, evaluation),
+        scores=_scores(run, split, scores),
         command=_as_code(command),
         hours=_duration(run.state.trained_s),
-        machine="a CPU" if run.device.type == "cpu" else torch.cuda.get_device_name(run.device),
+        machine="a CPU" if device.type == "cpu" else torch.cuda.get_device_name(device),
         torch=torch.__version__,
         date=time.strftime("%Y-%m-%d"),
         config=config,
@@ -118,8 +101,8 @@ def _describe_data(run: Run) -> str:
     )
 
 
-def _scores(run: Run, evaluation: FinalEvaluation) -> str:
-    scores, images = evaluation.scores, f"{evaluation.num_images:,} images ({evaluation.split})"
+def _scores(run: Run, split: str, scores: FinalScores) -> str:
+    images = f"{len(run.data.splits[split]):,} images ({run.data.describe(split)})"
     if scores.accuracy is not None:
         return f"Accuracy on {images}: {scores.accuracy:.1%}."
     if not scores.scores:

@@ -14,8 +14,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ class Checkpoints:
         ema_weights: dict[str, Tensor],
     ) -> None:
         try:
-            with _no_torch_warnings():
+            with warnings.catch_warnings(action="ignore"):  # about a single process and torch's own internals
                 named = _named_tensors(*get_state_dict(model, optimizers), ema_weights)
                 tensors = {name: tensor.contiguous() for name, tensor in sorted(named.items())}
                 save(tensors, storage_writer=_writer(folder, tensors))
@@ -154,7 +153,7 @@ class Checkpoints:
             raise ValueError(f"{error}: {remedy}") from error
         check_format_version(content, CHECKPOINT_FORMAT, what=f"the checkpoint {path}", remedy=remedy)
         try:
-            with _no_torch_warnings():
+            with warnings.catch_warnings(action="ignore"):  # as in `_write_tensors`
                 weights, states = get_state_dict(model, optimizers)
                 load(_named_tensors(weights, states, ema_weights), storage_reader=HuggingFaceStorageReader(str(path)))
         except MemoryError:
@@ -220,11 +219,3 @@ def _writer(folder: Path, tensors: Mapping[str, Tensor]) -> HuggingFaceStorageWr
     ends = accumulate(tensor.nbytes for tensor in tensors.values())
     files = {name: 1 + end // _FILE_BYTES for name, end in zip(tensors, ends, strict=True)}
     return HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
-
-
-@contextmanager
-def _no_torch_warnings() -> Iterator[None]:
-    """Context manager that hides torch's warnings about a single process and its own internals."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -134,14 +134,10 @@ def _pretrained_model(recipe: Recipe, name: str, data: DataSplits, on_meta: bool
     config = load_config(folder)
     was_causal = config.is_causal
     _check_pretrained(recipe, name, data, config, folder)
-    if on_meta:
-        config.is_causal = objective.is_causal
-        model = ImageGPTForCausalImageModeling(config)
-    else:
-        model = load_model(folder, is_causal=objective.is_causal)
-    for field, value in recipe.model.options().items():
-        if field.endswith("pdrop"):
-            _set_dropout(model, field, value)
+    config.is_causal = objective.is_causal
+    for field in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(config, field, getattr(recipe.model, field))
+    model = ImageGPTForCausalImageModeling(config) if on_meta else load_model(folder, config=config)
     reads_start_token = recipe.model.shift_inputs or not objective.needs_labels
     if was_causal and objective.is_causal and not reads_start_token and not on_meta:
         _align_positions(model)
@@ -177,18 +173,6 @@ def _choose_attention(model: ImageGPTForCausalImageModeling, name: str) -> None:
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"training.attention is {name!r}, which cannot run here ({reason}): choose sdpa") from error
-
-
-def _set_dropout(model: ImageGPTForCausalImageModeling, name: str, value: float) -> None:
-    """Replace the dropout that the model was pre-trained with."""
-    setattr(model.config, name, value)
-    transformer: Any = model.transformer
-    if name == "embd_pdrop":
-        transformer.drop.p = value
-        return
-    if name == "resid_pdrop":  # attention reads its own from the configuration
-        for block in transformer.h:
-            block.attn.resid_dropout.p = block.mlp.dropout.p = value
 
 
 def _with_classes(config: ImageGPTConfig, classes: list[str], *, shift_inputs: bool) -> ImageGPTConfig:

@@ -12,27 +12,25 @@ recipe, with the warm-up and the schedule shortened in proportion.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagegpt.common import ranges
-from imagegpt.common.precision import Precision
 from imagegpt.data.broken_images import BROKEN_FILE, BrokenImage, write_list
 from imagegpt.data.identity import RECORD_FILE, DataRecord
-from imagegpt.figures.plots import learning_rate_plot
+from imagegpt.figures.plots import learning_rate_plot, warn_on_failure
 from imagegpt.files.atomic import atomic_write
 from imagegpt.files.locks import LOCK_FILE, folder_lock
 from imagegpt.files.versions import FORMAT_KEY, read_versioned_json
-from imagegpt.training.callbacks import warn_on_failure
+from imagegpt.training.callbacks import TrainingCallback
 from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.recipe import Recipe
 from imagegpt.training.recipe_io import parse_recipe_yaml
 from imagegpt.training.run import Run
 from imagegpt.training.run_folder import check_out_path, incompatible_changes, remove_run_folder
-from imagegpt.training.run_precision import precision_in_yaml, resolve_precision
-from imagegpt.training.trainer import StepReport
+from imagegpt.training.run_precision import resolve_precision
 
 RATES_FORMAT = 1  # of rates.json
 
@@ -83,7 +81,7 @@ class LearningRateSearch:
         self._steps = tenth if num_steps is None else ranges.STEPS.check("num_steps", num_steps)
         if self._steps > all_steps:
             raise ValueError(f"a trial of {self._steps} steps is longer than the run of {all_steps}: choose fewer")
-        recorded = None if force else _recorded_precision(out / TRIALS_FILE)
+        recorded = None if force else lambda: parse_recipe_yaml(_read(out / TRIALS_FILE).recipe, TRIALS_FILE)
         self._recipe, self.precision = resolve_precision(recipe, recorded, context)
         self.out, self._context = out, context
         self.losses: dict[float, float] = {}
@@ -126,45 +124,33 @@ class LearningRateSearch:
             ),
         )
 
-    def try_rate(
-        self,
-        rate: float,
-        *,
-        on_step: Callable[[StepReport], None] = lambda _: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> float | None:
+    def try_rate(self, rate: float, callback: TrainingCallback | None = None) -> float | None:
         """Train with a rate, record its validation loss at the end and return it; None if the run was stopped.
 
         Args:
             rate: from `next_rate`.
-            on_step: called in the main process after each step.
-            should_stop: polled after each step.
+            callback: see `Run`.
         """
         with self._lock():
-            return self._run_trial(rate, on_step, should_stop)
-
-    def _run_trial(
-        self, rate: float, on_step: Callable[[StepReport], None], should_stop: Callable[[], bool]
-    ) -> float | None:
-        recipe = self.recipe_for(rate)
-        run = Run(recipe, self.out / _TRIAL, self._context, on_step=on_step, should_stop=should_stop)
-        self._check_data(run.data.record)
-        if self._context.is_main and run.data.broken:
-            write_list(self.out / BROKEN_FILE, run.data.broken)
-        self.broken = run.data.broken
-        try:
-            if run.train() == "stopped":
-                return None
-            loss = run.state.last["loss"]
-        except FloatingPointError:
-            loss = math.inf
-        self.losses[rate] = loss if math.isfinite(loss) else math.inf
-        self._context.barrier()
-        if self._context.is_main:
-            self._write()
-            remove_run_folder(self.out / _TRIAL)
-        self._context.barrier()
-        return loss
+            recipe = self.recipe_for(rate)
+            run = Run(recipe, self.out / _TRIAL, self._context, callback=callback)
+            self._check_data(run.data.record)
+            if self._context.is_main and run.data.broken:
+                write_list(self.out / BROKEN_FILE, run.data.broken)
+            self.broken = run.data.broken
+            try:
+                if run.train() == "stopped":
+                    return None
+                loss = run.state.last["loss"]
+            except FloatingPointError:
+                loss = math.inf
+            self.losses[rate] = loss if math.isfinite(loss) else math.inf
+            self._context.barrier()
+            if self._context.is_main:
+                self._write()
+                remove_run_folder(self.out / _TRIAL)
+            self._context.barrier()
+            return loss
 
     def _lock(self) -> AbstractContextManager[None]:
         return folder_lock(self.out, _ACTIVITY) if self._context.is_main else nullcontext()
@@ -247,14 +233,6 @@ def next_rate(losses: Mapping[float, float], first: float) -> float | None:
     diverged = not math.isfinite(losses[best])
     neighbours = [rate for rate in (2 * best, best / 2) if rate not in losses and rate in ranges.LEARNING_RATE]
     return next((rate for rate in neighbours if not (diverged and rate > best)), None)
-
-
-def _recorded_precision(file: Path) -> Precision | None:
-    """Return the precision of the search in a folder; damage is reported later."""
-    try:
-        return precision_in_yaml(_read(file).recipe)
-    except (OSError, ValueError):
-        return None
 
 
 def _read(file: Path) -> _Trials:

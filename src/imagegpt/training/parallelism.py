@@ -61,9 +61,8 @@ def prepare_model(module: ModelWithObjective, recipe: TrainingRecipe, context: D
 
 def set_checkpointing(transformer: Any, enabled: bool) -> None:
     """Turn gradient checkpointing of a transformer's blocks on or off."""
-    with warnings.catch_warnings():
-        # The names that transformers 5.17 knows; 5.23 deprecates them.
-        warnings.simplefilter("ignore", FutureWarning)
+    # The names that transformers 5.17 knows; 5.23 deprecates them.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         if enabled:
             transformer.gradient_checkpointing_enable({"use_reentrant": False})
         else:

@@ -5,6 +5,7 @@ the fields. `Recipe.to_yaml` spells out every default; a run writes it beside th
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -18,8 +19,15 @@ from imagegpt.data.recipe import DataRecipe
 from imagegpt.files.versions import FORMAT_KEY
 from imagegpt.training.objectives import OBJECTIVES, Autoregressive, Objective
 from imagegpt.training.optimizers import OPTIMIZERS, SCHEDULES
-from imagegpt.training.recipe_errors import describe_validation_error
-from imagegpt.training.recipe_fields import STRICT, AttentionName, BatchSize, Decay, PrecisionName, Steps
+from imagegpt.training.recipe_fields import (
+    STRICT,
+    AttentionName,
+    BatchSize,
+    Decay,
+    PrecisionName,
+    Steps,
+    describe_validation_error,
+)
 from imagegpt.training.recipe_model import ModelRecipe
 
 RECIPE_FORMAT = 2  # of recipe.yaml, and with it of the folder of a run
@@ -210,6 +218,18 @@ class Recipe:
         """Return the sections as nested dictionaries of plain values, every default included."""
         return TypeAdapter(Recipe).dump_python(self, mode="json")
 
+    def flatten(self) -> dict[str, Any]:
+        """Return all fields by their names on the command line, such as "data.split.seed"."""
+        return dict(_flatten(self.to_dict()))
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML, every default included; reading it gives an equal recipe."""
         return yaml.safe_dump({FORMAT_KEY: RECIPE_FORMAT, **self.to_dict()}, sort_keys=False)
+
+
+def _flatten(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -14,7 +14,7 @@ from imagegpt.data.recipe import SplitRecipe
 from imagegpt.files.versions import FORMAT_KEY, check_format_version
 from imagegpt.training.objectives import Objective
 from imagegpt.training.recipe import RECIPE_FORMAT, Recipe
-from imagegpt.training.recipe_errors import describe_validation_error
+from imagegpt.training.recipe_fields import describe_validation_error
 
 _SECTIONS = {name: field.type for name, field in Recipe.__dataclass_fields__.items()}
 

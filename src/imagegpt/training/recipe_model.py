@@ -1,6 +1,6 @@
 """The `model` section of a recipe."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -87,16 +87,13 @@ class ModelRecipe:
                 "choose a width that is a multiple of the number of heads"
             )
 
-    def config(self, *, num_colors: int, num_pixels: int, is_causal: bool, **others: Any) -> ImageGPTConfig:
+    def config(self, *, num_colors: int, num_pixels: int, is_causal: bool) -> ImageGPTConfig:
         """Return the configuration of a new model for images of this size and number of colours."""
         assert self.pretrained is None, "a pretrained model has its own configuration"
+        shared = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "use_bias", "init_scheme")
+        options = {name: getattr(self, name) for name in shared}
         own = {"n_layer": self.n_layer, "n_embd": self.n_embd, "n_head": self.n_head}
         shape = own if self.size is None else {name: NAMED_SIZES[self.size][name] for name in own}
         return ImageGPTConfig(
-            vocab_size=num_colors + 1, n_positions=num_pixels, is_causal=is_causal, **shape, **self.options(), **others
+            vocab_size=num_colors + 1, n_positions=num_pixels, is_causal=is_causal, **shape, **options
         )
-
-    def options(self) -> dict[str, Any]:
-        """Return the fields that a configuration shares, except for the shape."""
-        names = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "use_bias", "init_scheme")
-        return {name: getattr(self, name) for name in names}

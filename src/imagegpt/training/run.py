@@ -14,31 +14,35 @@ same: `run_folder` says which fields may change, and `training.num_steps` may gr
 processes, may train in a folder at a time.
 """
 
+import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-
-import torch
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.data.broken_images import BROKEN_FILE, write_list
 from imagegpt.data.dataloader import BatchLayout, TrainingBatches
 from imagegpt.data.datasets import TokenDataset
 from imagegpt.data.loading import open_data
+from imagegpt.figures.grids import sample_grid
+from imagegpt.figures.plots import warn_on_failure
 from imagegpt.files.atomic import atomic_write
 from imagegpt.files.locks import lock_folder, remove_if_empty
+from imagegpt.images.processor import ImageGPTImageProcessor
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
-from imagegpt.training.callbacks import save_samples, warn_on_failure
+from imagegpt.sampling import Sampler, image_seed
+from imagegpt.training.callbacks import TrainingCallback
 from imagegpt.training.checkpoint import Checkpoints
 from imagegpt.training.distributed import DistributedContext
 from imagegpt.training.factory import build_model, rebuild_model, save_model
 from imagegpt.training.memory_estimate import check_training
 from imagegpt.training.parallelism import full_state_dict, is_sharded
 from imagegpt.training.recipe import Recipe
+from imagegpt.training.recipe_io import read_recipe
 from imagegpt.training.run_folder import RECIPE_FILE, check_data, check_folder, remove_leftovers, remove_run
-from imagegpt.training.run_precision import precision_in_file, resolve_precision
+from imagegpt.training.run_precision import resolve_precision
 from imagegpt.training.trackers import Trackers, check_trackers
 from imagegpt.training.trainer import Status, StepReport, Trainer
 from imagegpt.training.trainer_state import Metrics, TrainerState
@@ -56,8 +60,7 @@ class Run:
         out: the folder; created if it does not exist. A run of the same recipe and data in it is resumed.
         context: the processes of the run.
         force: start over if the folder holds a run, of any recipe. Files that no run wrote remain, with a warning.
-        on_step: called in the main process after each step.
-        should_stop: polled after each step.
+        callback: hooks into the run; `on_step` and `should_stop` are called here, the others by `imagegpt.train`.
     Raises: ValueError or OSError, in one sentence, if something does not fit together or another process trains in the
         folder, before anything is written.
     """
@@ -69,12 +72,12 @@ class Run:
         context: DistributedContext,
         *,
         force: bool = False,
-        on_step: Callable[[StepReport], None] = lambda _: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        callback: TrainingCallback | None = None,
     ) -> None:
-        recorded = None if force else precision_in_file(out / RECIPE_FILE)
+        recorded = None if force else lambda: read_recipe(out / RECIPE_FILE)
         recipe, self.precision = resolve_precision(recipe, recorded, context)
-        self.recipe, self.out, self.context, self._on_step = recipe, out, context, on_step
+        self.recipe, self.out, self.context = recipe, out, context
+        self._callback = callback or TrainingCallback()
         self._is_locked = False
         training = recipe.training
         self._layout = BatchLayout(
@@ -93,9 +96,9 @@ class Run:
         check_training(self._module.model, self.config, recipe, context)
         with self.lock():
             self._claim_folder(force)
-            self._prepare(should_stop)
+            self._prepare()
 
-    def _prepare(self, should_stop: Callable[[], bool]) -> None:
+    def _prepare(self) -> None:
         """Create the trainer, and resume from a checkpoint if there is one."""
         recipe, out, context = self.recipe, self.out, self.context
         mask_probability, max_mask_probability = recipe.objective.masking or (None, None)
@@ -116,7 +119,7 @@ class Run:
             checkpoints=Checkpoints(out / "checkpoints", context, recipe.monitoring.keep_checkpoints),
             on_validation=self._save_best_and_samples,
             on_step=self._log_step,
-            should_stop=should_stop,
+            should_stop=self._callback.should_stop,
         )
         self.resumed = self._trainer.resume()
         if context.is_main:
@@ -137,11 +140,6 @@ class Run:
     def config(self) -> ImageGPTConfig:
         """Configuration of the model."""
         return cast(Any, self._module.model).config
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this process."""
-        return self.context.device
 
     def train(self) -> Status:
         """Train until the last step, or until the run is stopped.
@@ -174,7 +172,7 @@ class Run:
         if num_samples:
             model = rebuild_model(weights, self._module.model)
             assert isinstance(model, ImageGPTForCausalImageModeling)
-            cast(Any, model).to(self.device)  # transformers' annotation of `to` is wrong
+            cast(Any, model).to(self.context.device)  # transformers' annotation of `to` is wrong
             path = self.out / "samples" / f"step-{self.step:08d}.png"
             with warn_on_failure("sheet of samples"):
                 save_samples(model, self.data.processor, num_samples, path)
@@ -187,7 +185,7 @@ class Run:
             if report.validation is not None:
                 with warn_on_failure("picture of the losses"):
                     self._log.draw_curve(self.out / CURVE_FILE)
-            self._on_step(report)
+            self._callback.on_step(report)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -240,3 +238,22 @@ class Run:
             else:
                 (self.out / BROKEN_FILE).unlink(missing_ok=True)
         self.context.barrier()
+
+
+def save_samples(
+    model: ImageGPTForCausalImageModeling, processor: ImageGPTImageProcessor, num: int, path: Path
+) -> None:
+    """Sample images and save them in a grid; the seeds are the first ones of seed 0.
+
+    Args:
+        model: on the device to sample on. It is modified and must not be used afterwards.
+        processor: turns ids into images.
+        num: of images.
+        path: of the PNG; its folder is created.
+    """
+    sampler = Sampler(model, in_place=True)
+    ids = sampler.generate(None, seeds=[image_seed(0, index) for index in range(num)])
+    path.parent.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    sample_grid(processor.decode(ids)).save(content, format="PNG")
+    atomic_write(path, content.getvalue(), "the samples")

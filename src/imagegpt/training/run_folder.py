@@ -4,7 +4,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from imagegpt.data.identity import RECORD_FILE, DataRecord
 from imagegpt.files.atomic import target_name
@@ -92,7 +91,7 @@ def incompatible_changes(old: Recipe, new: Recipe) -> Iterator[tuple[str, object
 
     `training.num_steps` may grow; the fields in `_MAY_CHANGE` may have any value.
     """
-    before, now = _flatten(old.to_dict()), _flatten(new.to_dict())
+    before, now = old.flatten(), new.flatten()
     for name, value in now.items():
         if before.get(name) != value and name not in _MAY_CHANGE:
             if name == _MAY_GROW and new.training.num_steps > old.training.num_steps:
@@ -172,11 +171,3 @@ def _remove_folder(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _flatten(recipe: dict[str, Any], within: str = "") -> dict[str, object]:
-    """All fields of a recipe by their names on the command line, such as data.split.seed."""
-    fields: dict[str, object] = {}
-    for name, value in recipe.items():
-        fields |= _flatten(value, f"{within}{name}.") if isinstance(value, dict) else {within + name: value}
-    return fields

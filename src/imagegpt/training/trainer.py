@@ -68,7 +68,7 @@ class Trainer:
         batches: of each step.
         validate: returns the metrics of the model with its current weights; called in every process, with the averaged
             weights swapped in.
-        checkpoints: where to save them; None saves none, so that a spike ends the run.
+        checkpoints: of the run.
         on_validation: called in every process after each validation, with the averaged weights still swapped in, the
             metrics, and whether they are the best so far.
         on_step: called in every process after each step.
@@ -83,7 +83,7 @@ class Trainer:
         batches: TrainingBatches,
         *,
         validate: Callable[[], Metrics],
-        checkpoints: Checkpoints | None = None,
+        checkpoints: Checkpoints,
         on_validation: Callable[[Metrics, bool], None] = lambda *_: None,
         on_step: Callable[[StepReport], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -98,8 +98,8 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest undamaged checkpoint; return False if there is none."""
-        path = None if self._checkpoints is None else self._checkpoints.newest()
-        if self._checkpoints is None or path is None:
+        path = self._checkpoints.newest()
+        if path is None:
             return False
         self._load(path)
         self._checkpoints.remove_old(self.state.step)  # a process that was killed may not have finished this
@@ -221,7 +221,7 @@ class Trainer:
             raise FloatingPointError(
                 f"{trouble}: lower training.learning_rate, or set monitoring.spike_nats to skip such images"
             )
-        path = None if self._checkpoints is None else self._checkpoints.newest()
+        path = self._checkpoints.newest()
         if rollbacks > monitoring.max_rollbacks or path is None:
             raise FloatingPointError(
                 f"{trouble}, spike number {rollbacks}, of which monitoring.max_rollbacks allows "
@@ -247,12 +247,10 @@ class Trainer:
         if not self._is_finite():
             self._roll_back(f"the weights after step {self.state.step} are not finite", self._batch_number())
             return False
-        if self._checkpoints is not None:
-            state = self.state.to_json()
-            self._checkpoints.save(self.state.step, self._model, self._optimizers, self.ema.weights, state)
+        state = self.state.to_json()
+        self._checkpoints.save(self.state.step, self._model, self._optimizers, self.ema.weights, state)
         return True
 
     def _load(self, path: Path) -> None:
-        assert self._checkpoints is not None, "it is where the path comes from"
         content = self._checkpoints.load(path, self._model, self._optimizers, self.ema.weights)
         self.state = TrainerState.from_json(content, str(path))

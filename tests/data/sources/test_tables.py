@@ -10,7 +10,6 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from pyarrow import parquet
 
-from imagegpt.data.sources.parquet import open_parquet
 from imagegpt.data.sources.registry import list_splits, open_images
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -183,7 +182,7 @@ def test_without_the_library_one_sentence(tmp_path, monkeypatch, cells):
     parquet.write_table(table(cells), tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"^parquet needs the library datasets: pip install 'imagegpt\[data\]'$"):
-        open_parquet([tmp_path / "a.parquet"], "a", None)
+        open_images(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("folder", ["a[1]", "a*b", "a?"])

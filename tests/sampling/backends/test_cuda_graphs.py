@@ -7,7 +7,7 @@ import torch
 
 from imagegpt.sampling import ExecutionPlan, Session
 from imagegpt.sampling.backends.cuda_graphs import CudaGraphBackend
-from imagegpt.sampling.sequential import SequentialDecoder
+from imagegpt.sampling.decoders import SequentialDecoder
 from naive import RULES, prompts_of, seeds_of, varied_model
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from imagegpt.common.memory import check_memory
 from imagegpt.common.text import printable, truncate
-from imagegpt.data.sources.base import UNLABELED, Example, ImageSource, SourceFormat, in_one_line
+from imagegpt.data.sources.base import Example, ImageSource, SourceFormat, in_one_line
 from imagegpt.data.splits import canonical
 
 IMAGE_KEYS = ("images", "x", "data")
@@ -43,7 +43,7 @@ class ArraySource(ImageSource):
     """
 
     def __init__(self, path: Path, name: str, split: str | None = None) -> None:
-        self.path, self.name, self.split, self.classes = path, name, split, None
+        self.path, self.name, self.split = path, name, split
         try:
             images, labels = _mapped_npy(path) if path.suffix.lower() == ".npy" else _from_npz(path)
         except _WrongKeysError:
@@ -63,18 +63,12 @@ class ArraySource(ImageSource):
         return len(self.images)
 
     def _read(self, index: int) -> Example:
-        label = -1 if self._labels is None else int(self._labels[index])
         image = np.asarray(self.images[index])
-        return Example(image=image, label=None if label < 0 else label, name=f"{self.path.name}[{index}]")
+        return Example(image=image, label=self._label(index), name=f"{self.path.name}[{index}]")
 
     def files(self) -> Iterable[Path]:
         """See `ImageSource`."""
         return (self.path,)
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """See `ImageSource`."""
-        return np.full(len(self), UNLABELED, np.int64) if self._labels is None else self._labels
 
 
 class _WrongKeysError(ValueError):

@@ -2,10 +2,10 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -13,9 +13,13 @@ from PIL import Image
 
 from imagegpt.common.registry import Registry
 from imagegpt.common.text import printable, truncate
+from imagegpt.data.broken_images import READ_ERRORS, BrokenImage
+from imagegpt.files.paths import expand_home
 from imagegpt.images.processor import ImageGPTImageProcessor
 
 UNLABELED = -1  # as in `datasets`
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,8 @@ class Example:
 class ImageSource(ABC):
     """Images by index, 0 to `len(source) - 1`. Can be pickled; a copy opens its files itself.
 
+    Subclasses implement `__len__` and `_read`, and set `_labels` if there are labels.
+
     Attributes:
         name: as the user calls the source.
         split: which of its splits this is; None if it has none.
@@ -46,11 +52,12 @@ class ImageSource(ABC):
     """
 
     name: str
-    split: str | None
-    classes: list[str] | None
+    split: str | None = None
+    classes: list[str] | None = None
     has_a_file_each: bool = False
     is_sequential: bool = False
     fingerprint: str | None = None
+    _labels: Int64[np.ndarray, " n"] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -67,17 +74,42 @@ class ImageSource(ABC):
     @abstractmethod
     def _read(self, index: int) -> Example: ...
 
-    @abstractmethod
+    def read_each(self, indices: Iterable[int], read: Callable[[Example], Result]) -> Iterator[Result | BrokenImage]:
+        """Yield the result of `read` for each of some images, or a record of those that cannot be read."""
+        for index in indices:
+            name = f"image {index}"
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # Pillow warns of odd but readable files
+                    example = self[index]
+                    name = example.name
+                    result = read(example)
+            except READ_ERRORS as error:
+                yield BrokenImage.of(index, name, error)
+            else:
+                yield result
+
     def files(self) -> Iterable[Path]:
         """The files that hold the images, in order: everything on disk that determines them."""
+        return ()
 
     def save_listing(self, path: Path) -> None:  # noqa: B027 - most sources have nothing to list
         """Write the list of images to a file, so that pickled copies read it instead of searching for the images."""
 
     @property
-    @abstractmethod
     def labels(self) -> Int64[np.ndarray, " n"]:
-        """The label of each image, -1 where there is none; reads no images."""
+        """The class of each image, -1 where there is none; reads no images."""
+        return np.full(len(self), UNLABELED, np.int64) if self._labels is None else self._labels
+
+    @property
+    def location(self) -> str:
+        """The absolute path of the source, or its name if it is not a file or folder."""
+        path = Path(expand_home(self.name))
+        return str(path.resolve()) if path.exists() else self.name
+
+    def _label(self, index: int) -> int | None:
+        label = UNLABELED if self._labels is None else int(self._labels[index])
+        return None if label < 0 else label
 
 
 class SourceFormat(ABC):
@@ -110,14 +142,6 @@ class SourceFormat(ABC):
 
 
 SOURCES: Registry[type[SourceFormat]] = Registry("data source", "imagegpt.sources")
-
-
-@contextmanager
-def no_warnings() -> Iterator[None]:
-    """Silence warnings: Pillow warns of odd but readable files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def in_one_line(error: BaseException) -> str:

@@ -50,7 +50,8 @@ class CifarSource(ImageSource):
         self._files, self.name, self.split = list(files), name, split
         self._batches = [_binary(path) if path.suffix == ".bin" else _pickled(path) for path in files]
         self._ends = np.cumsum([len(batch.labels) for batch in self._batches])
-        self.classes = _class_names(self._files[0], max(int(batch.labels.max()) for batch in self._batches))
+        self._labels = np.concatenate([batch.labels for batch in self._batches])
+        self.classes = _class_names(self._files[0], int(self._labels.max()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._files, self.name, self.split)
@@ -63,16 +64,11 @@ class CifarSource(ImageSource):
         batch = self._batches[place]
         row = index - (int(self._ends[place - 1]) if place else 0)
         image = np.ascontiguousarray(batch.pixels[row].reshape(3, 32, 32).transpose(1, 2, 0))
-        return Example(image=image, label=int(batch.labels[row]), name=f"{self._files[place].name}[{row}]")
+        return Example(image=image, label=self._label(index), name=f"{self._files[place].name}[{row}]")
 
     def files(self) -> Iterable[Path]:
         """See `ImageSource`."""
         return self._files
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """See `ImageSource`."""
-        return np.concatenate([batch.labels for batch in self._batches])
 
 
 def cifar_splits(folder: Path) -> dict[str, list[Path]]:

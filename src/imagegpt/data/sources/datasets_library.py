@@ -1,11 +1,13 @@
-"""Calling Hugging Face's `datasets` without its progress bars and messages, and grouping data files by split."""
+"""Calling Hugging Face's `datasets` without its progress bars and messages, and grouping files by split."""
 
-from collections.abc import Iterable, Iterator
+import glob
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imagegpt.data.sources.base import missing_library
+from imagegpt.data.sources.base import in_one_line, missing_library
+from imagegpt.data.sources.tables import TableSource
 from imagegpt.data.splits import canonical
 
 
@@ -37,6 +39,29 @@ def quiet_datasets(purpose: str) -> Iterator[Any]:
 def cached_files(dataset: Any) -> list[Path]:
     """Return the Arrow files in the library's cache that a data set consists of."""
     return [Path(file["filename"]) for file in dataset.cache_files]
+
+
+def open_converted(
+    files: Sequence[Path], name: str, split: str | None, kind: str, convert: Callable[[Any, list[str]], Any]
+) -> TableSource:
+    """Convert the files of one split to Arrow, in the library's cache, and open them.
+
+    Args:
+        files: of the split.
+        name: as the user calls the source.
+        split: of the source; None if it has none.
+        kind: of the files, for errors.
+        convert: given the library and patterns for `files`, returns its data set.
+    Raises: ValueError if they are damaged or hold no images.
+    """
+    paths = [path.resolve() for path in files]
+    with quiet_datasets(kind) as datasets:
+        try:
+            converted = convert(datasets, [glob.escape(str(path)) for path in paths])
+        except Exception as error:  # of tarfile, pyarrow, pandas or datasets
+            reason = in_one_line(error.__cause__ or error)
+            raise ValueError(f"{name} cannot be read as {kind} ({reason}): get the files again") from error
+    return TableSource(cached_files(converted), name, split, paths)
 
 
 def files_by_split(files: Iterable[Path], root: Path) -> dict[str | None, list[Path]]:

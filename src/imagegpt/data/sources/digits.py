@@ -7,9 +7,7 @@ Axis letters: n images, T = 64 pixels in raster order.
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,16 +82,12 @@ class DigitsSource(ImageSource):
 
     def _read(self, index: int) -> Example:
         name = f"digit {self._indices[index]}"
-        return Example(image=self._images[index], label=int(self._labels[index]), name=name)
-
-    def files(self) -> Iterable[Path]:
-        """See `ImageSource`; none, the images are part of a library."""
-        return ()
+        return Example(image=self._images[index], label=self._label(index), name=name)
 
     @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """See `ImageSource`."""
-        return self._labels
+    def location(self) -> str:
+        """See `ImageSource`; a folder may have the same name."""
+        return self.name
 
 
 class DigitsFormat(SourceFormat):

@@ -37,7 +37,7 @@ def image_root(folder: Path, split: str | None = None) -> Path:
         path = inner
         if _is_container(path.name):
             folder = path
-    several = [] if _has_own_images(path) else _folders_with_images(path)
+    several = [] if has_images(path, deep=False) else _folders_with_images(path)
     holds_splits = any(canonical(one.name) is not None for one in several)
     is_the_split = split is not None and canonical(path.name) == split
     return path if len(several) > 1 or holds_splits or is_the_split else folder
@@ -76,7 +76,7 @@ def check_classes(folder: Path, name: str) -> None:
 
     Raises: ValueError if they are not.
     """
-    several = [] if _has_own_images(folder) else _folders_with_images(folder)
+    several = [] if has_images(folder, deep=False) else _folders_with_images(folder)
     if len(several) < 2:
         return
     for path in (folder, *several):
@@ -115,11 +115,7 @@ def _folders_with_images(folder: Path) -> list[Path]:
     return [path for path in folders_in(folder) if has_images(path)]
 
 
-def _has_own_images(folder: Path) -> bool:
-    return has_images(folder, deep=False)
-
-
 def _only_folder(folder: Path, split: str | None) -> Path | None:
     """Return the only folder with images in a folder without images of its own; None if it is another split."""
-    several = [] if _has_own_images(folder) else _folders_with_images(folder)
+    several = [] if has_images(folder, deep=False) else _folders_with_images(folder)
     return several[0] if len(several) == 1 and canonical(several[0].name) in (None, split) else None

@@ -31,7 +31,7 @@ class FolderSource(ImageSource):
     ) -> None:
         self.folder, self.name, self.split, self.classes = folder, name, split, classes
         self._files = ["/".join(components) for components in files]  # as strings: a tenth of the memory, for millions
-        self._labels = {label: index for index, label in enumerate(classes)} if classes and _are_classes(files) else {}
+        self._class_numbers = {name: number for number, name in enumerate(classes or () if _are_classes(files) else ())}
         self._listing: Path | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -49,7 +49,7 @@ class FolderSource(ImageSource):
 
     def _read(self, index: int) -> Example:
         file = self._files[index]
-        return Example(image=self.folder / file, label=self._labels.get(file.partition("/")[0]), name=file)
+        return Example(image=self.folder / file, label=self._class_numbers.get(file.partition("/")[0]), name=file)
 
     def files(self) -> Iterable[Path]:
         """See `ImageSource`."""
@@ -58,7 +58,7 @@ class FolderSource(ImageSource):
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
         """See `ImageSource`."""
-        found = (self._labels.get(file.partition("/")[0], UNLABELED) for file in self._files)
+        found = (self._class_numbers.get(file.partition("/")[0], UNLABELED) for file in self._files)
         return np.fromiter(found, np.int64, len(self._files))
 
 

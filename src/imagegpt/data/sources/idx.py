@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 
-from imagegpt.data.sources.base import UNLABELED, Example, ImageSource, SourceFormat, in_one_line
+from imagegpt.data.sources.base import Example, ImageSource, SourceFormat, in_one_line
 from imagegpt.data.splits import canonical, in_order, words_of
 
 _NAME = re.compile(r"(.*?)[-_.]?images[-_.]idx3[-_.]ubyte(\.gz)?")
@@ -38,8 +38,8 @@ class IdxSource(ImageSource):
     """
 
     def __init__(self, path: Path, name: str, split: str | None = None) -> None:
-        self.path, self.name, self.split, self.classes = path, name, split, None
-        self._images, self._labels = _values(path, 3), None
+        self.path, self.name, self.split = path, name, split
+        self._images = _values(path, 3)
         if not self._images.size:
             raise ValueError(f"{path} holds {_shape_of(self._images)} pixels: there must be at least one image of one")
         self._label_path = labels_beside(path)
@@ -60,17 +60,12 @@ class IdxSource(ImageSource):
         return len(self._images)
 
     def _read(self, index: int) -> Example:
-        label = None if self._labels is None else int(self._labels[index])
-        return Example(image=np.asarray(self._images[index]), label=label, name=f"{self.path.name}[{index}]")
+        image = np.asarray(self._images[index])
+        return Example(image=image, label=self._label(index), name=f"{self.path.name}[{index}]")
 
     def files(self) -> Iterable[Path]:
         """See `ImageSource`."""
         return (self.path,) if self._label_path is None else (self.path, self._label_path)
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """See `ImageSource`."""
-        return np.full(len(self), UNLABELED, np.int64) if self._labels is None else self._labels
 
 
 def is_idx_file(path: Path) -> bool:

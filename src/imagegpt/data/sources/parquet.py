@@ -1,11 +1,10 @@
 """Parquet files of images, as on the hub: single files, or folders of them. `datasets` converts them to Arrow once."""
 
-import glob
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from imagegpt.data.sources.base import SourceFormat, in_one_line
-from imagegpt.data.sources.datasets_library import cached_files, files_by_split, quiet_datasets
+from imagegpt.data.sources.base import SourceFormat
+from imagegpt.data.sources.datasets_library import files_by_split, open_converted
 from imagegpt.data.sources.tables import TableSource
 
 _SUFFIX = ".parquet"
@@ -31,24 +30,11 @@ class ParquetFormat(SourceFormat):
         """See `SourceFormat`."""
         path = Path(location)
         files = files_by_split(_parquet_files(path), path)[split] if path.is_dir() else [path]
-        return open_parquet(files, location, split)
 
+        def convert(datasets: Any, patterns: list[str]) -> Any:
+            return datasets.Dataset.from_parquet(patterns, split="train")  # `load_dataset` would report it to the hub
 
-def open_parquet(files: Sequence[Path], name: str, split: str | None) -> TableSource:
-    """Open the parquet files of one split.
-
-    Raises: ValueError if they are damaged or hold no images.
-    """
-    with quiet_datasets("parquet") as datasets:
-        try:
-            # Not `load_dataset`, which reports it to the hub. The library reads the names as patterns.
-            converted = datasets.Dataset.from_parquet(
-                [glob.escape(str(path.resolve())) for path in files], split="train"
-            )
-        except Exception as error:  # of pyarrow, pandas or datasets
-            reason = in_one_line(error.__cause__ or error)
-            raise ValueError(f"{name} cannot be read as parquet ({reason}): get the files again") from error
-    return TableSource(cached_files(converted), name, split, [path.resolve() for path in files])
+        return open_converted(files, location, split, "parquet", convert)
 
 
 def _parquet_files(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ Our formats are tried in the order of `FORMATS`, then those of other packages (e
 import os
 from pathlib import Path
 
+from imagegpt.data.encoding_folder import is_encoded
 from imagegpt.data.sources import arrays, cifar, digits, folders, hub, idx, parquet, saved, webdataset
 from imagegpt.data.sources.base import SOURCES, ImageSource, SourceFormat
 from imagegpt.data.splits import choose_split, in_order
@@ -74,7 +75,7 @@ def _find_format(src: str | os.PathLike[str]) -> tuple[str, SourceFormat]:
     """Find the format of a source, without reading its images."""
     location = expand_home(os.fspath(src))
     path = Path(location)
-    if location and path.is_dir() and _is_encoded(path):
+    if location and path.is_dir() and is_encoded(path):
         raise ValueError(f"{location} holds encoded images: give the source they were encoded from")
     names = [name for name in SOURCES.names() if name != _HUB] + ([_HUB] if isinstance(src, str) else [])
     for name in names if location else ():
@@ -86,8 +87,3 @@ def _find_format(src: str | os.PathLike[str]) -> tuple[str, SourceFormat]:
         raise FileNotFoundError(f"{location!r} does not exist: check the path, or give {kinds}")
     found = "holds no images" if path.is_dir() else "is no file that holds many images"
     raise ValueError(f"{location} {found}: give {kinds}")
-
-
-def _is_encoded(folder: Path) -> bool:
-    places = (folder, *(folder / split for split in saved.saved_splits(folder)))
-    return any((place / "encoding.json").is_file() for place in places)

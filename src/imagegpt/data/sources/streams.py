@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,11 +38,15 @@ class StreamSource(ImageSource):
                 if stream.features is None:
                     stream = stream._resolve_features()
             schema = stream.features.arrow_schema
-            self._column, self._label = image_column(schema, location, hub.column), label_column(schema, location)
-            self.classes = None if self._label is None else getattr(stream.features[self._label], "names", None)
+            self._column, self._label_column = (
+                image_column(schema, location, hub.column),
+                label_column(schema, location),
+            )
+            if self._label_column is not None:
+                self.classes = getattr(stream.features[self._label_column], "names", None)
             if isinstance(stream.features[self._column], datasets.Image):
                 stream = stream.cast_column(self._column, datasets.Image(decode=False))  # we decode, and report errors
-        self._stream = stream.select_columns([self._column, *([self._label] if self._label else [])])
+        self._stream = stream.select_columns([self._column, *([self._label_column] if self._label_column else [])])
         self._rows: Iterator[dict[str, Any]] = iter(())
         self._next = -1  # the index of the row that `_rows` yields next
         declared = (builder.info.splits or {}).get(split)
@@ -71,24 +73,18 @@ class StreamSource(ImageSource):
         if row is None:
             raise ValueError(f"{self.name} ended before image {index}, it should have {len(self)}: try again")
         cell, name = row[self._column], f"row {index}"
-        label = UNLABELED if self._label is None else row[self._label]
+        label = None if self._label_column is None else row[self._label_column]
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if content is None:
             raise ValueError(f"{name} is empty: there is no image in it")
         known = None if label is None or label < 0 else int(label)
         return Example(image=open_image(io.BytesIO(content), name), label=known, name=name)
 
-    def files(self) -> Iterable[Path]:
-        """See `ImageSource`; none, `fingerprint` identifies the content."""
-        return ()
-
-    @cached_property
-    def _labels(self) -> Int64[np.ndarray, " n"]:
-        column = self._label or self._column
-        cells = (UNLABELED if self._label is None else row[column] for row in self._stream.select_columns([column]))
-        return np.fromiter((UNLABELED if one is None or one < 0 else int(one) for one in cells), np.int64)
-
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
         """See `ImageSource`; reads the stream once."""
+        if self._labels is None:
+            column = self._label_column or self._column
+            cells = (row[column] if self._label_column else None for row in self._stream.select_columns([column]))
+            self._labels = np.fromiter((UNLABELED if one is None or one < 0 else int(one) for one in cells), np.int64)
         return self._labels

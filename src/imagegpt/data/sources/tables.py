@@ -66,15 +66,13 @@ class TableSource(ImageSource):
         cell = self._images[index].as_py()
         content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         name = f"row {index}" if path is None else f"row {index} ({truncate(printable(path), 80)})"
-        label = UNLABELED if self._labels is None else int(self._labels[index])
-        known = None if label < 0 else label
         if content is not None:
-            return Example(image=open_image(io.BytesIO(content), name), label=known, name=name)
+            return Example(image=open_image(io.BytesIO(content), name), label=self._label(index), name=name)
         if path is None:
             raise ValueError(f"{name} is empty: there is no image in it")
         if not Path(path).is_file():
             raise FileNotFoundError(f"{name} names a file that is not there: get the data set with its files")
-        return Example(image=Path(path), label=known, name=name)
+        return Example(image=Path(path), label=self._label(index), name=name)
 
     def files(self) -> Iterable[Path]:
         """See `ImageSource`; includes files that the table refers to by their path."""
@@ -84,13 +82,6 @@ class TableSource(ImageSource):
                 path = None if row is None else row.get("path")
                 if path is not None and Path(path).is_file():  # a device could be read without end
                     yield Path(path)
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " n"]:
-        """See `ImageSource`."""
-        if self._labels is None:
-            return np.full(len(self), UNLABELED, np.int64)
-        return self._labels
 
 
 def _mapped(files: Sequence[Path]) -> "Table":

@@ -1,16 +1,18 @@
 """WebDataset: tar files in which the files of a sample share their name, such as 000.jpg, 000.cls and 000.json.
 
+The label of an image is the number in its `.cls` file.
+
 `datasets` converts them to Arrow once, in its cache. It unpickles nothing: of members that are pickles it keeps the
 bytes, and of torch's files it reads tensors only.
 """
 
 import glob
 import re
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from imagegpt.data.sources.base import SourceFormat, in_one_line
-from imagegpt.data.sources.datasets_library import cached_files, files_by_split, quiet_datasets
+from imagegpt.data.sources.base import SourceFormat
+from imagegpt.data.sources.datasets_library import files_by_split, open_converted
 from imagegpt.data.sources.tables import TableSource
 
 _SUFFIX = ".tar"
@@ -40,22 +42,11 @@ class WebDatasetFormat(SourceFormat):
         """See `SourceFormat`."""
         path = Path(location)
         files = files_by_split(path.glob(f"*{_SUFFIX}"), path)[split] if path.is_dir() else expand_pattern(location)
-        return open_tars(files, location, split)
 
+        def convert(datasets: Any, patterns: list[str]) -> Any:
+            return datasets.load_dataset("webdataset", data_files={"train": patterns}, split="train")
 
-def open_tars(files: Sequence[Path], name: str, split: str | None) -> TableSource:
-    """Open the tar files of one split; the label of an image is the number in its `.cls` file.
-
-    Raises: ValueError if they are damaged or hold no images.
-    """
-    with quiet_datasets("WebDataset tar files") as datasets:
-        try:
-            data_files = [glob.escape(str(path.resolve())) for path in files]
-            converted = datasets.load_dataset("webdataset", data_files={"train": data_files}, split="train")
-        except Exception as error:  # of tarfile, pyarrow or datasets
-            reason = in_one_line(error.__cause__ or error)
-            raise ValueError(f"{name} cannot be read as WebDataset ({reason}): get the files again") from error
-    return TableSource(cached_files(converted), name, split, [path.resolve() for path in files])
+        return open_converted(files, location, split, "WebDataset", convert)
 
 
 def expand_pattern(pattern: str) -> list[Path]:

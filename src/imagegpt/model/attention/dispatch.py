@@ -56,11 +56,9 @@ def create_self_attention_mask(
 
     Args:
         config: of the model; `is_causal=False` makes the mask bidirectional.
-        backend: from `select_backend`.
         hidden_states: (B, T, C).
         attention_mask: the caller's, (B, S) or 4-D.
         position_ids: the caller's, (B, T).
-        cache: positions that precede the new ones.
     Raises: ValueError if the mask does not have a column per position.
     """
     num_images, num_new = hidden_states.shape[:2]
@@ -88,8 +86,6 @@ def create_cross_attention_mask(
     """Return the mask of the cross-attention in the backend's own form; None if it needs none.
 
     Args:
-        config: of the model.
-        backend: from `select_backend`.
         hidden_states: (B, T, C).
         encoder_hidden_states: (B, E, C); None if there is no encoder.
         encoder_attention_mask: the caller's, (B, E).

@@ -48,11 +48,6 @@ class StepBackend(ABC):
     def release(self, row: int) -> None:
         """Free the cache of a row."""
 
-    @property
-    @abstractmethod
-    def cache_bytes(self) -> int:
-        """Size of all keys and values."""
-
     def redraft(
         self,
         scores: Float32[Tensor, "b n v"],

@@ -81,7 +81,6 @@ class CppBackend(StepBackend):
 
     Args:
         model: prepared, and supported, see `unsupported_reason`.
-        capacity: maximum number of rows.
         num_pixels: per image.
     Raises: OSError or RuntimeError if the kernel cannot be compiled or loaded.
     """
@@ -132,13 +131,6 @@ class CppBackend(StepBackend):
     def release(self, row: int) -> None:
         """See `StepBackend`."""
         self._rows[row] = self._last_caches = None
-
-    @property
-    def cache_bytes(self) -> int:
-        """See `StepBackend`."""
-        rows = [row for row in self._rows if row is not None]
-        prefixes = {id(prefix): prefix.buffer.nbytes for _, prefix in rows if prefix is not None}
-        return sum(buffer.nbytes for buffer, _ in rows) + sum(prefixes.values())
 
     def redraft(
         self,

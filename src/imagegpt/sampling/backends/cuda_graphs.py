@@ -23,9 +23,6 @@ class CudaGraphBackend(TorchBackend):
 
     Args:
         model: prepared or not, on a GPU.
-        capacity: maximum number of rows.
-        num_pixels: per image.
-        cache_dtype: of keys and values.
     """
 
     def __init__(

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from imagegpt.model.attention.cached import cached_attention
 from imagegpt.model.attention.reference import eager_attention_forward
 from imagegpt.model.layers import ImageGPTAttention
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 from imagegpt.sampling.backends.base import StepBackend
 
 _BUCKET = 64  # attention reads a multiple of this many cached positions
-_REPLACED = ("sdpa", "kernels")  # attention implementations that `cached_attention` replaces
+_REPLACED = ("sdpa", "kernels")  # attention implementations that `_cached_attention` replaces
 _WITHOUT_MASKS = ("flash", "flex", "paged")  # in the names of attention implementations that take no boolean mask
 
 
@@ -46,7 +46,6 @@ class TorchBackend(StepBackend):
 
     Args:
         model: prepared or not, on any device.
-        capacity: maximum number of rows.
         num_pixels: per image.
         cache_dtype: of keys and values.
     Raises: ValueError if the model's attention does not support the cache.
@@ -94,17 +93,11 @@ class TorchBackend(StepBackend):
     def release(self, row: int) -> None:
         """See `StepBackend`. Nothing to do: the next image overwrites the row before reading it."""
 
-    @property
-    def cache_bytes(self) -> int:
-        """See `StepBackend`."""
-        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
-
     def _logits(self, tokens: Tensor, positions: Tensor, cache_length: int) -> Tensor:
         hidden = self._run_blocks(tokens, positions, slice(None), cache_length)
         return self._lm_head(self._transformer.ln_f(hidden)).float()
 
     def _run_blocks(self, tokens: Tensor, positions: Tensor, rows: slice, cache_length: int) -> Tensor:
-        """Run the embeddings and the blocks."""
         hidden = self._transformer.wte(tokens) + self._transformer.wpe(positions)
         cached_positions = torch.arange(cache_length, device=tokens.device)
         mask = (cached_positions <= positions.unsqueeze(-1)).unsqueeze(1)
@@ -126,7 +119,7 @@ def resolve_attention(model: ImageGPTForCausalImageModeling) -> Any:
     """
     name = model.config._attn_implementation or "eager"
     if name in _REPLACED:
-        return cached_attention
+        return _cached_attention
     if any(word in name for word in _WITHOUT_MASKS):
         raise ValueError(
             f"the model's attention is {name!r}, which cannot attend to part of a cache: load the model with "
@@ -134,6 +127,22 @@ def resolve_attention(model: ImageGPTForCausalImageModeling) -> Any:
         )
     function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
     return functools.partial(_attend_in_query_dtype, function)
+
+
+def _cached_attention(
+    module: nn.Module,
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b h s d"],
+    value: Float[Tensor, "b h s d"],
+    attention_mask: Bool[Tensor, "b 1 n s"],
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "b n h d"], None]:
+    """Attend in the dtype of the stored keys and values; torch accumulates in float32."""
+    mixed = functional.scaled_dot_product_attention(
+        query.to(key.dtype), key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return mixed.transpose(1, 2).to(query.dtype), None
 
 
 def _attend_in_query_dtype(

@@ -14,11 +14,7 @@ _MIN_INTERVAL, _MAX_INTERVAL = 64, 1024  # steps between trials; the interval do
 
 
 class ThreadCountTuner:
-    """Chooses between one thread and all, whichever was faster in the latest trial.
-
-    Args:
-        max_threads: all threads.
-    """
+    """Chooses between one thread and all, whichever was faster in the latest trial."""
 
     def __init__(self, max_threads: int) -> None:
         self.best = max_threads

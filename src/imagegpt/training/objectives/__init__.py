@@ -1,4 +1,4 @@
-"""Training objectives, one class and one file each; a recipe's `objective` section names one and sets its options.
+"""Training objectives; a recipe's `objective` section names one and sets its options.
 
 In: a model and a `Batch`. Out: the loss with its metrics, and at the end of a run the scores of the best model.
 
@@ -17,8 +17,7 @@ from imagegpt.training.objectives.base import (
 )
 from imagegpt.training.objectives.bert import Bert
 from imagegpt.training.objectives.classification import Classification
-from imagegpt.training.objectives.joint import Joint
-from imagegpt.training.objectives.joint_bert import JointBert
+from imagegpt.training.objectives.joint import ImageGPTWithBothHeads, Joint, JointBert
 
 __all__ = [
     "OBJECTIVES",
@@ -26,6 +25,7 @@ __all__ = [
     "Bert",
     "Classification",
     "FinalScores",
+    "ImageGPTWithBothHeads",
     "Joint",
     "JointBert",
     "Losses",

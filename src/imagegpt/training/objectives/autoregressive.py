@@ -1,12 +1,12 @@
 """Predict each pixel from those before it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
 from imagegpt.data.batch import Batch
 from imagegpt.data.data_splits import DataSplits
+from imagegpt.evaluation.likelihood import Progress
 from imagegpt.evaluation.scoring import score_split
 from imagegpt.model.losses import autoregressive_loss
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
@@ -26,8 +26,6 @@ class Autoregressive(Objective):
         """Nats per pixel."""
         return {"loss": autoregressive_loss(model, batch.ids)}
 
-    def evaluate(
-        self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Callable[[int, int], None]
-    ) -> FinalScores:
+    def evaluate(self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Progress) -> FinalScores:
         """The exact likelihood of the held-out images, beside the baselines."""
         return FinalScores(scores=score_split(folder, data, split=split, device=device, progress=progress))

@@ -2,10 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -15,13 +15,11 @@ from imagegpt.common.registry import Registry
 from imagegpt.config import ImageGPTConfig
 from imagegpt.data.batch import Batch
 from imagegpt.data.data_splits import DataSplits
-from imagegpt.evaluation.comparison import Score
+from imagegpt.evaluation.likelihood import Progress
+from imagegpt.evaluation.scoring import Score
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
 
 Losses = dict[str, Tensor]  # scalars: "loss", which is minimised, and metrics to log
-OBJECTIVES = Registry[type["Objective"]](kind="objective", group="imagegpt.objectives")
-
-ObjectiveClass = TypeVar("ObjectiveClass", bound=type["Objective"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +89,7 @@ class Objective(ABC):
             text += f" = {metrics['loss'] / math.log(2):.3f} bits/pixel"
         return text + (f", accuracy {metrics['accuracy']:.0%}" if "accuracy" in metrics else "")
 
-    def evaluate(
-        self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Callable[[int, int], None]
-    ) -> FinalScores:
+    def evaluate(self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Progress) -> FinalScores:
         """Score the best model of a run on held-out images.
 
         Args:
@@ -106,13 +102,8 @@ class Objective(ABC):
         return FinalScores()
 
 
-def register_objective(objective: ObjectiveClass) -> ObjectiveClass:
-    """Class decorator: make an objective available to recipes under its `name`.
-
-    Raises: ValueError if the name is taken.
-    """
-    OBJECTIVES.register(objective.name)(objective)
-    return objective
+OBJECTIVES = Registry[type[Objective]](kind="objective", group="imagegpt.objectives")
+register_objective = OBJECTIVES.register_class
 
 
 class ModelWithObjective(nn.Module):

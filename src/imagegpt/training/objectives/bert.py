@@ -1,6 +1,5 @@
 """Predict masked pixels from the visible ones."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic.dataclasses import dataclass
@@ -8,8 +7,8 @@ from pydantic.dataclasses import dataclass
 from imagegpt.checkpoints.loading import load_config
 from imagegpt.data.batch import Batch
 from imagegpt.data.data_splits import DataSplits
-from imagegpt.evaluation.comparison import Score, baselines
-from imagegpt.evaluation.scoring import baseline_data, masked_nats
+from imagegpt.evaluation.likelihood import Progress
+from imagegpt.evaluation.scoring import Score, baselines, masked_nats, read_all_ids
 from imagegpt.model.cost import num_parameters
 from imagegpt.model.losses import bert_loss
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling
@@ -51,12 +50,10 @@ class Bert(Objective):
         assert batch.masked is not None, "the data loader masks pixels for this objective"
         return {"loss": bert_loss(model, batch.ids, batch.masked)}
 
-    def evaluate(
-        self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Callable[[int, int], None]
-    ) -> FinalScores:
+    def evaluate(self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Progress) -> FinalScores:
         """Nats per masked pixel of the held-out images, beside the baselines for all pixels."""
         images, probability = data.splits[split], self.mask_probability
         nats = masked_nats(folder, images, probability=probability, device=device, progress=progress)
         note = f"{num_parameters(load_config(folder)):,} parameters, {probability:.0%} of the pixels hidden"
-        scores = [Score(name="this model", nats=nats, note=note), *baselines(baseline_data(data, split))]
+        scores = [Score(name="this model", nats=nats, note=note), *baselines(data, split, read_all_ids(images))]
         return FinalScores(scores=sorted(scores, key=lambda one: one.nats))

@@ -1,6 +1,5 @@
 """Predict the class of the whole image."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from imagegpt.config import ImageGPTConfig
 from imagegpt.data.batch import Batch
 from imagegpt.data.data_splits import DataSplits
 from imagegpt.evaluation.classification import classify
+from imagegpt.evaluation.likelihood import Progress
 from imagegpt.model.losses import cross_entropy
 from imagegpt.model.modeling import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 from imagegpt.training.objectives.base import FinalScores, Losses, Objective, register_objective
@@ -40,9 +40,7 @@ class Classification(Objective):
         loss, accuracy = classification_loss(model(batch.ids, use_cache=False).logits, batch.labels)
         return {"loss": loss, "accuracy": accuracy}
 
-    def evaluate(
-        self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Callable[[int, int], None]
-    ) -> FinalScores:
+    def evaluate(self, folder: Path, data: DataSplits, split: str, *, device: str, progress: Progress) -> FinalScores:
         """Accuracy on the held-out images, and which classes are confused."""
         options = {} if self.masking is None else {"mask_probability": self.masking[0]}
         predicted, true = classify(folder, data.splits[split], device=device, progress=progress, **options)

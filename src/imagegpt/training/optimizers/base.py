@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -11,10 +11,6 @@ from imagegpt.common.registry import Registry
 
 if TYPE_CHECKING:  # recipes check the names of optimisers
     from imagegpt.training.recipe import TrainingRecipe
-
-OPTIMIZERS = Registry[type["OptimizerBuilder"]](kind="optimizer", group="imagegpt.optimizers")
-
-BuilderClass = TypeVar("BuilderClass", bound=type["OptimizerBuilder"])
 
 
 class OptimizerBuilder(ABC):
@@ -46,13 +42,8 @@ class OptimizerBuilder(ABC):
         """
 
 
-def register_optimizer(builder: BuilderClass) -> BuilderClass:
-    """Class decorator: make an optimiser available to recipes under its `name`.
-
-    Raises: ValueError if the name is taken.
-    """
-    OPTIMIZERS.register(builder.name)(builder)
-    return builder
+OPTIMIZERS = Registry[type[OptimizerBuilder]](kind="optimizer", group="imagegpt.optimizers")
+register_optimizer = OPTIMIZERS.register_class
 
 
 def build_optimizers(model: nn.Module, recipe: "TrainingRecipe") -> list[Optimizer]:

@@ -11,16 +11,7 @@ if TYPE_CHECKING:
 
 Schedule = Callable[[float], float]  # from the fraction of the steps after the warm-up that is left, to a factor
 SCHEDULES = Registry[Schedule](kind="schedule", group="imagegpt.schedules")
-
-
-def register_schedule(name: str) -> Callable[[Schedule], Schedule]:
-    """Decorator: make a schedule available to recipes.
-
-    Args:
-        name: in recipes.
-    Raises: ValueError if the name is taken.
-    """
-    return SCHEDULES.register(name)
+register_schedule = SCHEDULES.register
 
 
 @register_schedule("cosine")

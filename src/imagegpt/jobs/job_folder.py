@@ -1,49 +1,13 @@
-"""The folder of a job: whether it can be used, and its settings, as JSON, with which a resumed job must agree."""
+"""The folder of a job: whether it can be used, and making it."""
 
-import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
-from imagegpt.files.atomic import atomic_write, target_name
+from imagegpt.files.atomic import target_name
 from imagegpt.files.locks import LOCK_FILE, remove_if_empty
-from imagegpt.files.schemas import validate
-from imagegpt.files.versions import FORMAT_KEY, read_versioned_json
 from imagegpt.jobs.markers import STATE_FOLDER, foreign_state
-
-Settings = TypeVar("Settings")
-
-
-def settings_json(settings: Any, kind: str, version: int) -> str:
-    """The text of a settings file, which says what kind of file it is, and the version of its format."""
-    return json.dumps({"kind": kind, FORMAT_KEY: version, **dataclasses.asdict(settings)}, indent=2) + "\n"
-
-
-def write_settings(path: Path, settings: Any, kind: str, version: int) -> None:
-    """Write the settings of a job, a dataclass."""
-    atomic_write(path, settings_json(settings, kind, version).encode(), "the settings of the job")
-
-
-def read_settings(path: Path, schema: type[Settings], kind: str, version: int) -> Settings | None:
-    """Read settings that `write_settings` wrote; None if the file does not exist.
-
-    Raises: ValueError if the file is damaged, not ours, or of another version.
-    """
-    remedy, damaged = "choose another folder", f"{path} was not written by imagegpt or is damaged"
-    try:
-        fields = read_versioned_json(path, dict[str, Any], version, kind=kind, remedy=remedy)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        settings = validate(fields, schema, damaged)
-    except ValueError as error:
-        raise ValueError(f"{error}; {remedy}") from error
-    if json.loads(settings_json(settings, kind, version)) != fields:  # "0" for 0, for example, or unknown fields
-        raise ValueError(f"{damaged}: {remedy}")
-    return settings
 
 
 def check_place(folder: Path, what: str) -> None:
