@@ -31,7 +31,7 @@ def test_the_result_as_json(evaluation):
     result = json.loads(json.dumps(evaluation.to_dict()))
     assert result.keys() == {"model", "data", "split", "description", "num_images", "scores", "broken", "notes"}
     best = result["scores"][0]
-    assert best.keys() == {"predicted_by", "nats_per_pixel", "bits_per_pixel", "note"}
+    assert best.keys() == {"name", "nats_per_pixel", "bits_per_pixel", "note"}
     assert best["bits_per_pixel"] == pytest.approx(best["nats_per_pixel"] / math.log(2))
 
 

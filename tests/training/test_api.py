@@ -58,7 +58,7 @@ def test_train_returns_what_it_found(trained):
 
 def test_a_result_is_json(trained):
     fields = json.loads(json.dumps(trained.to_dict()))
-    assert fields["scores"][0].keys() == {"name", "nats_per_pixel", "note"}
+    assert fields["scores"][0].keys() == {"name", "nats_per_pixel", "bits_per_pixel", "note"}
     assert fields["folder"] == str(trained.folder)
     assert fields["best_validation"]["loss"] == pytest.approx(trained.best_validation["loss"])
 

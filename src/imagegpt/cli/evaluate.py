@@ -1,6 +1,5 @@
 """`imagegpt evaluate`: the exact likelihood of held-out images, beside two baselines."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -62,12 +61,12 @@ def evaluate(
 
 
 def print_scores(scores: "Sequence[Score]", num_images: int, data: str, description: str) -> None:
-    """Print scores as a table on stdout; `description` says which images of `data` they are of."""
+    """Print scores as a table on stdout, for `evaluate` and `train`; `description` says which images."""
     table = Table(title=_console.plain_text(f"{num_images:,} images of {data}: {description}"), title_justify="left")
     table.add_column("predicted by")
     table.add_column("nats/pixel", justify="right")
     table.add_column("bits/pixel", justify="right")
     table.add_column("knowing")
     for one in scores:
-        _console.add_row(table, one.name, f"{one.nats:.4f}", f"{one.nats / math.log(2):.4f}", one.note)
+        _console.add_row(table, one.name, f"{one.nats:.4f}", f"{one.bits:.4f}", one.note)
     _console.print_table(table)

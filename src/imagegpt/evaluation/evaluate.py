@@ -1,7 +1,6 @@
 """Evaluating a model by its name, on images by their location: the work of `imagegpt evaluate`."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,16 +41,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON; likelihoods in nats and in bits per pixel."""
-        scores = [
-            {
-                "predicted_by": one.name,
-                "nats_per_pixel": one.nats,
-                "bits_per_pixel": one.nats / math.log(2),
-                "note": one.note,
-            }
-            for one in self.scores
-        ]
-        return {**dataclasses.asdict(self), "scores": scores}
+        return {**dataclasses.asdict(self), "scores": [score.to_dict() for score in self.scores]}
 
 
 def evaluate(

@@ -47,6 +47,15 @@ class Score:
     nats: float
     note: str
 
+    @property
+    def bits(self) -> float:
+        """Per pixel."""
+        return self.nats / math.log(2)
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Return the score for JSON, with units in the names."""
+        return {"name": self.name, "nats_per_pixel": self.nats, "bits_per_pixel": self.bits, "note": self.note}
+
 
 def score_split(
     folder: Path,

@@ -63,7 +63,7 @@ class TrainingResult:
         """Return the fields as values that JSON can represent, with units in the names of scores."""
         fields = dataclasses.asdict(self) | {"folder": str(self.folder)}
         del fields["is_main"]
-        fields["scores"] = [{"name": s.name, "nats_per_pixel": s.nats, "note": s.note} for s in self.scores]
+        fields["scores"] = [score.to_dict() for score in self.scores]
         return fields
 
 
